@@ -1,0 +1,45 @@
+"""Find what a language model memorized, token by token. Remove just that. Prove it.
+
+    from mitigate import audit, unlearn, compare
+
+The names below load their modules when first used; importing the package does nothing else.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Audit": "mitigate.detection.audit",
+    "Comparison": "mitigate.verification.compare",
+    "Detect": "mitigate.detection.audit",
+    "Document": "mitigate.documents",
+    "DocumentSource": "mitigate.documents",
+    "Documents": "mitigate.documents",
+    "MitigateError": "mitigate.errors",
+    "ModelStore": "mitigate.models",
+    "Recipe": "mitigate.recipe",
+    "References": "mitigate.detection.references",
+    "Span": "mitigate.documents",
+    "Unlearn": "mitigate.unlearning.trainer",
+    "Unlearned": "mitigate.unlearning.trainer",
+    "audit": "mitigate.detection.audit",
+    "compare": "mitigate.verification.compare",
+    "crossfit_references": "mitigate.detection.references",
+    "load_recipe": "mitigate.recipe",
+    "load_references": "mitigate.detection.references",
+    "read_documents": "mitigate.documents",
+    "reaudit": "mitigate.detection.audit",
+    "run": "mitigate.pipeline",
+    "unlearn": "mitigate.unlearning.trainer",
+}
+__all__ = sorted([*_HOMES, "__version__"])
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mitigate' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

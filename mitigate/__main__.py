@@ -1,0 +1,5 @@
+"""`python -m mitigate` is `mitigate`."""
+
+from mitigate.cli import main
+
+main()

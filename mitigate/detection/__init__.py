@@ -1,0 +1,1 @@
+"""Find the memorized tokens: signals -> scores -> spans -> audit."""

@@ -1,0 +1,196 @@
+"""Reference models: given ones, or cross-fitted on halves of the audited documents.
+
+The owner of a fine-tuned model has its training text. References come in pairs: the groups of documents (a person, a
+duplicate set) are dealt into two halves, one reference of the pair trains on each, so that every document has exactly
+one OUT reference in every pair, from the target's own distribution. With K references each document, member or not, is
+judged by K / 2: the count gives nothing away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mitigate.artifacts import fingerprint, read_json, write_json
+from mitigate.documents import Documents
+from mitigate.errors import MitigateError, summarize
+from mitigate.models import ModelStore, model_fingerprint
+from mitigate.runtime import process_state, share_of
+from mitigate.training import Lora, Schedule, fine_tune
+
+logger = logging.getLogger(__name__)
+INDEX = "references.json"
+
+
+@dataclass(frozen=True)
+class References:
+    """Paths of reference models and, if they were cross-fitted, the groups each was trained on.
+
+    `trained_on` is None for a model that is taken to have seen none of the documents.
+    """
+
+    paths: tuple[str, ...]
+    trained_on: tuple[frozenset[str] | None, ...]
+
+    @property
+    def kind(self) -> str:
+        """`crossfit` if any reference was trained on some of the documents, else `given`."""
+        return "given" if all(groups is None for groups in self.trained_on) else "crossfit"
+
+    def out_for(self, documents: Documents) -> list[tuple[int, ...]]:
+        """For each document, the references that never saw it: the same number for every document.
+
+        A document unknown to all cross-fitted references could be judged by all of them; it gets one of each pair, by
+        a hash of its group, since a larger number of references would mark it as a non-member.
+
+        Raises:
+            MitigateError: a document has no OUT reference.
+        """
+        crossfitted = [number for number, groups in enumerate(self.trained_on) if groups is not None]
+        seen = frozenset().union(*(self.trained_on[number] or frozenset() for number in crossfitted))
+        given = [number for number, groups in enumerate(self.trained_on) if groups is None]
+        result, without = [], []
+        for document in documents:
+            if document.group in seen:
+                out = [number for number in crossfitted if document.group not in (self.trained_on[number] or ())]
+            else:
+                digest = hashlib.sha256(document.group.encode()).digest()
+                pairs = [crossfitted[start : start + 2] for start in range(0, len(crossfitted), 2)]
+                out = [pair[digest[number % len(digest)] % len(pair)] for number, pair in enumerate(pairs)]
+            result.append(tuple(sorted(given + out)))
+            if not result[-1]:
+                without.append(document.id)
+        if without:
+            raise MitigateError(
+                f"no OUT reference for {len(without)} documents ({summarize(without)}): every reference was trained on "
+                "them; give a reference that was not, or cross-fit references with `mitigate references`"
+            )
+        return result
+
+
+def load_references(paths: Sequence[str | Path]) -> References:
+    """Reference models from model or adapter paths, or from directories that `mitigate references` made.
+
+    Raises:
+        MitigateError: the list is empty, or a cross-fitted set is not complete.
+    """
+    found: list[str] = []
+    trained_on: list[frozenset[str] | None] = []
+    for path in map(Path, paths):
+        index = path / INDEX
+        if index.is_file():
+            for entry in read_json(index)["references"]:
+                found.append(str(path / entry["directory"]))
+                trained_on.append(frozenset(entry["groups"]))
+                if not (path / entry["directory"]).is_dir():
+                    raise MitigateError(f"{found[-1]}: this reference is missing; run `mitigate references` again")
+        else:
+            found.append(str(path))
+            trained_on.append(None)
+    if not found:
+        raise MitigateError(
+            "no reference: memorization is measured against models that never saw the text; give --reference DIR "
+            "(the base model is the weakest one that serves), or make some with `mitigate references`"
+        )
+    return References(tuple(found), tuple(trained_on))
+
+
+def deal_halves(documents: Documents, count: int, *, seed: int) -> list[frozenset[str]]:
+    """The groups that each of `count` references trains on: random halves, complementary within a pair.
+
+    Groups are dealt within each set (forget, retain, holdout), so that the halves are alike.
+
+    Raises:
+        MitigateError: an odd or too small count, or fewer than two groups.
+    """
+    if count < 2 or count % 2:
+        raise MitigateError(f"references.count: {count} is not an even number from 2; references are trained in pairs")
+    strata: dict[str | None, list[str]] = {}
+    for group, set_name in {document.group: document.set for document in reversed(documents)}.items():
+        strata.setdefault(set_name, []).append(group)
+    if sum(map(len, strata.values())) < 2:
+        raise MitigateError("references: cross-fitting needs at least two documents of different groups")
+    rng = np.random.default_rng(seed)
+    halves: list[frozenset[str]] = []
+    for _ in range(count // 2):
+        pair: tuple[set[str], set[str]] = (set(), set())
+        for groups in strata.values():
+            for index in rng.permutation(len(groups)):
+                min(pair, key=len).add(sorted(groups)[index])
+        halves += map(frozenset, pair)
+    return halves
+
+
+def crossfit_references(
+    base: str | Path,
+    documents: Documents,
+    *,
+    out: Path,
+    count: int = 4,
+    method: str = "lora",
+    lora: Lora | None = None,
+    schedule: Schedule | None = None,
+    seed: int = 0,
+    new_store: Callable[[], ModelStore] = ModelStore,
+) -> References:
+    """Train references on halves of `documents`, each saved as soon as it is done; finished ones are kept.
+
+    Under several processes each trains a share of the references.
+
+    Args:
+        base: the model that the target was fine-tuned from.
+        documents: what the audit will judge; members and non-members alike.
+        out: directory for the references and their index.
+        count (`int`, *optional*, defaults to 4): even; every document is judged by half of them.
+        method (`str`, *optional*, defaults to `lora`): `lora` trains adapters that share the base; `full` whole models.
+        lora, schedule (*optional*): as the target was trained, where that is known.
+        seed (`int`, *optional*, defaults to 0): of the halves, the initialization and the order.
+
+    Raises:
+        MitigateError: `out` holds references of other documents or settings.
+    """
+    lora, schedule = lora or Lora(), schedule or Schedule()
+    halves = deal_halves(documents, count, seed=seed)
+    plan = {
+        "base": model_fingerprint(base),
+        "documents": documents.fingerprint,
+        "method": method,
+        "lora": lora.model_dump() if method == "lora" else None,
+        "schedule": schedule.model_dump(),
+        "seed": seed,
+    }
+    entries = [{"directory": f"reference-{number}", "groups": sorted(half)} for number, half in enumerate(halves)]
+    index = {"plan": plan, "fingerprint": fingerprint(plan), "references": entries}
+    state = process_state()
+    if (out / INDEX).is_file():
+        if read_json(out / INDEX) != index:
+            raise MitigateError(
+                f"{out}: holds references of other documents, base or settings; choose another directory or remove it"
+            )
+    elif state.is_main_process:
+        write_json(out / INDEX, index)
+    state.wait_for_everyone()
+
+    for number in share_of(range(count), state):
+        if (out / f"reference-{number}").is_dir():
+            logger.info("reference %d of %d: already there", number + 1, count)
+            continue
+        chosen = Documents(tuple(document for document in documents if document.group in halves[number]))
+        fine_tune(
+            base,
+            chosen,
+            out=out / f"reference-{number}",
+            method=method,
+            lora=lora,
+            schedule=schedule,
+            seed=seed * 1000 + number,
+            description=f"Reference {number + 1} of {count}",
+            store=new_store(),
+        )
+    state.wait_for_everyone()
+    return load_references([out])

@@ -1,0 +1,208 @@
+"""The recipe keys that say where documents come from and how a row becomes one."""
+
+from __future__ import annotations
+
+import re
+from string import Formatter
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+SetName = Literal["forget", "retain", "holdout"]
+Scalar = str | int | float | bool | None
+
+
+def _regex(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"not a regular expression: {pattern!r} ({error})") from None
+    return pattern
+
+
+def _template(template: str) -> str:
+    try:
+        template_fields(template)
+    except ValueError as error:
+        raise ValueError(
+            f"not a template: {template!r} ({error}); write fields as {{name}}, braces as {{{{ }}}}"
+        ) from None
+    return template
+
+
+Regex = Annotated[str, AfterValidator(_regex)]
+Template = Annotated[str, Field(min_length=1), AfterValidator(_template)]
+
+
+def template_fields(template: str) -> list[tuple[str, str | None]]:
+    """Split a template into (literal text, name of the field that follows it or None).
+
+    A template without braces is the name of one field: `text` is the same as `{text}`.
+
+    Raises:
+        ValueError: unbalanced braces, an empty field name, or a conversion or format after the name.
+    """
+    if "{" not in template and "}" not in template:
+        return [("", template)]
+    parts = []
+    for literal, name, form, conversion in Formatter().parse(template):
+        if name == "" or form or conversion:
+            raise ValueError("a field is a plain name in braces")
+        parts.append((literal, name))
+    return parts
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class Condition(_Settings):
+    """One test of a field: `{matches: regex}` or `{not: value or list of values}`."""
+
+    matches: Regex | None = Field(default=None, description="regular expression to be found in the field")
+    unless: Scalar | list[Scalar] = Field(
+        default=None, alias="not", description="value, or list of values, to leave out"
+    )
+
+    @model_validator(mode="after")
+    def _one_test(self) -> Condition:
+        if len(self.model_fields_set) != 1:
+            raise ValueError("give either matches or not")
+        return self
+
+    def holds(self, value: object) -> bool:
+        """Whether a field's value passes."""
+        if self.matches is not None:
+            return value is not None and re.search(self.matches, str(value)) is not None
+        return not equals_any(value, self.unless)
+
+
+def equals_any(value: object, wanted: Scalar | list[Scalar]) -> bool:
+    """Whether a field's value is the wanted one or one of them; 87 and "87" are the same, since CSV knows only text."""
+    choices = wanted if isinstance(wanted, list) else [wanted]
+    return any(value == choice or (None not in (value, choice) and str(value) == str(choice)) for choice in choices)
+
+
+class Replacement(_Settings):
+    """A rewrite of the text before anything else looks at it."""
+
+    pattern: Regex = Field(description="regular expression")
+    replacement: str = Field(alias="with", description=r"what to put in its place; \1 is the first group")
+
+    @model_validator(mode="after")
+    def _known_groups(self) -> Replacement:
+        try:
+            re.sub(f"{self.pattern}|", self.replacement, "")  # always matches, so that the replacement is parsed
+        except (re.error, IndexError) as error:
+            raise ValueError(f"with: {self.replacement!r} does not fit the pattern ({error})") from None
+        return self
+
+
+class SpanSettings(_Settings):
+    """Where the known sensitive spans are: in a field of the row, found by patterns, or both; `{}` reads none."""
+
+    field: str | None = Field(
+        default=None, description="field with a list of spans; offsets count characters of the text"
+    )
+    start: str = Field(default="start", description="key of a span's first character")
+    end: str = Field(default="end", description="key of the character after a span's last")
+    label: str = Field(default="label", description="key of a span's label")
+    patterns: dict[str, Regex] = Field(
+        default_factory=dict, description="label: regular expression; its first group, where it has one, is the span"
+    )
+
+
+class DocumentSource(_Settings):
+    """Files or a hub data set, and how their rows become documents."""
+
+    path: str | Annotated[list[str], Field(min_length=1)] = Field(
+        description="local file or files (JSON lines, JSON array, CSV, Parquet, text), or the id of a hub data set"
+    )
+    format: Literal["auto", "jsonl", "json", "csv", "parquet", "text", "hub"] = Field(
+        default="auto",
+        description="auto goes by the file's suffix; what is no file and has no suffix is a hub data set",
+    )
+    name: str | None = Field(default=None, description="configuration of a hub data set")
+    split: str = Field(default="train", description="split of a hub data set")
+    id: Template | None = Field(
+        default=None,
+        description="field or template of the id, {file} and {row} included; default: field `id`, else '{file}-{row}'",
+    )
+    text: Template | None = Field(default=None, description="field or template of the text, such as '{input} {output}'")
+    prompt: Template | None = Field(
+        default=None, description="field or template before the completion; read but not scored"
+    )
+    completion: Template | None = Field(
+        default=None, description="field or template of the scored part; joined to the prompt with nothing between"
+    )
+    messages: str | None = Field(default=None, description="field with chat messages; the assistant's turns are scored")
+    set: str | None = Field(
+        default=None, description="field with forget, retain, holdout or nothing; default: field `set`"
+    )
+    group: Template | None = Field(
+        default=None,
+        description="field or template; one group (a person) is never split up; default: field `group`, else id",
+    )
+    assign: SetName | None = Field(default=None, description="put every document of this source in this set")
+    sets: dict[SetName, int | float | Literal["rest"]] | None = Field(
+        default=None, description="random split by group: a number of groups, a share of them in (0, 1), or rest"
+    )
+    seed: int = Field(default=0, description="seed of `sets`")
+    where: dict[str, Condition | Scalar | list[Scalar]] = Field(
+        default_factory=dict,
+        description="rows to keep, field: value, list of values, {matches: regex} or {not: value}",
+    )
+    replace: list[Replacement] = Field(default_factory=list, description="rewrites of the text, in order")
+    spans: SpanSettings | None = Field(
+        default=None,
+        description="known sensitive spans; default: field `spans` with start, end, label, where a row has it",
+    )
+    per: Literal["file", "line", "paragraph"] = Field(
+        default="file", description="what is one document: a whole text file or row, each line, each paragraph of it"
+    )
+    min_characters: int = Field(default=0, ge=0, description="leave out documents shorter than this")
+    shuffle: int | None = Field(default=None, description="seed of a random order of the rows; default: as they are")
+    limit: int | None = Field(default=None, ge=1, description="read no more documents than this")
+    on_error: Literal["raise", "skip"] = Field(
+        default="raise", description="skip leaves bad rows out, counts and lists them"
+    )
+
+    @property
+    def paths(self) -> list[str]:
+        """The path or paths as a list."""
+        return [self.path] if isinstance(self.path, str) else self.path
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> DocumentSource:
+        mistakes = []
+        if (self.prompt is None) != (self.completion is None):
+            mistakes.append("prompt and completion go together: give both, or text")
+        if sum(key is not None for key in (self.text, self.completion, self.messages)) > 1:
+            mistakes.append("give one of text, prompt + completion, messages")
+        if sum(key is not None for key in (self.set, self.assign, self.sets)) > 1:
+            mistakes.append("give one of set, assign, sets")
+        if self.messages is not None and self.per != "file":
+            mistakes.append(f"per: {self.per} cannot cut up chat messages")
+        if self.spans is not None and self.spans.field is not None and self.replace:
+            mistakes.append(
+                "replace would shift the offsets in spans.field: use spans.patterns, which look at the result"
+            )
+        if self.spans is not None and self.spans.field is not None and self.messages is not None:
+            mistakes.append("offsets in spans.field do not fit rendered messages: use spans.patterns")
+        mistakes += _split_mistakes(self.sets or {})
+        if mistakes:
+            raise ValueError("; ".join(mistakes))
+        return self
+
+
+def _split_mistakes(sets: dict[SetName, int | float | Literal["rest"]]) -> list[str]:
+    mistakes = [
+        f"sets.{name}: {size} is neither a number of groups, a share in (0, 1), nor rest"
+        for name, size in sets.items()
+        if (isinstance(size, int) and size < 1) or (isinstance(size, float) and not 0 < size < 1)
+    ]
+    if list(sets.values()).count("rest") > 1:
+        mistakes.append("sets: only one of them can be the rest")
+    if sum(size for size in sets.values() if isinstance(size, float)) > 1 + 1e-9:
+        mistakes.append("sets: the shares add up to more than 1")
+    return mistakes

@@ -1,0 +1,116 @@
+"""A document: text, which characters of it are audited, and what is known about it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import get_args, overload
+
+from mitigate.artifacts import fingerprint
+from mitigate.documents.sources import SetName
+from mitigate.errors import MitigateError, summarize
+
+SETS: tuple[str, ...] = get_args(SetName)
+
+
+@dataclass(frozen=True, order=True)
+class Span:
+    """Characters [start, end) of a document's text, such as a phone number."""
+
+    start: int
+    end: int
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text and what is known about it.
+
+    Attributes:
+        id: unique among the documents of a run.
+        text: as the model saw it.
+        audited: half-open character ranges whose tokens are scored; left empty, the whole text.
+        spans: known sensitive spans.
+        set: `forget`, `retain`, `holdout` or None.
+        group: documents of one group (same person, duplicates) go to the same side of every split; left empty, the id.
+        special_tokens: False where the text has them already (rendered chat).
+
+    Raises:
+        MitigateError: no text, a range outside the text, or an unknown set.
+    """
+
+    id: str
+    text: str
+    audited: tuple[tuple[int, int], ...] = ()
+    spans: tuple[Span, ...] = ()
+    set: str | None = None
+    group: str = ""
+    special_tokens: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.text.strip():
+            raise MitigateError(f"document {self.id!r}: the text is empty")
+        object.__setattr__(self, "audited", self.audited or ((0, len(self.text)),))
+        object.__setattr__(self, "group", self.group or self.id)
+        ranges = [("audited range", *limits) for limits in self.audited]
+        ranges += [(f"span {span.label}".rstrip(), span.start, span.end) for span in self.spans]
+        for what, start, end in ranges:
+            if not 0 <= start < end <= len(self.text):
+                raise MitigateError(
+                    f"document {self.id!r}: {what} [{start}, {end}) is not within the text of {len(self.text)} "
+                    "characters; offsets count characters from 0, the end is exclusive"
+                )
+        if self.set is not None and self.set not in SETS:
+            raise MitigateError(f"document {self.id!r}: unknown set; the sets are {', '.join(SETS)}")
+
+
+@dataclass(frozen=True)
+class Documents(Sequence[Document]):
+    """Documents in order, their ids unique.
+
+    Attributes:
+        items: the documents.
+        skipped: `file:line: reason` of each row that was left out.
+
+    Raises:
+        MitigateError: two documents have one id.
+    """
+
+    items: tuple[Document, ...]
+    skipped: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        counts = Counter(document.id for document in self.items)
+        if twice := [f"{id!r} ({count} times)" for id, count in counts.items() if count > 1]:
+            raise MitigateError(f"ids that are not unique: {summarize(twice)}; give each document an id of its own")
+
+    @overload
+    def __getitem__(self, index: int) -> Document: ...
+    @overload
+    def __getitem__(self, index: slice) -> Documents: ...
+    def __getitem__(self, index: int | slice) -> Document | Documents:
+        return Documents(self.items[index]) if isinstance(index, slice) else self.items[index]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[Document]:
+        return iter(self.items)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of everything in the documents and of their order."""
+        return fingerprint([asdict(document) for document in self.items])
+
+    def subset(self, sets: str | Collection[str]) -> Documents:
+        """The documents of one set, or of several, in order; none is not an error.
+
+        Raises:
+            MitigateError: an unknown set.
+        """
+        names = [sets] if isinstance(sets, str) else list(sets)
+        if unknown := [name for name in names if name not in SETS]:
+            raise MitigateError(f"unknown set {summarize(map(repr, unknown))}; the sets are {', '.join(SETS)}")
+        return Documents(tuple(document for document in self.items if document.set in names))

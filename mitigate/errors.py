@@ -1,0 +1,20 @@
+"""The one exception a user is meant to read: what was got, where, and the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class MitigateError(Exception):
+    """Input, a model or a directory that cannot be used as it is.
+
+    The message names what was got, where (file and line, recipe key or document id) and what to do about it.
+    The command line prints it without a traceback and exits with status 2.
+    """
+
+
+def summarize(items: Iterable[object], *, most: int = 5) -> str:
+    """Join `items` for a message, naming at most `most` of them and counting the rest."""
+    listed = [str(item) for item in items]
+    shown = ", ".join(listed[:most])
+    return shown if len(listed) <= most else f"{shown} and {len(listed) - most} more"

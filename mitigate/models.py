@@ -1,0 +1,363 @@
+"""Load targets, bases and references, and switch between adapters that share one base in memory.
+
+store = ModelStore()
+target = store.load("my-model")                  # hub id, directory, or directory of a PEFT adapter
+reference = store.load("references/reference-0") # an adapter on the same base: no second copy of the base
+with target.active() as module: ...              # the shared weights compute the target's logits inside
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers.modeling_utils
+from peft import PeftConfig, PeftModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from mitigate.artifacts import fingerprint, fingerprint_files, read_json
+from mitigate.errors import MitigateError
+from mitigate.runtime import resolve_device
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+OVERLAY_FILE = "mitigate.json"  # beside an adapter trained by `unlearn`: the adapters that lie under it
+_WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt"}
+_MASKED_HEAD = hasattr(transformers.modeling_utils, "slice_logits_to_keep")  # logits_to_keep takes a (B, T) bool mask
+
+
+@dataclass
+class SharedBase:
+    """One set of base weights and the adapters attached to it."""
+
+    source: str
+    fingerprint: str
+    model: PreTrainedModel
+    peft: PeftModel | None = None
+    names: dict[str, str] = field(default_factory=dict)  # adapter directory -> adapter name
+
+    def activate(self, adapters: tuple[str, ...]) -> None:
+        """Let exactly `adapters` take part in the forward pass, none of them trainable."""
+        if self.peft is None:
+            return
+        if adapters:
+            self.peft.base_model.enable_adapter_layers()
+            self.peft.base_model.set_adapter(list(adapters), inference_mode=True)
+        else:
+            self.peft.base_model.disable_adapter_layers()
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(False)
+
+    def attach(self, directory: str) -> str:
+        """Attach a saved adapter and return its name."""
+        if directory not in self.names:
+            name = f"adapter_{len(self.names)}"
+            try:
+                if self.peft is None:
+                    self.peft = PeftModel.from_pretrained(self.model, directory, adapter_name=name)
+                else:
+                    self.peft.load_adapter(directory, adapter_name=name)
+            except (RuntimeError, ValueError, KeyError) as error:
+                raise MitigateError(
+                    f"{directory}: this adapter does not fit its base {self.source} ({error}); "
+                    "point base_model_name_or_path in its adapter_config.json to the base it was trained on"
+                ) from error
+            self.names[directory] = name
+        return self.names[directory]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A language model: base weights, and the adapters that are active over them (none for the base itself)."""
+
+    name: str
+    source: str
+    fingerprint: str
+    base: SharedBase
+    adapters: tuple[str, ...]
+    tokenizer: PreTrainedTokenizerBase
+
+    @contextmanager
+    def active(self) -> Iterator[PreTrainedModel]:
+        """The module with exactly this model's adapters switched on, in evaluation mode."""
+        self.base.activate(self.adapters)
+        self.base.model.eval()
+        yield self.base.model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.base.model.device
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of logits at a position."""
+        return int(self.base.model.config.get_text_config().vocab_size)
+
+    @property
+    def context(self) -> int:
+        """Longest sequence the model takes, in tokens."""
+        return int(getattr(self.base.model.config.get_text_config(), "max_position_embeddings", None) or 2048)
+
+
+class ModelStore:
+    """Loads models and keeps each base once.
+
+    Args:
+        device (`str`, *optional*, defaults to `auto`): `auto`, `cpu`, `cuda`, `cuda:N`.
+        dtype (`str`, *optional*, defaults to `auto`): float32 on a CPU, the checkpoint's own on an accelerator.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): run Python code that comes with a checkpoint.
+        allow_pickle (`bool`, *optional*, defaults to `False`): accept weights that are not safetensors.
+        base (`str`, *optional*): base to use for adapters instead of the one in their adapter_config.json.
+    """
+
+    def __init__(
+        self,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        trust_remote_code: bool = False,
+        allow_pickle: bool = False,
+        base: str | None = None,
+    ) -> None:
+        if dtype != "auto" and dtype not in DTYPES:
+            raise MitigateError(f"dtype: {dtype!r} is not one of auto, {', '.join(DTYPES)}")
+        self.device = resolve_device(device)
+        self.dtype = dtype
+        self.trust_remote_code = trust_remote_code
+        self.allow_pickle = allow_pickle
+        self.base = base
+        self._bases: dict[str, SharedBase] = {}
+
+    def load(self, source: str | Path, *, name: str | None = None) -> Model:
+        """Load a model, or attach an adapter to its base.
+
+        Args:
+            source: hub id, model directory or PEFT adapter directory.
+            name (`str`, *optional*, defaults to `source`): what messages and reports call it.
+
+        Raises:
+            MitigateError: no model there, weights that are not safetensors, an adapter whose base is missing, or a
+                vocabulary smaller than the tokenizer's.
+        """
+        source = str(source)
+        stack = adapter_stack(source)
+        base_source = (self.base or _base_of(stack[0])) if stack else source
+        if stack and not self.base and not _exists(base_source):
+            raise MitigateError(
+                f"{source}: its base model {base_source!r} (base_model_name_or_path in adapter_config.json) "
+                "is not there; give the base with models.base or --base"
+            )
+        key = _key(base_source)
+        if key not in self._bases:
+            self._bases[key] = self._load_base(base_source)
+        base = self._bases[key]
+        adapters = tuple(base.attach(directory) for directory in stack)
+        tokenizer = load_tokenizer(source, base=base_source, trust_remote_code=self.trust_remote_code)
+        model = Model(
+            name=name or source,
+            source=source,
+            fingerprint=model_fingerprint(source, base=self.base),
+            base=base,
+            adapters=adapters,
+            tokenizer=tokenizer,
+        )
+        if len(tokenizer) > model.vocabulary_size:
+            raise MitigateError(
+                f"{model.name}: its tokenizer has {len(tokenizer)} entries but the model predicts only "
+                f"{model.vocabulary_size}; this tokenizer belongs to another model"
+            )
+        return model
+
+    def _load_base(self, source: str) -> SharedBase:
+        _check_weights(source, allow_pickle=self.allow_pickle)
+        dtype: Any = DTYPES.get(self.dtype, torch.float32 if self.device.type == "cpu" else "auto")
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                source,
+                dtype=dtype,
+                trust_remote_code=self.trust_remote_code,
+                use_safetensors=None if self.allow_pickle else True,
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise MitigateError(
+                f"{source}: cannot be loaded as a causal language model ({_first_line(error)})"
+            ) from error
+        model.to(self.device).eval().requires_grad_(False)
+        return SharedBase(source=source, fingerprint=model_fingerprint(source), model=model)
+
+
+def adapter_stack(source: str) -> list[str]:
+    """The adapter directories that make up `source`, lowest first; empty for a plain model."""
+    directory = Path(source)
+    if directory.is_dir() and not (directory / "adapter_config.json").is_file():
+        return []
+    try:
+        if find_adapter_config_file(source) is None:
+            return []
+    except OSError:
+        return []
+    overlay = directory / OVERLAY_FILE
+    below: list[str] = read_json(overlay)["over"] if overlay.is_file() else []
+    for lower in below:
+        if not _exists(lower):
+            raise MitigateError(
+                f"{source}: it lies over the adapter {lower!r}, which is not there; restore that directory"
+            )
+    return [*below, source]
+
+
+def load_tokenizer(
+    source: str | Path, *, base: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, or that of its base where an adapter directory has none.
+
+    Raises:
+        MitigateError: there is none.
+    """
+    source = str(source)
+    stack = adapter_stack(source)
+    if stack and not (Path(source) / "tokenizer_config.json").is_file():
+        source = base or _base_of(stack[0])
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise MitigateError(
+            f"{source}: no tokenizer there ({_first_line(error)}); save the tokenizer beside the model"
+        ) from error
+
+
+def check_same_tokenizer(target: Model, reference: Model) -> None:
+    """Refuse a reference whose token ids mean something else than the target's.
+
+    Raises:
+        MitigateError: the vocabularies, or the numbers of logits, differ.
+    """
+    if target.vocabulary_size != reference.vocabulary_size:
+        raise MitigateError(
+            f"{reference.name} predicts {reference.vocabulary_size} tokens but {target.name} predicts "
+            f"{target.vocabulary_size}; a reference needs the target's vocabulary"
+        )
+    if target.tokenizer.get_vocab() != reference.tokenizer.get_vocab():
+        raise MitigateError(
+            f"the tokenizer of {reference.name} differs from that of {target.name}; "
+            "a reference must share the target's tokenizer: take one of the same model family"
+        )
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Fingerprint of what a tokenizer does: its vocabulary, rules and chat template."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = json.loads(backend.to_str()) if backend is not None else sorted(tokenizer.get_vocab().items())
+    if isinstance(rules, dict):
+        rules.pop("padding", None)
+        rules.pop("truncation", None)
+    return fingerprint([rules, getattr(tokenizer, "chat_template", None)])
+
+
+def model_fingerprint(source: str | Path, *, base: str | None = None) -> str:
+    """Fingerprint of a model's weights and configuration; of an adapter, that of its base too.
+
+    Local weights are hashed whole. A hub model is known by its commit.
+    """
+    stack = adapter_stack(str(source))
+    if stack:
+        parts = [model_fingerprint(base or _base_of(stack[0]))]
+        return fingerprint(parts + [_directory_fingerprint(Path(d)) if Path(d).is_dir() else _commit(d) for d in stack])
+    path = Path(source)
+    return _directory_fingerprint(path) if path.is_dir() else _commit(str(source))
+
+
+def kept_logits(
+    module: torch.nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor, keep: torch.Tensor
+) -> torch.Tensor:
+    """Logits at the kept positions only; the output head sees nothing else.
+
+    Position t of `keep` asks for the prediction of token t + 1.
+
+    Args:
+        module: a causal language model, or a wrapper whose `.module` is one.
+        input_ids: (B, T).
+        attention_mask: (B, T).
+        keep: (B, T) bool.
+
+    Returns:
+        (N, V) in the model's own number format, N = number of kept positions, row-major.
+    """
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
+    if not _has_sparse_head(module):
+        return module(**inputs).logits[keep]
+    if _MASKED_HEAD:
+        return module(**inputs, logits_to_keep=keep).logits
+    positions = keep.any(0).nonzero().squeeze(1)
+    return module(**inputs, logits_to_keep=positions).logits[keep[:, positions]]
+
+
+def _has_sparse_head(module: torch.nn.Module) -> bool:
+    inner = getattr(module, "module", module)
+    inner = inner.get_base_model() if isinstance(inner, PeftModel) else inner
+    return "logits_to_keep" in inspect.signature(type(inner).forward).parameters
+
+
+def _base_of(adapter: str) -> str:
+    """The base of an adapter; a relative path counts from the working directory, then from the adapter."""
+    base = PeftConfig.from_pretrained(adapter).base_model_name_or_path or ""
+    if not Path(base).exists() and (Path(adapter) / base).exists() and base:
+        return str(Path(adapter) / base)
+    return base
+
+
+def _exists(source: str) -> bool:
+    if Path(source).exists():
+        return True
+    if not source or source.startswith((".", "/", "~")) or source.count("/") > 1:
+        return False  # a path, not a hub id
+    try:
+        AutoConfig.from_pretrained(source)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _check_weights(source: str, *, allow_pickle: bool) -> None:
+    path = Path(source)
+    if not path.is_dir():
+        if path.is_file():
+            raise MitigateError(f"{source}: a file; give the directory that holds config.json and the weights")
+        if not _exists(source):
+            raise MitigateError(f"{source}: no such directory, and no such model on the hub; check the path")
+        return
+    if not (path / "config.json").is_file():
+        raise MitigateError(f"{source}: has no config.json; give a directory made by save_pretrained")
+    suffixes = {file.suffix for file in path.iterdir()} & _WEIGHT_SUFFIXES
+    if not suffixes:
+        raise MitigateError(f"{source}: has no weights (*.safetensors); save the model with save_pretrained")
+    if ".safetensors" not in suffixes and not allow_pickle:
+        raise MitigateError(
+            f"{source}: its weights are pickled, and loading them can run code; convert them to safetensors, "
+            "or set models.allow_pickle: true if you trust them"
+        )
+
+
+def _directory_fingerprint(path: Path) -> str:
+    names = {"config.json", "adapter_config.json", OVERLAY_FILE}
+    return fingerprint_files(file for file in path.iterdir() if file.suffix in _WEIGHT_SUFFIXES or file.name in names)
+
+
+def _commit(source: str) -> str:
+    config = AutoConfig.from_pretrained(source)
+    return f"{source}@{getattr(config, '_commit_hash', None) or 'unknown'}"
+
+
+def _key(source: str) -> str:
+    return str(Path(source).resolve()) if Path(source).exists() else source
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", maxsplit=1)[0][:200]

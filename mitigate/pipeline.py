@@ -1,0 +1,377 @@
+"""Run a recipe, stage by stage: [lab ->] references -> audit -> unlearn -> re-audit -> verify -> report.
+
+Every stage leaves an artifact under `out/` and is known by a fingerprint of its settings and inputs. A stage whose
+fingerprint is unchanged is skipped; an interrupted run goes on where it stopped.
+
+    out/lab/{documents.jsonl,base,target,oracle}   references/   audit/   adapter/   reaudit/   verify/
+    out/report.json   out/report.html   out/run.json (the recipe, and what each stage was made from)
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from mitigate import __version__
+from mitigate.artifacts import fingerprint, new_directory, read_json, read_table, write_json, write_table
+from mitigate.detection.audit import Audit, audit, reaudit
+from mitigate.detection.references import References, crossfit_references, load_references
+from mitigate.documents import Documents, read_documents
+from mitigate.errors import MitigateError
+from mitigate.lab.carriers import plant_in_text
+from mitigate.lab.people import general_text, plant, write_jsonl
+from mitigate.lab.tiny import make_base
+from mitigate.models import ModelStore, load_tokenizer, model_fingerprint
+from mitigate.recipe import Recipe
+from mitigate.runtime import process_state
+from mitigate.training import fine_tune
+from mitigate.unlearning.trainer import Unlearned, unlearn
+from mitigate.verification.compare import Comparison, compare, measure
+
+logger = logging.getLogger(__name__)
+RUN = "run.json"
+
+
+def run(recipe: Recipe, *, replace: bool = False) -> Comparison:
+    """Run a recipe and write its report.
+
+    Args:
+        recipe: what to do; see `load_recipe`.
+        replace (`bool`, *optional*, defaults to `False`): empty `recipe.out` first.
+
+    Returns:
+        the comparison of the audit with the re-audit, as saved under `recipe.out`.
+
+    Raises:
+        MitigateError: bad input, or `recipe.out` holds another run.
+    """
+    return Pipeline(recipe, replace=replace).run()
+
+
+class Pipeline:
+    """The stages of one recipe and the directory they write to."""
+
+    def __init__(self, recipe: Recipe, *, replace: bool = False) -> None:
+        self.recipe = recipe
+        self.out = recipe.out
+        self.state = process_state(recipe.models.device)
+        if self.state.is_main_process:
+            self.record = self._open(replace=replace)
+        self.state.wait_for_everyone()
+        if not self.state.is_main_process:
+            self.record = read_json(self.out / RUN)
+
+    def run(self) -> Comparison:
+        """All stages that are not done yet, then the report."""
+        self.make_documents()
+        self.make_models()
+        before = self.audit()
+        after, unlearned = None, None
+        if self.recipe.unlearn is not None:
+            unlearned = self.unlearn(before)
+            after = self.reaudit(before)
+        return self.report(before, after, unlearned)
+
+    # --- stages -------------------------------------------------------------------------------------------------------
+
+    def make_documents(self) -> None:
+        """Lab: write the documents with planted secrets."""
+        lab = self.recipe.lab
+        if lab is None or lab.people is None:
+            return
+        people = lab.people
+
+        def make() -> None:
+            seed = self.recipe.seed
+            planting = plant(seed=seed, people_per_count=people.copies, forget_share=people.forget_share)
+            documents = planting.documents
+            if people.carriers:
+                carriers = read_documents(people.carriers, root=self.recipe.data.root)
+                documents = plant_in_text(planting, carriers, seed=seed)
+            with new_directory(self._documents_file.parent, replace=True) as directory:
+                write_jsonl(documents, directory / self._documents_file.name)
+
+        self._stage("lab.documents", [people.model_dump(), self.recipe.seed], make, self._documents_file)
+
+    def make_models(self) -> None:
+        """Lab: train the base from scratch, the target and the oracle; then the cross-fitted references."""
+        recipe, lab = self.recipe, self.recipe.lab
+        if lab is not None:
+            if lab.base is not None:
+                text = (
+                    read_documents(lab.base_text, root=recipe.data.root).items
+                    if lab.base_text
+                    else tuple(general_text(lab.base_documents, seed=recipe.seed))
+                )
+                shape = lab.base
+                self._stage(
+                    "lab.base",
+                    [shape.model_dump(), Documents(text).fingerprint, recipe.seed],
+                    lambda: make_base(
+                        text, out=self.out / "lab/base", shape=shape, seed=recipe.seed, device=recipe.models.device
+                    ),
+                    self.out / "lab/base",
+                )
+            trained = {"target": ("forget", "retain"), **({"oracle": ("retain",)} if lab.oracle else {})}
+            for name, sets in trained.items():
+                chosen = self.documents.subset(sets)
+                self._stage(
+                    f"lab.{name}",
+                    [lab.target.model_dump(), model_fingerprint(self.base), chosen.fingerprint, recipe.seed],
+                    lambda name=name, chosen=chosen: fine_tune(  # type: ignore[misc]
+                        self.base,
+                        chosen,
+                        out=self.out / "lab" / name,
+                        method=lab.target.method,
+                        lora=lab.target.lora,
+                        schedule=lab.target.schedule,
+                        seed=recipe.seed,
+                        description=f"Lab: {name}",
+                        store=self.store(),
+                    ),
+                    self.out / "lab" / name,
+                )
+        if recipe.references.count:
+            settings = recipe.references
+            self._stage(
+                "references",
+                [
+                    settings.model_dump(exclude={"given"}),
+                    model_fingerprint(self.base),
+                    self.documents.fingerprint,
+                    recipe.seed,
+                ],
+                lambda: crossfit_references(
+                    self.base,
+                    self.documents,
+                    out=self.out / "references",
+                    count=settings.count,
+                    method=settings.method,
+                    lora=settings.lora,
+                    schedule=settings.schedule,
+                    seed=recipe.seed,
+                    new_store=self.store,
+                ),
+                self.out / "references",
+                every_process=True,
+                resumable=True,
+            )
+
+    def audit(self) -> Audit:
+        """Score every token and find the memorized spans."""
+        recipe = self.recipe
+        path = self.out / "audit"
+
+        def make() -> None:
+            result = audit(
+                self.target,
+                self.references,
+                documents=self.documents,
+                detect=recipe.detect,
+                store=self.store(),
+                seed=recipe.seed,
+            )
+            if self.state.is_main_process:
+                result.save(path, replace=True)
+
+        references = [model_fingerprint(reference) for reference in self.references.paths]
+        target = model_fingerprint(self.target)
+        inputs = [recipe.detect.model_dump(), target, references, self.documents.fingerprint, recipe.seed]
+        self._stage("audit", inputs, make, path, every_process=True)
+        return Audit.load(path)
+
+    def unlearn(self, before: Audit) -> Unlearned:
+        """Train the adapter that forgets the selected tokens."""
+        recipe, path = self.recipe, self.out / "adapter"
+        assert recipe.unlearn is not None
+        anchors = read_documents(recipe.data.anchors, root=recipe.data.root) if recipe.data.anchors else None
+
+        def make() -> None:
+            if self.state.is_main_process and path.exists():
+                shutil.rmtree(path)
+            self.state.wait_for_everyone()
+            unlearn(before, out=path, retain=anchors, settings=recipe.unlearn, store=self.store(), seed=recipe.seed)
+
+        inputs = [recipe.unlearn.model_dump(), before.fingerprint, anchors and anchors.fingerprint, recipe.seed]
+        self._stage("unlearn", inputs, make, path, every_process=True)
+        return Unlearned.load(path)
+
+    def reaudit(self, before: Audit) -> Audit:
+        """Audit the mitigated model as the leaky one was audited."""
+        adapter, path = self.out / "adapter", self.out / "reaudit"
+
+        def make() -> None:
+            result = reaudit(before, adapter, store=self.store())
+            if self.state.is_main_process:
+                result.save(path, replace=True)
+
+        self._stage("reaudit", [before.fingerprint, model_fingerprint(adapter)], make, path, every_process=True)
+        return Audit.load(path)
+
+    def report(self, before: Audit, after: Audit | None, unlearned: Unlearned | None) -> Comparison:
+        """Measure the oracle and extraction, compare, and write report.json and report.html."""
+        recipe, path = self.recipe, self.out / "verify"
+
+        def make() -> None:
+            oracle, extraction = measure(
+                before, after, oracle=self.oracle, extraction=recipe.report.extraction, store=self.store()
+            )
+            if self.state.is_main_process:
+                with new_directory(path, replace=True) as directory:
+                    write_json(directory / "extraction.json", extraction)
+                    if oracle is not None:
+                        write_table(directory / "oracle.parquet", pa.table({"log_prob": oracle}))
+
+        inputs = [
+            before.fingerprint,
+            after.fingerprint if after is not None else None,
+            model_fingerprint(self.oracle) if self.oracle else None,
+            recipe.report.extraction,
+        ]
+        self._stage("verify", inputs, make, path, every_process=True)
+        extraction = {
+            key: {int(span): done for span, done in found.items()}
+            for key, found in read_json(path / "extraction.json").items()
+        }
+        oracle_file = path / "oracle.parquet"
+        oracle: np.ndarray | None = read_table(oracle_file)["log_prob"].to_numpy() if oracle_file.is_file() else None
+        started = time.monotonic()
+        comparison = compare(
+            before,
+            after,
+            oracle_log_probs=oracle,
+            extraction=extraction,
+            unlearned=unlearned.summary if unlearned else None,
+            name=recipe.name,
+            recipe=recipe.model_dump(mode="json"),
+            seconds={stage: entry["seconds"] for stage, entry in self.record["stages"].items()},
+            show_text=recipe.report.show_text,
+        )
+        if self.state.is_main_process:
+            comparison.report["seconds"]["report"] = round(time.monotonic() - started, 1)
+            comparison.save_into(self.out)
+        return comparison
+
+    # --- inputs -------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def documents(self) -> Documents:
+        """The documents to audit: the user's, or the lab's."""
+        recipe = self.recipe
+        if recipe.lab is not None and recipe.lab.people is not None:
+            return read_documents(self._documents_file)
+        chat = any(source.messages for source in recipe.data.documents)
+        tokenizer = (
+            load_tokenizer(self.target if recipe.lab is None else self.base) if recipe.lab is None or chat else None
+        )
+        return read_documents(recipe.data.documents, root=recipe.data.root, tokenizer=tokenizer)
+
+    @cached_property
+    def references(self) -> References:
+        """Cross-fitted and given references."""
+        crossfitted = [self.out / "references"] if self.recipe.references.count else []
+        return load_references([*crossfitted, *self.recipe.references.given])
+
+    @property
+    def base(self) -> str:
+        """The model that target and references were fine-tuned from."""
+        return self.recipe.models.base or str(self.out / "lab/base")
+
+    @property
+    def target(self) -> str:
+        """The leaky model."""
+        return self.recipe.models.target or str(self.out / "lab/target")
+
+    @property
+    def oracle(self) -> str | None:
+        """The model retrained without the forget documents, if there is one."""
+        made = str(self.out / "lab/oracle") if self.recipe.lab is not None and self.recipe.lab.oracle else None
+        return self.recipe.models.oracle or made
+
+    def store(self) -> ModelStore:
+        """A fresh store with the recipe's device and number format."""
+        models = self.recipe.models
+        return ModelStore(
+            device=models.device,
+            dtype=models.dtype,
+            trust_remote_code=models.trust_remote_code,
+            allow_pickle=models.allow_pickle,
+        )
+
+    # --- bookkeeping --------------------------------------------------------------------------------------------------
+
+    @property
+    def _documents_file(self) -> Path:
+        return self.out / "lab" / "data" / "documents.jsonl"
+
+    def _open(self, *, replace: bool) -> dict[str, Any]:
+        """Make or check the run's directory.
+
+        Raises:
+            MitigateError: it holds another run, or something that is no run.
+        """
+        recipe = self.recipe.model_dump(mode="json")
+        identity = fingerprint([recipe[key] for key in ("name", "seed", "data", "models", "lab")])
+        if replace and self.out.exists():
+            if not (self.out / RUN).is_file() and any(self.out.iterdir()):
+                raise MitigateError(
+                    f"{self.out}: not a run (no {RUN}), so --replace leaves it alone; choose another out="
+                )
+            shutil.rmtree(self.out)
+        record: dict[str, Any] = {"identity": identity, "stages": {}}
+        if (self.out / RUN).is_file():
+            record = read_json(self.out / RUN)
+            if record["identity"] != identity:
+                raise MitigateError(
+                    f"{self.out}: holds another run ({record['recipe']['name']!r}, other data, models or seed); "
+                    "choose another out=, or start it anew with --replace"
+                )
+        elif self.out.exists() and any(self.out.iterdir()):
+            raise MitigateError(f"{self.out}: not empty, and not a run of this tool (no {RUN}); choose another out=")
+        record["recipe"] = recipe
+        write_json(self.out / RUN, record)
+        self.out.chmod(0o700)
+        return record
+
+    def _stage(
+        self,
+        name: str,
+        inputs: list[Any],
+        make: Callable[[], object],
+        output: Path,
+        *,
+        every_process: bool = False,
+        resumable: bool = False,
+    ) -> None:
+        """Run a stage unless its output is there, made from the same inputs."""
+        key = fingerprint([__version__, *inputs])
+        done = self.record["stages"].get(name)
+        current = done is not None and done["fingerprint"] == key
+        self.state.wait_for_everyone()  # all decide before anyone writes
+        if current and done["complete"] and output.exists():
+            logger.info("%s: unchanged, skipped", name)
+            return
+        logger.info("%s", name)
+        before = done["seconds"] if current else 0.0
+        if not (resumable and current) and self.state.is_main_process and output.is_dir():
+            shutil.rmtree(output)
+        self._note(name, key, before, complete=False)
+        self.state.wait_for_everyone()
+        started = time.monotonic()
+        if every_process or self.state.is_main_process:
+            make()
+        self.state.wait_for_everyone()
+        self._note(name, key, before + time.monotonic() - started, complete=True)
+
+    def _note(self, name: str, key: str, seconds: float, *, complete: bool) -> None:
+        self.record["stages"][name] = {"fingerprint": key, "seconds": round(seconds, 2), "complete": complete}
+        if self.state.is_main_process:
+            write_json(self.out / RUN, self.record)

@@ -1,0 +1,294 @@
+"""Typed recipes: YAML with `key=value` overrides, every mistake reported at once.
+
+    recipe = load_recipe("recipes/quickstart.yaml", ["out=runs/mine", "unlearn.objective=npo"])
+
+`${data.root}` in a value stands for another key's value.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mitigate.detection.audit import Detect
+from mitigate.detection.scores import TOKEN_SCORES
+from mitigate.documents import DocumentSource
+from mitigate.errors import MitigateError
+from mitigate.lab.tiny import TinyModel
+from mitigate.training import Lora, Schedule
+from mitigate.unlearning.objectives import parse_objective
+from mitigate.unlearning.trainer import Unlearn
+
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Data(_Section):
+    """What is audited, and what else is held still."""
+
+    root: Path | None = Field(None, description="directory that relative document paths count from")
+    documents: list[DocumentSource] = Field(default_factory=list, description="the documents to audit")
+    anchors: list[DocumentSource] = Field(
+        default_factory=list, description="further text that unlearning must not change, for instance ordinary prose"
+    )
+
+
+class Models(_Section):
+    """Which models, and how they are loaded."""
+
+    target: str | None = Field(None, description="the leaky model: hub id, directory or PEFT adapter directory")
+    base: str | None = Field(None, description="the model that the target was fine-tuned from")
+    oracle: str | None = Field(None, description="a model retrained without the forget documents, if there is one")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:N")
+    dtype: str = Field("auto", description="auto (float32 on a CPU, else the checkpoint's), float32, bfloat16, float16")
+    trust_remote_code: bool = Field(False, description="run Python code that comes with a checkpoint")
+    allow_pickle: bool = Field(False, description="accept weights that are not safetensors")
+
+
+class ReferenceSettings(_Section):
+    """Models that never saw a document, to judge it by."""
+
+    given: list[str] = Field(default_factory=list, description="reference models that saw none of the documents")
+    count: int = Field(4, ge=0, description="references to cross-fit on the base; even; 0 for none")
+    method: str = Field("lora", pattern="^(lora|full)$", description="lora: adapters that share the base; full: models")
+    lora: Lora = Field(default_factory=lambda: Lora(), description="shape of the adapters")
+    schedule: Schedule = Field(default_factory=lambda: Schedule(), description="as the target's, where that is known")
+
+
+class People(_Section):
+    """Invented people with planted secrets."""
+
+    copies: dict[int, int] = Field(
+        default_factory=lambda: {0: 12, 1: 12, 2: 12, 4: 12, 8: 12, 16: 12},
+        description="times planted: number of people planted so often",
+    )
+    forget_share: float = Field(1 / 3, gt=0, lt=1, description="share of the planted people who are to be forgotten")
+    carriers: list[DocumentSource] = Field(
+        default_factory=list, description="real text to plant the secrets in; default: documents made of templates"
+    )
+
+
+class LabModel(_Section):
+    """How the lab fine-tunes the target (and, alike, the oracle)."""
+
+    method: str = Field("full", pattern="^(lora|full)$", description="full: a whole model; lora: an adapter")
+    lora: Lora = Field(default_factory=lambda: Lora(), description="shape of the adapter")
+    schedule: Schedule = Field(default_factory=lambda: Schedule(), description="of the fine-tuning")
+
+
+class Lab(_Section):
+    """Makes what a user already has: documents, base, target; and the oracle that no user has."""
+
+    people: People | None = Field(None, description="write the documents: invented people with planted secrets")
+    base: TinyModel | None = Field(None, description="train a base from scratch; default: models.base")
+    base_text: list[DocumentSource] = Field(default_factory=list, description="text for the base; default: invented")
+    base_documents: int = Field(2000, ge=1, description="documents of invented text for the base")
+    target: LabModel = Field(
+        default_factory=lambda: LabModel(), description="fine-tuned on forget and retain documents"
+    )
+    oracle: bool = Field(True, description="also train the oracle: as the target, on the retain documents only")
+
+
+class ReportSettings(_Section):
+    """What the report shows."""
+
+    show_text: bool = Field(False, description="show the text of sensitive spans; for invented people only")
+    extraction: bool = Field(True, description="try to extract the secrets before and after")
+
+
+class Recipe(_Section):
+    """A whole run: documents, references, audit, unlearning, re-audit, report."""
+
+    name: str = Field("run", description="what the report calls the run")
+    out: Path = Field(Path("runs/run"), description="directory of the run's artifacts")
+    seed: int = Field(0, ge=0, description="of everything random")
+    data: Data = Field(default_factory=lambda: Data(), description="documents")
+    models: Models = Field(default_factory=lambda: Models(), description="models")
+    references: ReferenceSettings = Field(default_factory=lambda: ReferenceSettings(), description="references")
+    detect: Detect = Field(default_factory=lambda: Detect(), description="detector")
+    unlearn: Unlearn | None = Field(default_factory=lambda: Unlearn(), description="unlearning; null: audit only")
+    report: ReportSettings = Field(default_factory=lambda: ReportSettings(), description="report")
+    lab: Lab | None = Field(None, description="make documents and models first; null: use yours")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Recipe:
+        problems = []
+        if self.lab is None and not self.models.target:
+            problems.append("models.target: missing; give the model to audit (hub id or directory)")
+        if self.lab is not None and (self.models.target or self.models.oracle):
+            problems.append("models.target, models.oracle: the lab makes them; remove these keys or set lab: null")
+        if self.lab is not None and (self.lab.base is None) == (self.models.base is None):
+            problems.append("lab.base, models.base: give exactly one: a base to train from scratch, or one that exists")
+        if not self.data.documents and not (self.lab and self.lab.people):
+            problems.append("data.documents: missing; give at least one source with a path")
+        if self.lab and self.lab.people and self.data.documents:
+            problems.append("data.documents: lab.people writes the documents; remove one of the two")
+        if self.references.count % 2:
+            problems.append(f"references.count: {self.references.count} is odd; references are trained in pairs")
+        if not self.references.count and not self.references.given:
+            problems.append("references: none; set references.count (needs models.base) or list references.given")
+        if self.references.count and not self.models.base and not (self.lab and self.lab.base):
+            problems.append(
+                "models.base: missing; cross-fitted references are trained on it (or set references.count: 0)"
+            )
+        if self.detect.score not in TOKEN_SCORES:
+            problems.append(f"detect.score: {self.detect.score!r} is not one of {', '.join(TOKEN_SCORES)}")
+        if self.unlearn is not None:
+            try:
+                parse_objective(self.unlearn.objective)
+            except MitigateError as error:
+                problems.append(str(error))
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a YAML recipe, apply `key=value` overrides and check everything.
+
+    Args:
+        path: the file; None starts from the defaults.
+        overrides (*optional*): dotted keys, values in YAML: `detect.spans.threshold=1.5`, `lab=null`.
+
+    Raises:
+        MitigateError: with every mistake, each naming its key, the nearest known key and the remedy.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise MitigateError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        try:
+            values = yaml.safe_load(text) or {}
+        except yaml.YAMLError as error:
+            raise MitigateError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+        if not isinstance(values, dict):
+            raise MitigateError(f"{path}: a recipe is a mapping of keys; got a {type(values).__name__}")
+    for override in overrides:
+        _apply(values, override)
+    return check_recipe(_interpolate(values, values), name=str(path or "recipe"))
+
+
+def check_recipe(values: Mapping[str, Any], *, name: str = "recipe") -> Recipe:
+    """Validate recipe values.
+
+    Raises:
+        MitigateError: with every mistake at once.
+    """
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise MitigateError(_mistakes(name, error, Recipe)) from None
+
+
+def check_settings(kind: type[Settings], assignments: Sequence[str]) -> Settings:
+    """One section's settings from `key=value` assignments, checked as in a recipe.
+
+    Raises:
+        MitigateError: with every mistake at once.
+    """
+    values: dict[str, Any] = {}
+    for assignment in assignments:
+        _apply(values, assignment)
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise MitigateError(_mistakes("--set", error, kind)) from None
+
+
+def known_keys() -> list[str]:
+    """Every key that a recipe may hold, dotted."""
+    return sorted(_keys_of(Recipe))
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise MitigateError(f"{override!r}: overrides are written key=value, for instance unlearn.objective=npo")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise MitigateError(f"{override!r}: the value is not YAML ({' '.join(str(error).split())})") from None
+    *parents, last = key.split(".")
+    place: Any = values
+    for parent in parents:
+        if isinstance(place, list) and parent.isdigit() and int(parent) < len(place):
+            place = place[int(parent)]
+            continue
+        if not isinstance(place, dict):
+            raise MitigateError(f"{override!r}: {parent!r} is not a section of the recipe")
+        if not isinstance(place.get(parent), (dict, list)):
+            place[parent] = {}
+        place = place[parent]
+    if isinstance(place, list) and last.isdigit() and int(last) < len(place):
+        place[int(last)] = value
+    elif isinstance(place, dict):
+        place[last] = value
+    else:
+        raise MitigateError(f"{override!r}: {last!r} is not a place in that list")
+
+
+def _interpolate(value: Any, root: Mapping[str, Any]) -> Any:
+    if isinstance(value, dict):
+        return {key: _interpolate(item, root) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_interpolate(item, root) for item in value]
+    if isinstance(value, str):
+        return re.sub(r"\$\{([\w.]+)\}", lambda match: _lookup(match.group(1), root), value)
+    return value
+
+
+def _lookup(key: str, root: Mapping[str, Any]) -> str:
+    value: Any = root
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    if not isinstance(value, (str, int, float)):
+        raise MitigateError(f"${{{key}}}: no such key, or not a plain value; give {key}=... on the command line")
+    return str(value)
+
+
+def _mistakes(name: str, error: ValidationError, kind: type[BaseModel]) -> str:
+    problems = [line for problem in error.errors() for line in _explain(problem, sorted(_keys_of(kind)))]
+    counted = "1 mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
+    return f"{name}: {counted}\n" + "\n".join(f"  - {problem}" for problem in problems)
+
+
+def _explain(problem: Mapping[str, Any], known: Sequence[str]) -> list[str]:
+    """One pydantic error in our words: key, what was got, remedy."""
+    place = [str(part) for part in problem["loc"]]
+    key = ".".join(place)
+    if problem["type"] == "extra_forbidden":
+        plain = ".".join(part for part in place if not part.isdigit())
+        same_name = [other for other in known if other.rsplit(".", 1)[-1] == place[-1]]
+        section = [other for other in known if other.rpartition(".")[0] == plain.rpartition(".")[0]]
+        near = (
+            difflib.get_close_matches(plain, section, n=1, cutoff=0.6)
+            or same_name[:1]
+            or difflib.get_close_matches(plain, known, n=1, cutoff=0.6)
+        )
+        return [f"{key}: unknown key" + (f"; did you mean {near[0]}?" if near else "; see `mitigate run --keys`")]
+    if problem["type"] == "value_error":
+        message = str(problem["ctx"]["error"])
+        return [f"{key}: {line}" if key else line for line in message.split("\n")]
+    got = problem.get("input")
+    shown = repr(got) if not isinstance(got, (dict, list)) else f"a {type(got).__name__}"
+    message = problem["msg"].removeprefix("Input s").removeprefix("Value s")
+    return [f"{key}: s{message}; got {shown}" if message != problem["msg"] else f"{key}: {message}; got {shown}"]
+
+
+def _keys_of(model: type[BaseModel], prefix: str = "") -> Iterable[str]:
+    for name, info in model.model_fields.items():
+        yield prefix + name
+        for kind in (info.annotation, *get_args(info.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from _keys_of(kind, f"{prefix}{name}.")

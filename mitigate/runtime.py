@@ -1,0 +1,97 @@
+"""Where things run: processes, device, number format and progress."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from tqdm.auto import tqdm
+
+from mitigate.errors import MitigateError
+
+Item = TypeVar("Item")
+
+
+def process_state(device: str = "auto") -> PartialState:
+    """The processes of this run: one, or those that torchrun or `accelerate launch` started.
+
+    Args:
+        device (`str`, *optional*, defaults to `auto`): `auto` takes an accelerator where there is one; `cpu` stays off it.
+    """
+    return PartialState(cpu=True) if device == "cpu" else PartialState()
+
+
+def resolve_device(device: str = "auto") -> torch.device:
+    """The device of this process.
+
+    Raises:
+        MitigateError: the name is not a device, or there is none such.
+    """
+    if device in ("auto", "cpu"):
+        return torch.device(process_state(device).device)
+    try:
+        resolved = torch.device(device)
+        torch.empty(0, device=resolved)
+    except (RuntimeError, AssertionError) as error:
+        raise MitigateError(f"device: {device!r} cannot be used ({error}); use auto, cpu or cuda:N") from None
+    return resolved
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes files and shows progress."""
+    return not PartialState._shared_state or PartialState().is_main_process
+
+
+@contextmanager
+def progress(total: int, description: str, *, unit: str = "it") -> Iterator[tqdm]:
+    """A progress bar with ETA on the main process's terminal; silent elsewhere."""
+    with tqdm(
+        total=total, desc=description, unit=unit, disable=not (is_main() and sys.stderr.isatty()), leave=False
+    ) as bar:
+        yield bar
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch, so that a stage gives the same result in every run."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def share_of(items: Iterable[Item], state: PartialState) -> list[Item]:
+    """This process's share of `items`: every n-th, so that neighbours of like length spread evenly."""
+    return [item for number, item in enumerate(items) if number % state.num_processes == state.process_index]
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that decide a figure."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    def known(name: str) -> str:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            return "not installed"
+
+    names = ("mitigate", "torch", "transformers", "peft", "accelerate", "datasets", "numpy")
+    return {"python": ".".join(map(str, sys.version_info[:3])), **{name: known(name) for name in names}}
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' own bars and advice out of the output; warnings of ours go through logging."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.logging.set_verbosity_error()
+    disable: Any = getattr(transformers.logging, "disable_progress_bar", None)
+    if disable is not None:
+        disable()

@@ -1,0 +1,1 @@
+"""Remove the memorized tokens: masked-loss training of an adapter, anchored on everything else."""

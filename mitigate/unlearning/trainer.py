@@ -1,0 +1,544 @@
+"""Train an adapter that forgets the selected tokens and keeps everything else where it was.
+
+    result = unlearn(audit, retain=documents, settings=Unlearn(objective="hinge"), out="adapter")
+
+Each step sees some documents with selected tokens and some retain documents. The loss is the objective's mean over
+selected tokens plus `anchor_weight` × the mean KL(p_0 ‖ p_θ) over all other tokens, p_0 being the model before: with
+the new adapter off and, if the leaky target is itself an adapter, that one on. Training watches the selected spans and
+stops when they have come down to the control level. Base weights are never touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from pydantic import BaseModel, ConfigDict, Field
+
+from mitigate.artifacts import fingerprint, new_directory, new_file, read_json, write_json
+from mitigate.detection.audit import Audit, load_audited
+from mitigate.detection.signals import Batch, Piece, cut_pieces, make_batches, out_log_probs
+from mitigate.documents import Documents, read_documents
+from mitigate.errors import MitigateError
+from mitigate.models import OVERLAY_FILE, Model, ModelStore, SharedBase, kept_logits
+from mitigate.runtime import is_main, progress, seed_everything
+from mitigate.tokenization import tokenize_documents
+from mitigate.training import Lora, rate_factor
+from mitigate.unlearning.objectives import NEEDS_OUT_DISTRIBUTION, Selected, anchor, objective_loss, parse_objective
+
+logger = logging.getLogger(__name__)
+ADAPTER = "default"  # PEFT saves an adapter of this name into the directory itself
+CHECKPOINT = "checkpoint.pt"
+
+
+class Unlearn(BaseModel):
+    """Settings of unlearning."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    objective: str | dict[str, float] = Field(
+        default_factory=lambda: {"hinge": 1.0, "distill": 0.5},
+        description="npo, hinge, distill or grad_diff; several with weights: hinge=1,distill=0.5",
+    )
+    beta: float = Field(1.0, gt=0, description="npo: inverse temperature")
+    margin: float = Field(0.0, description="hinge: nats above the OUT level that are left standing")
+    anchor_weight: float = Field(1.0, ge=0, description="weight of KL(p_0 || p) on the tokens that are kept")
+    lora: Lora = Field(default_factory=lambda: Lora(), description="shape of the adapter")
+    learning_rate: float = Field(5e-4, gt=0, description="peak of a linear warm-up and cosine decay to a tenth")
+    max_steps: int = Field(400, ge=1, description="at most this many steps; the control usually stops earlier")
+    batch_size: int = Field(8, ge=1, description="documents with selected tokens in a step, all processes together")
+    retain_batch_size: int = Field(8, ge=0, description="retain documents in a step, all processes together")
+    batch_tokens: int | None = Field(None, ge=1, description="padded tokens in one forward; gradients accumulate")
+    stop_at_control: bool = Field(True, description="stop when the selected spans are at the control level")
+    check_every: int = Field(20, ge=1, description="steps between two looks at the selected spans")
+    checkpoint_every: int = Field(100, ge=1, description="steps between two checkpoints")
+    max_gradient_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
+
+
+@dataclass(frozen=True)
+class Unlearned:
+    """The adapter that unlearning made, and how it went.
+
+    Attributes:
+        directory: PEFT adapter directory (safetensors); load it over the target's base with PEFT, or give its path
+            wherever `mitigate` takes a model.
+        summary: objective, steps, why it stopped, history of the watch, parameter counts, fingerprints.
+    """
+
+    directory: Path
+    summary: dict[str, Any]
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Unlearned:
+        """Read a finished adapter directory.
+
+        Raises:
+            MitigateError: unlearning did not finish there.
+        """
+        return cls(Path(directory), read_json(Path(directory) / "unlearn.json"))
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """Per-row facts about a batch's kept tokens, in the batch's row order."""
+
+    selected: torch.Tensor  # (N,) bool
+    before: torch.Tensor  # (N,) ℓ⁰
+    out: torch.Tensor  # (N,) ℓ̄
+
+
+def unlearn(
+    audit: Audit | str | Path,
+    *,
+    out: str | Path,
+    retain: Documents | str | Path | None = None,
+    settings: Unlearn | None = None,
+    target: str | Path | None = None,
+    store: ModelStore | None = None,
+    seed: int = 0,
+    resume: bool = True,
+) -> Unlearned:
+    """Train the adapter that removes an audit's selected tokens.
+
+    Runs in one process or in several (torchrun, `accelerate launch`), with the same result.
+
+    Args:
+        audit: the audit, or its directory.
+        out: where the adapter goes. Checkpoints live in `out + ".partial"` until it is done.
+        retain (*optional*): documents to hold still, besides the audit's own retain documents and the other tokens of
+            the documents with selected spans.
+        settings (*optional*): objective, adapter, schedule.
+        target (*optional*): where the audited model is now, if it moved.
+        store (*optional*): loads the models.
+        seed (`int`, *optional*, defaults to 0): of the adapter's initialization and the order of documents.
+        resume (`bool`, *optional*, defaults to `True`): go on from a checkpoint of the same audit and settings.
+
+    Raises:
+        MitigateError: no token is selected, an unknown objective, or the model is not the one audited.
+    """
+    audit = audit if isinstance(audit, Audit) else Audit.load(audit)
+    settings = settings or Unlearn()
+    weights = parse_objective(settings.objective)
+    store = store or ModelStore()
+    out = Path(out)
+    if not audit.columns["selected"].any():
+        raise MitigateError(
+            "no token is selected: the audit found nothing to unlearn; lower detect.spans.threshold, "
+            "or select the known spans with detect.select: known"
+        )
+    retain = retain if isinstance(retain, Documents) or retain is None else read_documents(retain)
+    audited = audit.metadata["target"]
+    [model] = load_audited([{**audited, "source": str(target or audited["source"])}], store=store)
+    data = _Data(audit, model, retain, store=store, with_distribution=bool(NEEDS_OUT_DISTRIBUTION & weights.keys()))
+    plan = {
+        "audit": audit.fingerprint,
+        "spans": fingerprint(audit.spans.to_pylist()),
+        "settings": settings.model_dump(),
+        "retain": retain.fingerprint if retain is not None else None,
+        "seed": seed,
+    }
+    seed_everything(seed)
+    base_before = _checksum(model.base)
+    _add_adapter(model, settings.lora, seed=seed)
+    accelerator = Accelerator(cpu=store.device.type == "cpu")
+    run = _Run(accelerator, model, settings, weights, data, seed=seed, plan=fingerprint(plan), partial=out)
+    history, stopped = run.train(resume=resume)
+
+    if accelerator.is_main_process:
+        if _checksum(model.base) != base_before:
+            raise RuntimeError("base weights changed during unlearning")
+        adapter = _adapter_state(model.base, accelerator, run.module)
+        if not any(bool(tensor.any()) for name, tensor in adapter.items() if "lora_B" in name):
+            raise MitigateError("unlearning changed nothing: every lora_B is zero; raise the learning rate")
+        summary = {
+            "objective": weights,
+            "steps": history[-1]["step"],
+            "stopped": stopped,
+            "history": history,
+            "control": data.control,
+            "adapter_parameters": sum(tensor.numel() for tensor in adapter.values()),
+            "model_parameters": sum(p.numel() for n, p in model.base.model.named_parameters() if "lora_" not in n),
+            "processes": accelerator.num_processes,
+            **plan,
+        }
+        with new_directory(out) as directory:
+            _save_adapter(model, adapter, directory)
+            write_json(directory / "unlearn.json", summary)
+        run.forget_checkpoint()
+    accelerator.wait_for_everyone()
+    return Unlearned.load(out)
+
+
+class _Data:
+    """Pieces to forget on, pieces to hold still, and the fixed per-token facts about them."""
+
+    def __init__(
+        self, audit: Audit, model: Model, retain: Documents | None, *, store: ModelStore, with_distribution: bool
+    ) -> None:
+        columns, sets = audit.columns, audit.sets()
+        tokenized = audit.tokenized()
+        touched = [columns["selected"][audit.rows[tokens.id]].any() for tokens in tokenized]
+        held = [
+            tokens
+            for tokens, has in zip(tokenized, touched, strict=True)
+            if not has and sets[tokens.id] in ("retain", None)
+        ]
+        extra = tokenize_documents(retain, model.tokenizer) if retain is not None else []
+        self.forget_documents = [tokens for tokens, has in zip(tokenized, touched, strict=True) if has]
+        self.forget = cut_pieces(self.forget_documents, context=model.context, stride=model.context - 1)
+        self.hold = cut_pieces([*held, *extra], context=model.context, stride=model.context - 1)
+        rows = [audit.rows[tokens.id] for tokens in self.forget_documents]
+        self._facts = [
+            {
+                "selected": columns["selected"][r].astype(bool),
+                "before": columns["log_prob"][r],
+                "out": columns["log_prob_out"][r],
+            }
+            for r in rows
+        ]
+        self.control = control_level(audit)
+        self._distribution: dict[tuple[int, int], torch.Tensor] = {}
+        self._vocabulary_size = model.vocabulary_size if with_distribution else None
+        if with_distribution:
+            self._store_distribution(audit, store)
+
+    def facts(self, batch: Batch, forget: Sequence[bool]) -> _Tokens:
+        """What is known about the rows of a batch; rows of retain pieces are not selected."""
+        parts: dict[str, list[np.ndarray]] = {"selected": [], "before": [], "out": []}
+        for piece, is_forget in zip(batch.pieces, forget, strict=True):
+            at = piece.start + piece.scored
+            facts = self._facts[piece.document] if is_forget else None
+            parts["selected"].append(facts["selected"][at] if facts else np.zeros(len(at), dtype=bool))
+            for name in ("before", "out"):
+                parts[name].append(facts[name][at] if facts else np.zeros(len(at), dtype=np.float32))
+        tensors = {
+            name: torch.from_numpy(np.concatenate(arrays)).to(batch.targets.device) for name, arrays in parts.items()
+        }
+        return _Tokens(**tensors)
+
+    def selected_count(self, pieces: Sequence[Piece]) -> int:
+        """Selected tokens in some of the forget pieces."""
+        return int(sum(self._facts[p.document]["selected"][p.start + p.scored].sum() for p in pieces))
+
+    def distribution(self, batch: Batch, forget: Sequence[bool]) -> torch.Tensor | None:
+        """(N_selected, V) log p̄ of a batch's selected tokens, computed once before training."""
+        if self._vocabulary_size is None:
+            return None
+        stored = [
+            self._distribution[(piece.document, piece.start)]
+            for piece, is_forget in zip(batch.pieces, forget, strict=True)
+            if is_forget
+        ]
+        empty = torch.zeros((0, self._vocabulary_size))
+        return torch.cat([empty, *stored]).to(batch.targets.device)
+
+    def _store_distribution(self, audit: Audit, store: ModelStore) -> None:
+        references = load_audited(audit.metadata["references"], store=store)
+        used = dict(
+            zip(audit.documents["doc_id"].to_pylist(), audit.documents["out_references"].to_pylist(), strict=True)
+        )
+        batches = make_batches(self.forget, batch_tokens=max(64, (1 << 26) // references[0].vocabulary_size))
+        with progress(len(batches), "References' distributions", unit="batch") as bar:
+            for batch in batches:
+                out_of = [used[self.forget_documents[piece.document].id] for piece in batch.pieces]
+                on_device = batch.to(references[0].device)
+                log_mean, _ = out_log_probs(references, on_device, used=out_of)
+                selected = self.facts(on_device, [True] * len(batch.pieces)).selected
+                for number, piece in enumerate(batch.pieces):
+                    rows = selected & (on_device.row_piece == number)
+                    self._distribution[(piece.document, piece.start)] = log_mean[rows].cpu().clone()
+                bar.update()
+
+
+def control_level(audit: Audit) -> float:
+    """The level at which a selected token's log p_θ − log p̄ is that of text the target never saw, in nats.
+
+    The mean log-ratio of the holdout documents' tokens that are as hard to predict as the selected ones: holdout tokens
+    are weighted so that their distribution over deciles of log p̄ is that of the selected tokens. 0 (the references'
+    own level) where the audit has no holdout documents.
+    """
+    columns, sets = audit.columns, audit.sets()
+    ratio = columns["log_prob"] - columns["log_prob_out"]
+    holdout = np.zeros(len(ratio), dtype=bool)
+    for doc_id, rows in audit.rows.items():
+        holdout[rows] = sets[doc_id] == "holdout"
+    holdout &= ~np.isnan(ratio)
+    selected = columns["selected"].astype(bool)
+    if not holdout.any() or not selected.any():
+        return 0.0
+    edges = np.quantile(columns["log_prob_out"][selected], np.linspace(0, 1, 11)[1:-1])
+    stratum = np.digitize(columns["log_prob_out"], edges)
+    levels = [
+        (int((selected & (stratum == number)).sum()), float(ratio[holdout & (stratum == number)].mean()))
+        for number in range(10)
+        if (holdout & (stratum == number)).sum() >= 10
+    ]
+    weight = sum(count for count, _ in levels)
+    return sum(count * level for count, level in levels) / weight if weight else 0.0
+
+
+class _Run:
+    """The training loop with its checkpoint."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: Model,
+        settings: Unlearn,
+        weights: dict[str, float],
+        data: _Data,
+        *,
+        seed: int,
+        plan: str,
+        partial: Path,
+    ) -> None:
+        self.accelerator, self.model, self.settings, self.weights, self.data = (
+            accelerator,
+            model,
+            settings,
+            weights,
+            data,
+        )
+        self.seed, self.plan = seed, plan
+        self.checkpoint = partial.with_name(partial.name + ".partial") / CHECKPOINT
+        self.parameters = [p for p in model.base.model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(self.parameters, lr=settings.learning_rate, weight_decay=0.0, betas=(0.9, 0.95))
+        model.base.model.eval()  # dropout off: every change of a token's probability is ours
+        self.module, self.optimizer = accelerator.prepare(model.base.model, optimizer)
+        self.batch_tokens = settings.batch_tokens or max(64, (1 << 26) // model.vocabulary_size)
+
+    def train(self, *, resume: bool) -> tuple[list[dict[str, float]], str]:
+        """Train to the control level or the step limit; returns the history of the watch and why it stopped."""
+        settings = self.settings
+        step, history = self._restore() if resume else (0, [])
+        if not history:
+            history.append(self._watch(step=0))
+        with progress(settings.max_steps, "Unlearning", unit="step") as bar:
+            bar.update(step)
+            while step < settings.max_steps:
+                if settings.stop_at_control and history[-1]["selected_log_ratio"] <= self.data.control:
+                    return history, f"control level reached at step {history[-1]['step']}"
+                loss = self._step(step)
+                step += 1
+                if not math.isfinite(loss):
+                    raise MitigateError(
+                        f"unlearning: the loss became {loss} at step {step}; lower unlearn.learning_rate"
+                    )
+                if step % settings.check_every == 0 or step == settings.max_steps:
+                    history.append(self._watch(step=step))
+                bar.update()
+                bar.set_postfix(loss=f"{loss:.3f}", leak=f"{history[-1]['selected_log_ratio']:.2f}", refresh=False)
+                if step % settings.checkpoint_every == 0 and step < settings.max_steps:
+                    self._save(step, history)
+        if settings.stop_at_control and history[-1]["selected_log_ratio"] <= self.data.control:
+            return history, f"control level reached at step {step}"
+        return history, "step limit"
+
+    def forget_checkpoint(self) -> None:
+        """Remove the checkpoint of a finished run."""
+        self.checkpoint.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.checkpoint.parent.rmdir()
+
+    def _step(self, step: int) -> float:
+        """One optimizer step. Losses are normalized by the counts of the whole step, over all processes."""
+        accelerator, data = self.accelerator, self.data
+        forget = _take(data.forget, self.settings.batch_size, step, seed=self.seed)
+        hold = _take(data.hold, self.settings.retain_batch_size, step, seed=self.seed + 1)
+        labelled = [(piece, True) for piece in forget] + [(piece, False) for piece in hold]
+        selected_total = max(1, data.selected_count(forget))
+        anchors_total = max(1, sum(len(piece.scored) for piece, _ in labelled) - data.selected_count(forget))
+        shares = [labelled[rank :: accelerator.num_processes] for rank in range(accelerator.num_processes)]
+        rounds = max(len(self._micro_batches(share)) for share in shares)
+        mine = self._micro_batches(shares[accelerator.process_index])
+        idle = (*self._micro_batches(labelled[:1])[0], 0.0)  # every process takes part in every collective
+        work = [(*item, 1.0) for item in mine] + [idle] * (rounds - len(mine))
+        factor = rate_factor(step, self.settings.max_steps, warmup_share=0.05)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate * factor
+        loss_sum = torch.zeros((), device=accelerator.device)
+        for number, (batch, is_forget, weight) in enumerate(work):
+            last = number == len(work) - 1
+            with contextlib.nullcontext() if last else accelerator.no_sync(self.module):
+                selected_sum, anchor_sum = self._sums(batch, is_forget)
+                loss = selected_sum / selected_total + self.settings.anchor_weight * anchor_sum / anchors_total
+                accelerator.backward(weight * loss * accelerator.num_processes)  # DDP averages: undo it
+                loss_sum += weight * loss.detach()
+        accelerator.clip_grad_norm_(self.parameters, self.settings.max_gradient_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return float(accelerator.reduce(loss_sum, reduction="sum"))
+
+    def _micro_batches(self, labelled: Sequence[tuple[Piece, bool]]) -> list[tuple[Batch, list[bool]]]:
+        kinds = {id(piece): is_forget for piece, is_forget in labelled}
+        batches = make_batches([piece for piece, _ in labelled], batch_tokens=self.batch_tokens)
+        return [(batch.to(self.accelerator.device), [kinds[id(piece)] for piece in batch.pieces]) for batch in batches]
+
+    def _sums(self, batch: Batch, is_forget: list[bool]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sum of the objective over selected tokens and of the anchor over all others."""
+        facts = self.data.facts(batch, is_forget)
+        chosen, kept = facts.selected, ~facts.selected
+        with _before(self.model), torch.no_grad():
+            anchors = batch.keep.clone()
+            anchors[batch.keep] = kept
+            before = torch.log_softmax(
+                kept_logits(self.module, batch.input_ids, batch.attention_mask, anchors).float(), dim=-1
+            )
+        logits = kept_logits(self.module, batch.input_ids, batch.attention_mask, batch.keep).float()
+        log_probs = torch.log_softmax(logits, dim=-1)
+        log_prob = log_probs.gather(1, batch.targets.unsqueeze(1)).squeeze(1)
+        selected = Selected(
+            log_prob=log_prob[chosen],
+            log_prob_before=facts.before[chosen],
+            log_prob_out=facts.out[chosen],
+            log_probs=log_probs[chosen],
+            out_log_probs=self.data.distribution(batch, is_forget),
+        )
+        loss = objective_loss(selected, self.weights, beta=self.settings.beta, margin=self.settings.margin)
+        return loss.sum() + 0.0 * log_probs.sum(), anchor(log_probs[kept], before).sum()
+
+    def _watch(self, *, step: int) -> dict[str, float]:
+        """Mean of log p_θ − log p̄ over all selected tokens now: 0 is the OUT references' level."""
+        total = torch.zeros(2, device=self.accelerator.device, dtype=torch.float64)
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        batches = make_batches(self.data.forget, batch_tokens=self.batch_tokens)
+        for number in range(math.ceil(len(batches) / world)):
+            batch = batches[min(number * world + rank, len(batches) - 1)].to(self.accelerator.device)
+            weight = float(number * world + rank < len(batches))
+            facts = self.data.facts(batch, [True] * len(batch.pieces))
+            with torch.no_grad():
+                logits = kept_logits(self.module, batch.input_ids, batch.attention_mask, batch.keep).float()
+            log_prob = torch.log_softmax(logits, dim=-1).gather(1, batch.targets.unsqueeze(1)).squeeze(1)
+            ratio = (log_prob - facts.out)[facts.selected].double()
+            total += weight * torch.stack([ratio.sum(), torch.tensor(float(len(ratio)), device=total.device).double()])
+        total = self.accelerator.reduce(total, reduction="sum")
+        return {"step": step, "selected_log_ratio": round(float(total[0] / total[1]), 4)}
+
+    def _save(self, step: int, history: list[dict[str, float]]) -> None:
+        state = {
+            "plan": self.plan,
+            "step": step,
+            "history": history,
+            "adapter": _adapter_state(self.model.base, self.accelerator, self.module),
+            "optimizer": self.optimizer.state_dict(),
+            "random": torch.get_rng_state(),
+        }
+        if is_main():
+            with new_file(self.checkpoint) as temporary:
+                torch.save(state, temporary)
+        self.accelerator.wait_for_everyone()
+
+    def _restore(self) -> tuple[int, list[dict[str, float]]]:
+        if not self.checkpoint.is_file():
+            return 0, []
+        state = torch.load(self.checkpoint, weights_only=True, map_location="cpu")
+        if state["plan"] != self.plan:
+            raise MitigateError(
+                f"{self.checkpoint.parent}: an interrupted run of another audit or other settings; "
+                "remove it, or choose another --out"
+            )
+        assert self.model.base.peft is not None
+        set_peft_model_state_dict(self.model.base.peft, state["adapter"], adapter_name=ADAPTER)
+        self.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["random"])
+        logger.info("resuming at step %d", state["step"])
+        return state["step"], state["history"]
+
+
+def _take(pieces: Sequence[Piece], count: int, step: int, *, seed: int) -> list[Piece]:
+    """The pieces of a step: shuffled passes over all of them, a function of the step alone."""
+    if not pieces or not count:
+        return []
+    count = min(count, len(pieces))
+    taken = []
+    for number in range(step * count, (step + 1) * count):
+        epoch, place = divmod(number, len(pieces))
+        taken.append(pieces[_order(len(pieces), seed, epoch)[place]])
+    return taken
+
+
+@lru_cache(maxsize=8)
+def _order(count: int, seed: int, epoch: int) -> list[int]:
+    """The order of `count` pieces in a pass over them."""
+    return np.random.default_rng([seed, epoch]).permutation(count).tolist()
+
+
+def _add_adapter(model: Model, lora: Lora, *, seed: int) -> None:
+    """Put a fresh adapter over the model's own; only it requires gradients."""
+    base = model.base
+    torch.manual_seed(seed)
+    try:
+        if base.peft is None:
+            base.peft = get_peft_model(base.model, lora.config(), adapter_name=ADAPTER)  # type: ignore[assignment]
+        else:
+            base.peft.add_adapter(ADAPTER, lora.config())
+    except ValueError as error:
+        raise MitigateError(f"unlearn.lora: does not fit this model ({error})") from error
+    _switch(model, on=True)
+
+
+@contextlib.contextmanager
+def _before(model: Model) -> Iterator[None]:
+    """The model as it was before unlearning, inside the block."""
+    _switch(model, on=False)
+    try:
+        yield
+    finally:
+        _switch(model, on=True)
+
+
+def _switch(model: Model, *, on: bool) -> None:
+    """Turn the new adapter on or off over the target's own adapters, and keep only it trainable."""
+    model.base.activate((*model.adapters, ADAPTER) if on else model.adapters)
+    for name, parameter in model.base.model.named_parameters():
+        parameter.requires_grad_(f".{ADAPTER}." in name)
+
+
+def _adapter_state(base: SharedBase, accelerator: Accelerator, module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    assert base.peft is not None
+    whole = accelerator.get_state_dict(module) if _is_sharded(base.model) else None
+    if whole is not None:
+        whole = {f"base_model.model.{name}": tensor for name, tensor in whole.items()}
+    state = get_peft_model_state_dict(base.peft, state_dict=whole, adapter_name=ADAPTER)
+    return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+
+
+def _is_sharded(module: torch.nn.Module) -> bool:
+    from torch.distributed.tensor import DTensor
+
+    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+
+
+def _save_adapter(model: Model, adapter: dict[str, torch.Tensor], directory: Path) -> None:
+    from safetensors.torch import save_file
+
+    assert model.base.peft is not None
+    config = model.base.peft.peft_config[ADAPTER]
+    config.base_model_name_or_path = model.base.source
+    config.inference_mode = True
+    config.save_pretrained(str(directory))
+    save_file({name: tensor.contiguous() for name, tensor in adapter.items()}, directory / "adapter_model.safetensors")
+    if model.adapters:
+        over = {name: path for path, name in model.base.names.items()}
+        write_json(directory / OVERLAY_FILE, {"over": [over[name] for name in model.adapters]})
+
+
+def _checksum(base: SharedBase) -> str:
+    """Fingerprint of every weight that unlearning must not touch."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(base.model.named_parameters(), key=lambda item: item[0].replace(".base_layer", "")):
+        if "lora_" not in name:
+            local = getattr(parameter, "_local_tensor", parameter)
+            digest.update(local.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

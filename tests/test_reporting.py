@@ -1,0 +1,466 @@
+"""The report: what it says, what it never says, and that hostile text stays text."""
+
+from __future__ import annotations
+
+import copy
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from mitigate.errors import MitigateError
+from mitigate.reporting.cells import LEVELS, LONGEST, build_heat_map, level
+from mitigate.reporting.html import heat_map, render_report
+from mitigate.reporting.plots import against_references, score_distribution
+from mitigate.reporting.secrecy import BULLET, Mask, visible
+from mitigate.reporting.verdict import Figures, judge
+
+audit_module = pytest.importorskip("mitigate.detection.audit")
+BIDI = "\u202e"
+
+
+def make_audit(
+    texts: dict[str, str],
+    *,
+    known: dict[str, list[tuple[int, int, str]]] | None = None,
+    found: dict[str, list[tuple[int, int]]] | None = None,
+    offsets: dict[str, list[tuple[int, int]]] | None = None,
+    sets: dict[str, str] | None = None,
+    shift: float = 0.0,
+) -> Any:
+    """An audit with made-up figures. Tokens are the words unless `offsets` says otherwise; forget spans are selected."""
+    known, found, sets = known or {}, found or {}, sets or {}
+    tokens, spans = [], []
+    for doc_id, text in texts.items():
+        cuts = (offsets or {}).get(doc_id) or [match.span() for match in re.finditer(r"\S+", text)]
+        cuts = [(0, 0), *cuts]  # a special token first
+        for source, ranges in (("known", known.get(doc_id, [])), ("found", found.get(doc_id, []))):
+            for start, end, *label in ranges:
+                covered = [t for t, (low, high) in enumerate(cuts) if low < end and start < high] or [1]
+                spans.append(
+                    {
+                        "span_id": len(spans),
+                        "doc_id": doc_id,
+                        "char_start": start,
+                        "char_end": end,
+                        "token_start": covered[0],
+                        "token_end": covered[-1] + 1,
+                        "label": label[0] if label else "",
+                        "source": source,
+                        "score": 4.0 + shift,
+                        "selected": source == "found" and sets.get(doc_id) == "forget",
+                    }
+                )
+        for position, (start, end) in enumerate(cuts):
+            own = [s for s in spans if s["doc_id"] == doc_id and s["token_start"] <= position < s["token_end"]]
+            first = position == 0
+            score = (4.25 if own else 0.125) + shift
+            tokens.append(
+                {
+                    "doc_id": doc_id,
+                    "position": position,
+                    "token_id": 7,
+                    "char_start": start,
+                    "char_end": end,
+                    "audited": not first,
+                    "log_prob": None if first else -0.5 + shift,
+                    "rank": None if first else 3,
+                    "log_prob_out": None if first else -4.75,
+                    "log_prob_references": [None, None] if first else [-4.5, None],
+                    "score": None if first else score,
+                    "selected": any(span["selected"] for span in own),
+                }
+            )
+    documents = [
+        {
+            "doc_id": doc_id,
+            "text": text,
+            "set": sets.get(doc_id),
+            "group": doc_id,
+            "known_spans": [{"start": a, "end": b, "label": c} for a, b, c in known.get(doc_id, [])],
+        }
+        for doc_id, text in texts.items()
+    ]
+    known_type = pa.list_(pa.struct([("start", pa.int32()), ("end", pa.int32()), ("label", pa.string())]))
+    columns = ("doc_id", "text", "set", "group")
+    document_table = pa.table(
+        {
+            **{name: pa.array([row[name] for row in documents], pa.string()) for name in columns},
+            "known_spans": pa.array([row["known_spans"] for row in documents], known_type),
+        }
+    )
+    names = "span_id doc_id char_start char_end token_start token_end label source score selected".split()
+    span_table = pa.Table.from_pylist(spans) if spans else pa.table({name: pa.array([]) for name in names})
+    metadata = {
+        "target": {"name": "the target", "fingerprint": "00aa"},
+        "references": [{"name": "one", "fingerprint": "01"}, {"name": "two", "fingerprint": "02"}],
+        "detect": {"score": "log_ratio"},
+    }
+    return audit_module.Audit(
+        tokens=pa.Table.from_pylist(tokens), documents=document_table, spans=span_table, metadata=metadata
+    )
+
+
+REPORT: dict[str, Any] = {
+    "schema": 1,
+    "name": "Tickets",
+    "created": "2026-01-02T03:04:05+00:00",
+    "leakage": {
+        "before": {"span_auc": 0.978, "span_auc_interval": [0.961, 0.99], "document_auc": 0.9, "span_score_mean": 4.0},
+        "after": {"span_auc": 0.541, "span_auc_interval": [0.482, 0.604], "document_auc": 0.6, "span_score_mean": 0.1},
+    },
+    "oracle_distance": {"before": 1.76, "after": 0.83, "ratio": 0.47},
+    "out_distance": {"before": 3.3, "after": 0.6},
+    "utility": {
+        "retain_nll": {"before": 1.402, "before_interval": [1.3, 1.5], "after": 1.431, "oracle": 1.398},
+        "holdout_nll": {"before": 2.31, "after": 2.33, "oracle": 2.28},
+    },
+    "extraction": {"before": 0.62, "after": 0.0, "after_interval": [0.0, 0.035], "secrets": 104},
+    "selected_token_share": 0.083,
+    "selected": {"spans": 1, "tokens": 2, "documents": 1, "known_recall": 0.93, "rule": "spans that score high"},
+    "over_forgotten_share": 0.03,
+    "counts": {"documents": 2, "forget": 1, "retain": 1, "holdout": 0, "tokens": 9, "skipped": 1},
+    "skipped": ["tickets.jsonl:17: malformed JSON"],
+    "unlearn": {
+        "objective": {"hinge": 1.0, "distill": 0.5},
+        "steps": 140,
+        "stopped": "control level reached at step 140",
+        "adapter_parameters": 100,
+        "model_parameters": 1000,
+    },
+    "seconds": {"audit": 1.5},
+    "fingerprints": {"target": "00aa", "references": ["01", "02"], "mitigated": None},
+    "versions": {"mitigate": "0.1.0", "torch": "2.13.0"},
+    "recipe": {"detect": {"score": "log_ratio"}},
+    "notes": [],
+    "show_text": False,
+}
+TEXT = "Call Ann on 555-0123 now"
+KNOWN = {"a": [(12, 20, "phone")]}
+
+
+def pair(text: str = TEXT, **settings: Any) -> tuple[Any, Any]:
+    settings = {"known": KNOWN, "found": {"a": [(9, 20)]}, "sets": {"a": "forget", "b": "retain"}} | settings
+    texts = {"a": text, "b": "Nothing here"}
+    return make_audit(texts, **settings), make_audit(texts, **settings, shift=-4.0)
+
+
+def changed(**changes: Any) -> dict[str, Any]:
+    return copy.deepcopy(REPORT) | changes
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page: tags, attributes, and the text of each heat-map side."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.sides: list[str] = []
+        self.all_text = ""
+        self._depth = 0
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        attributes = dict(attrs)
+        self.tags.append((tag, attributes))
+        if self._depth:
+            self._depth += 1
+        elif attributes.get("class") == "mh-text":
+            self._depth = 1
+            self.sides.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._depth = max(0, self._depth - 1)
+
+    def handle_data(self, data: str) -> None:
+        self.all_text += data
+        if self._depth:
+            self.sides[-1] += data
+
+    def pieces(self) -> list[dict[str, str | None]]:
+        return [attributes for tag, attributes in self.tags if tag == "span" and "title" in attributes]
+
+
+def test_first_screen_says_the_verdict_the_leakage_with_intervals_and_the_cost() -> None:
+    text = Page(render_report(REPORT, *pair(), show_text=False)).all_text
+    first = text[: text.index("How to read it")]
+    assert "Leakage fell to the level of chance, and other text kept its quality." in first
+    assert "0.978 (95 % interval 0.961 to 0.990) to 0.541 (95 % interval 0.482 to 0.604)" in first
+    assert "retained text +0.029 (+0.033 against the retrained model), on never-seen text +0.020" in first
+    assert "None of 104 secrets is completed word for word any more (at most 3.5 %" in first
+
+
+def test_sections_after_the_first_screen() -> None:
+    text = Page(render_report(REPORT, *pair(), show_text=False)).all_text
+    for words in (
+        "Selected: spans that score high.",
+        "1.0 × hinge + 0.5 × distill",
+        "control level reached at step 140",
+        "100 parameters, 10.00 % of the model's 1,000",
+        "tickets.jsonl:17: malformed JSON",
+        "score: log_ratio",
+        "2.13.0",
+        "00aa",
+        "2026-01-02 03:04:05 UTC",
+    ):
+        assert words in text
+
+
+@pytest.mark.parametrize(
+    ("auc", "holdout", "headline", "status"),
+    [
+        (0.55, 2.33, "Leakage fell to the level of chance, and other text kept its quality.", "good"),
+        (0.55, 2.50, "Leakage fell to the level of chance, at some cost to other text.", "caution"),
+        (0.80, 2.33, "Leakage fell, but not to the level of chance, and other text kept its quality.", "caution"),
+        (0.975, 2.33, "Leakage did not fall, and other text kept its quality.", "bad"),
+        (0.20, 9.00, "The secrets were over-forgotten: they now stand out as too unlikely, at a high cost", "bad"),
+        (None, None, "How far leakage fell was not measured", "unknown"),
+    ],
+)
+def test_verdict(auc: float | None, holdout: float | None, headline: str, status: str) -> None:
+    report = changed()
+    report["leakage"]["after"] |= {"span_auc": auc, "document_auc": auc}
+    report["utility"]["holdout_nll"]["after"] = holdout
+    if holdout is None:
+        report["utility"]["retain_nll"]["after"] = None
+    verdict = judge(Figures(report))
+    assert verdict.headline.startswith(headline)
+    assert verdict.status == status
+
+
+def test_a_good_headline_does_not_hide_what_else_went_wrong() -> None:
+    report = changed(over_forgotten_share=0.4)
+    assert judge(Figures(report)).status == "caution"
+    report["oracle_distance"] |= {"after": 3.0}
+    verdict = judge(Figures(report))
+    assert verdict.status == "bad"
+    assert any("moved away" in sentence for sentence in verdict.sentences)
+    assert any("40.0 % of the selected spans" in sentence for sentence in verdict.sentences)
+
+
+def test_null_figures_read_not_measured_with_the_note_that_says_why() -> None:
+    note = "No oracle was given: distances to it are not measured."
+    report = changed(oracle_distance={"before": None, "after": None, "ratio": None}, notes=[note])
+    report["utility"]["retain_nll"]["oracle"] = report["utility"]["holdout_nll"]["oracle"] = None
+    report["leakage"]["before"]["tpr_at_1pct_fpr"] = float("nan")
+    page = render_report(report, *pair(), show_text=False)
+    row = page[page.index("To the retrained model (oracle)") :]
+    row = row[: row.index("</tr>")]
+    assert row.count("not measured</a>") == 2
+    assert row.count(note) == 2
+    assert 'id="notes"' in page
+    assert "nan" not in Page(page).all_text.lower().split()
+    assert "None" not in Page(page).all_text.replace("None of", "")
+
+
+def test_an_audit_without_unlearning_has_one_side_and_no_after() -> None:
+    report = changed(unlearn=None, over_forgotten_share=None)
+    report["leakage"]["after"] = None
+    report["extraction"] = {"before": 0.5, "after": None, "secrets": 4}
+    for section in ("oracle_distance", "out_distance"):
+        report[section]["after"] = None
+    for section in report["utility"].values():
+        section |= {"after": None, "oracle": None}
+    page = Page(render_report(report, pair()[0], None, show_text=False))
+    assert "One memorized span was selected in one document. Nothing was unlearned yet." not in page.all_text
+    assert "One memorized span was selected in one document" in page.all_text
+    assert "After" not in page.all_text
+    assert len(page.sides) == 2  # two documents, one side each
+
+
+def test_hostile_text_stays_text_everywhere() -> None:
+    evil = f"<script>alert(1)</script> \"'><img src=x onerror=alert(2)> {{{{7*7}}}} {BIDI}txt\x00\x1b[31m\x85 &amp;"
+    known = {"a": [(0, 8, evil)]}
+    texts = {"a": evil, evil: "other <b>text</b>"}
+    audits = [make_audit(texts, known=known, sets={"a": "forget", evil: evil}, shift=s) for s in (0, -4)]
+    audits[0].metadata["target"]["name"] = evil
+    report = changed(name=evil, notes=[evil], skipped=[evil], recipe={evil: evil}, versions={evil: evil})
+    report["selected"]["rule"] = evil
+    report["unlearn"]["stopped"] = evil
+    page = render_report(report, *audits, show_text=True)
+    tags = Page(page).tags
+    assert [tag for tag, _ in tags].count("script") == 1
+    assert not any(tag in ("img", "b") and "class" not in attributes for tag, attributes in tags if tag == "img")
+    assert not any(name.startswith("on") for _, attributes in tags for name in attributes)
+    assert "49" not in Page(page).all_text.split()
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", page)
+    assert "⟨U+202E⟩txt␀␛[31m⟨U+0085⟩" in page
+
+
+def test_no_address_outside_the_file_and_a_policy_that_forbids_any() -> None:
+    page = render_report(REPORT, *pair(), show_text=True)
+    assert not re.search(r"(https?:)?//[\w.-]+\.\w", page)
+    attributes = {name: value for _, own in Page(page).tags for name, value in own.items() if name in ("src", "href")}
+    assert all(str(value).startswith("#") for value in attributes.values())
+    assert "default-src 'none'" in page
+
+
+@pytest.mark.parametrize("render", ["report", "fragment"])
+def test_masked_mode_leaks_no_span_text_anywhere(render: str) -> None:
+    secret, name = "555-0123", "Ann Lee"
+    texts = {
+        f"ticket of {name}": f"Call {name} on {secret} now",
+        "other": f"again: {secret}, and ANN\nLEE, and half of it: tel.{secret}!",
+    }
+    first = f"ticket of {name}"
+    audits = [
+        make_audit(
+            texts,
+            known={first: [(5, 12, name)]},  # even a label that repeats the secret
+            found={first: [(5, 24)]},
+            sets={first: "forget"},
+            shift=shift,
+        )
+        for shift in (0.0, -4.0)
+    ]
+    if render == "fragment":
+        page = heat_map(audits[0], show_text=False)
+    else:
+        report = changed(
+            name=f"Erasure of {name}",
+            notes=[f"about {secret}"],
+            skipped=[f"x:1: {name}"],
+            recipe={"documents": {"where": {"text": {"matches": secret}}, name: [name]}},
+        )
+        report["selected"]["rule"] = f"contains {name.upper()}"
+        page = render_report(report, *audits, show_text=False)
+    plain = re.sub(r"\s+", " ", page).lower()
+    for text in (secret, name, "0123", "lee"):
+        assert text.lower() not in plain
+    assert BULLET * len(secret) in page
+    assert "Call" in page
+    shown = (
+        heat_map(audits[0], show_text=True) if render == "fragment" else render_report(report, *audits, show_text=True)
+    )
+    assert secret in shown
+
+
+def test_masked_text_keeps_its_length_and_the_rest_of_the_document() -> None:
+    sides = Page(heat_map(pair()[0], show_text=False)).sides
+    assert sides[0] == "Call Ann " + BULLET * 11 + " now"
+
+
+@pytest.mark.parametrize(
+    ("text", "offsets"),
+    [
+        ("I 👩‍👩‍👧 like 🙂 é\n\ttabs  and\n", [(0, 1), (2, 3), (2, 3), (3, 5), (4, 7), (8, 12), (13, 14), (13, 14)]),
+        ("\n leading and trailing \n", [(0, 1), (2, 9), (10, 13)]),
+        ("no token at all", [(0, 0)]),
+        ("overlap", [(0, 5), (3, 7), (1, 2), (0, 99)]),
+        ("שלום hello مرحبا", [(0, 4), (5, 10), (11, 16)]),
+    ],
+)
+def test_shown_documents_are_reproduced_exactly(text: str, offsets: list[tuple[int, int]]) -> None:
+    audits = [
+        make_audit({"a": text}, offsets={"a": offsets}, known={"a": [(2, 6, "x"), (4, 7, "")]}, found={"a": [(3, 9)]})
+        for _ in range(2)
+    ]
+    assert Page(render_report(REPORT, *audits, show_text=True)).sides == [text, text]
+    assert Page(heat_map(audits[0], show_text=True)).sides == [text]
+
+
+def test_tokens_that_share_characters_share_a_cell_that_lists_each() -> None:
+    audit = make_audit({"a": "x 🙂 y"}, offsets={"a": [(0, 1), (2, 3), (2, 3), (2, 3), (4, 5)]})
+    pieces = Page(heat_map(audit, show_text=True)).pieces()
+    assert len(pieces) == 3
+    assert str(pieces[1]["title"]).count("score") == 3
+    assert "token 3 of 3" in str(pieces[1]["title"])
+
+
+def test_before_and_after_line_up_token_by_token() -> None:
+    page = Page(render_report(REPORT, *pair(), show_text=True))
+    assert page.sides == [TEXT, TEXT, "Nothing here", "Nothing here"]
+    pieces = page.pieces()
+    before, after = pieces[:5], pieces[5:10]
+    assert [piece["title"] for piece in before] == [piece["title"] for piece in after]
+    number = before[3]
+    assert number["class"] == f"t s p{LEVELS}"
+    assert after[3]["class"] == "t s"
+    title = str(number["title"])
+    assert "score 4.25 → 0.25" in title
+    assert "log-probability −0.50 → −4.50" in title
+    assert "without it (references) −4.75" in title
+    assert "each reference −4.50 · not used" in title
+    assert "known secret: phone" in title
+
+
+def test_documents_of_the_reaudit_may_come_in_another_order() -> None:
+    texts = {"a": TEXT, "b": "Nothing here"}
+    before = make_audit(texts, sets={"a": "forget"})
+    after = make_audit(dict(reversed(texts.items())), sets={"a": "forget"}, shift=-4.0)
+    assert Page(render_report(REPORT, before, after, show_text=True)).sides[:2] == [TEXT, TEXT]
+
+
+def test_a_reaudit_with_other_tokens_is_refused() -> None:
+    before = make_audit({"a": TEXT})
+    after = make_audit({"a": TEXT}, offsets={"a": [(0, 4)]})
+    with pytest.raises(MitigateError, match="document a has other tokens in the re-audit"):
+        render_report(REPORT, before, after, show_text=True)
+
+
+def test_an_unknown_document_is_refused_by_name() -> None:
+    with pytest.raises(MitigateError, match=r"no document nobody; it has a, b"):
+        heat_map(pair()[0], doc_ids=["nobody"], show_text=False)
+
+
+def test_documents_can_be_chosen_and_are_limited() -> None:
+    texts = {f"d{number}": f"text {number}" for number in range(8)}
+    sets = {f"d{number}": "forget" for number in range(6)}
+    audit = make_audit(texts, found={name: [(0, 4)] for name in texts}, sets=sets)
+    assert Page(heat_map(audit, doc_ids=["d7", "d2"], show_text=True)).sides == ["text 7", "text 2"]
+    drawn = build_heat_map(audit, mask=Mask([audit], show_text=True), most_documents=4).documents
+    assert [document.id for document in drawn] == ["d0", "d1", "d2", "d6"]  # a quarter is for unselected ones
+
+
+def test_long_documents_are_cut_to_their_spans() -> None:
+    text = "word " * 2000 + "secret here" + " word" * 2000
+    at = text.index("secret")
+    audit = make_audit({"a": text}, found={"a": [(at, at + 6)]}, sets={"a": "forget"})
+    side = Page(heat_map(audit, show_text=True)).sides[0]
+    assert "secret here" in side
+    assert len(side) < LONGEST
+    assert "9,850 characters not shown" in side
+
+
+def test_shades_grow_with_the_score_and_keep_its_sign() -> None:
+    assert [level(score, scale=5.0) for score in (None, 0.0, 0.4, 0.6, 2.5, 5.0, 50.0, -0.6, -50.0)] == [
+        0, 0, 0, 1, 3, 5, 5, -1, -5,
+    ]  # fmt: skip
+
+
+def test_invisible_and_direction_characters_become_visible_and_emoji_stay() -> None:
+    assert visible("a\u200bb\u2067c\rd\u0007") == "a⟨U+200B⟩b⟨U+2067⟩c␍d␇"
+    assert visible("👩‍👩‍👧 ❤️ é\t\n") == "👩‍👩‍👧 ❤️ é\t\n"
+
+
+def test_the_fragment_is_whole_without_the_report() -> None:
+    fragment = heat_map(pair()[0], show_text=True)
+    tags = [tag for tag, _ in Page(fragment).tags]
+    assert "style" in tags
+    assert not {"html", "body", "script", "link"} & set(tags)
+
+
+def test_empty_audit_renders() -> None:
+    empty = make_audit({"a": "x"}, offsets={"a": [(0, 0)]})
+    page = render_report({"leakage": {"before": {}, "after": None}, "unlearn": None}, empty, None, show_text=False)
+    assert "No memorized text was selected" in page
+
+
+def test_plots_are_equal_for_equal_data_and_name_no_address() -> None:
+    scores = {"member": np.array([1.0, 2.0, np.nan]), "other": np.array([]), "more": np.array([-9.0, 9.0])}
+    drawn = [score_distribution(scores, title="T", axis="score", limits=(-3, 3)) for _ in range(2)]
+    assert drawn[0] == drawn[1]
+    assert drawn[0].startswith("<svg role=")
+    cloud = against_references(np.full(5000, -2.0), np.full(5000, -30.0), title="T", lowest=-8)
+    for svg in (drawn[0], cloud):
+        assert "http" not in svg
+        assert "currentColor" in svg
+        assert set(re.findall(r"url\(#([^)]+)\)|href=\"#([^\"]+)\"", svg))
+        defined = set(re.findall(r'\bid="([^"]+)"', svg))
+        used = {a or b for a, b in re.findall(r"url\(#([^)]+)\)|href=\"#([^\"]+)\"", svg)}
+        assert used <= defined
+    assert not set(re.findall(r'\bid="([^"]+)"', drawn[0])) & set(re.findall(r'\bid="([^"]+)"', cloud))
