@@ -204,7 +204,6 @@ def unlearn(
 
     chosen_objective = parse_objective(objective) if objective else None
     _quiet()
-    from mitigate.documents import read_documents
     from mitigate.unlearning.trainer import Unlearn
     from mitigate.unlearning.trainer import unlearn as train
 
@@ -214,7 +213,7 @@ def unlearn(
     result = train(
         audit,
         out=out,
-        retain=read_documents(retain) if retain else None,
+        retain=retain,
         settings=chosen,
         target=target,
         store=_store(base, device, dtype, trust_remote_code, allow_pickle),

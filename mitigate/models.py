@@ -14,11 +14,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers.modeling_utils
 from peft import PeftConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTuner
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -46,11 +47,12 @@ class SharedBase:
         """Let exactly `adapters` take part in the forward pass, none of them trainable."""
         if self.peft is None:
             return
+        tuner = cast(BaseTuner, self.peft.base_model)
         if adapters:
-            self.peft.base_model.enable_adapter_layers()
-            self.peft.base_model.set_adapter(list(adapters), inference_mode=True)
+            tuner.enable_adapter_layers()
+            tuner.set_adapter(list(adapters), inference_mode=True)
         else:
-            self.peft.base_model.disable_adapter_layers()
+            tuner.disable_adapter_layers()
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
 
@@ -189,7 +191,7 @@ class ModelStore:
             raise MitigateError(
                 f"{source}: cannot be loaded as a causal language model ({_first_line(error)})"
             ) from error
-        model.to(self.device).eval().requires_grad_(False)
+        cast(torch.nn.Module, model).to(self.device).eval().requires_grad_(False)
         return SharedBase(source=source, fingerprint=model_fingerprint(source), model=model)
 
 

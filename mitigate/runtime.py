@@ -23,7 +23,7 @@ def process_state(device: str = "auto") -> PartialState:
     """The processes of this run: one, or those that torchrun or `accelerate launch` started.
 
     Args:
-        device (`str`, *optional*, defaults to `auto`): `auto` takes an accelerator where there is one; `cpu` stays off it.
+        device (`str`, *optional*, defaults to `auto`): `auto` takes an accelerator where there is one.
     """
     return PartialState(cpu=True) if device == "cpu" else PartialState()
 

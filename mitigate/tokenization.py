@@ -87,8 +87,8 @@ def tokenize_documents(documents: Sequence[Document], tokenizer: PreTrainedToken
                 tokenized[number] = _tokenized(documents[number], ids, offsets, special)
     if silent := [document.id for _, document in sorted(tokenized.items()) if not document.audited.any()]:
         raise MitigateError(
-            f"{len(silent)} documents without a token to score ({summarize(map(repr, silent))}): a text that yields one "
-            "token has nothing to be predicted from; leave them out, or set min_characters"
+            f"documents without a token to score: {summarize(map(repr, silent))}; a text that yields one token has "
+            "nothing to be predicted from: leave them out, or set min_characters"
         )
     return [tokenized[number] for number in range(len(documents))]
 

@@ -34,7 +34,7 @@ class Lora(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     rank: int = Field(16, ge=1, description="rank of the update")
-    alpha: float = Field(32.0, gt=0, description="scale: the update is multiplied by alpha / rank")
+    alpha: int = Field(32, gt=0, description="scale: the update is multiplied by alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's input")
     target_modules: str | list[str] = Field("all-linear", description="modules to adapt, in PEFT's terms")
 

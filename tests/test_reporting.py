@@ -11,14 +11,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from mitigate.detection.audit import Audit
 from mitigate.errors import MitigateError
 from mitigate.reporting.cells import LEVELS, LONGEST, build_heat_map, level
+from mitigate.reporting.figures import Figures
 from mitigate.reporting.html import heat_map, render_report
 from mitigate.reporting.plots import against_references, score_distribution
 from mitigate.reporting.secrecy import BULLET, Mask, visible
-from mitigate.reporting.verdict import Figures, judge
+from mitigate.reporting.verdict import judge
 
-audit_module = pytest.importorskip("mitigate.detection.audit")
 BIDI = "\u202e"
 
 
@@ -30,10 +31,11 @@ def make_audit(
     offsets: dict[str, list[tuple[int, int]]] | None = None,
     sets: dict[str, str] | None = None,
     shift: float = 0.0,
-) -> Any:
-    """An audit with made-up figures. Tokens are the words unless `offsets` says otherwise; forget spans are selected."""
+) -> Audit:
+    """An audit with made-up figures; words are tokens unless `offsets` says else; found forget spans are selected."""
     known, found, sets = known or {}, found or {}, sets or {}
-    tokens, spans = [], []
+    tokens: list[dict[str, Any]] = []
+    spans: list[dict[str, Any]] = []
     for doc_id, text in texts.items():
         cuts = (offsets or {}).get(doc_id) or [match.span() for match in re.finditer(r"\S+", text)]
         cuts = [(0, 0), *cuts]  # a special token first
@@ -92,16 +94,15 @@ def make_audit(
             "known_spans": pa.array([row["known_spans"] for row in documents], known_type),
         }
     )
-    names = "span_id doc_id char_start char_end token_start token_end label source score selected".split()
-    span_table = pa.Table.from_pylist(spans) if spans else pa.table({name: pa.array([]) for name in names})
+    span_types = {name: pa.int32() for name in ("span_id", "char_start", "char_end", "token_start", "token_end")}
+    span_types |= {"doc_id": pa.string(), "label": pa.string(), "source": pa.string()}
+    span_table = pa.Table.from_pylist(spans, pa.schema({**span_types, "score": pa.float32(), "selected": pa.bool_()}))
     metadata = {
         "target": {"name": "the target", "fingerprint": "00aa"},
         "references": [{"name": "one", "fingerprint": "01"}, {"name": "two", "fingerprint": "02"}],
         "detect": {"score": "log_ratio"},
     }
-    return audit_module.Audit(
-        tokens=pa.Table.from_pylist(tokens), documents=document_table, spans=span_table, metadata=metadata
-    )
+    return Audit(tokens=pa.Table.from_pylist(tokens), documents=document_table, spans=span_table, metadata=metadata)
 
 
 REPORT: dict[str, Any] = {
@@ -142,10 +143,14 @@ TEXT = "Call Ann on 555-0123 now"
 KNOWN = {"a": [(12, 20, "phone")]}
 
 
-def pair(text: str = TEXT, **settings: Any) -> tuple[Any, Any]:
-    settings = {"known": KNOWN, "found": {"a": [(9, 20)]}, "sets": {"a": "forget", "b": "retain"}} | settings
+def pair(text: str = TEXT, **settings: Any) -> tuple[Audit, Audit]:
+    chosen: dict[str, Any] = {
+        "known": KNOWN,
+        "found": {"a": [(9, 20)]},
+        "sets": {"a": "forget", "b": "retain"},
+    } | settings
     texts = {"a": text, "b": "Nothing here"}
-    return make_audit(texts, **settings), make_audit(texts, **settings, shift=-4.0)
+    return make_audit(texts, **chosen), make_audit(texts, **chosen, shift=-4.0)
 
 
 def changed(**changes: Any) -> dict[str, Any]:
@@ -266,8 +271,7 @@ def test_an_audit_without_unlearning_has_one_side_and_no_after() -> None:
     for section in report["utility"].values():
         section |= {"after": None, "oracle": None}
     page = Page(render_report(report, pair()[0], None, show_text=False))
-    assert "One memorized span was selected in one document. Nothing was unlearned yet." not in page.all_text
-    assert "One memorized span was selected in one document" in page.all_text
+    assert "One memorized span was selected in one document. Nothing was unlearned yet." in page.all_text
     assert "After" not in page.all_text
     assert len(page.sides) == 2  # two documents, one side each
 
@@ -284,7 +288,7 @@ def test_hostile_text_stays_text_everywhere() -> None:
     page = render_report(report, *audits, show_text=True)
     tags = Page(page).tags
     assert [tag for tag, _ in tags].count("script") == 1
-    assert not any(tag in ("img", "b") and "class" not in attributes for tag, attributes in tags if tag == "img")
+    assert "img" not in [tag for tag, _ in tags]
     assert not any(name.startswith("on") for _, attributes in tags for name in attributes)
     assert "49" not in Page(page).all_text.split()
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", page)

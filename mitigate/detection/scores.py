@@ -25,7 +25,7 @@ def loss(log_prob: Array) -> Array:
 
 
 def log_ratio(log_prob: Array, log_prob_out: Array) -> Array:
-    """Log-likelihood ratio to the OUT references: L(x_t) = log p_θ(x_t) − log p̄(x_t) (Carlini et al., arXiv 2012.07805).
+    """Log-ratio to the OUT references: L(x_t) = log p_θ(x_t) − log p̄(x_t) (Carlini et al., arXiv 2012.07805).
 
     Args:
         log_prob: (N,) under the target, nats.

@@ -118,7 +118,7 @@ def _json_lines(path: Path) -> Iterator[Row]:
 
 def _parse(row: Row, line: bytes, position: int) -> Row:
     try:
-        values = json.loads(line.decode().removeprefix("\ufeff"))
+        values = json.loads(line.decode().removeprefix("\ufeff").rstrip())
     except UnicodeDecodeError as error:
         problem = f"not UTF-8 at byte {position + error.start}; save the file as UTF-8"
     except json.JSONDecodeError as error:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from mitigate.artifacts import new_directory, write_json
@@ -51,8 +53,6 @@ def train_tokenizer(texts: Iterator[str] | Sequence[str], *, vocabulary: int) ->
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    from tokenizers.processors import TemplateProcessing
-
     tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>")
 
@@ -83,7 +83,8 @@ def make_base(documents: Sequence[Document], *, out: Path, shape: TinyModel, see
     """
     seed_everything(seed)
     tokenizer = train_tokenizer((document.text for document in documents), vocabulary=shape.vocabulary)
-    model = new_llama(tokenizer, shape, seed=seed).to(resolve_device(device))
+    model = new_llama(tokenizer, shape, seed=seed)
+    cast(torch.nn.Module, model).to(resolve_device(device))
     tokenized = tokenize_documents(Documents(tuple(documents)), tokenizer)
     losses = fit(
         model, tokenized, schedule=shape.schedule, context=shape.context, seed=seed, description="Base from scratch"

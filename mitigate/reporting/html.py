@@ -18,9 +18,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from mitigate.reporting.cells import LEVELS, build_heat_map, figure_text
+from mitigate.reporting.figures import Figures
 from mitigate.reporting.plots import against_references, score_distribution
 from mitigate.reporting.secrecy import Mask, visible
-from mitigate.reporting.verdict import CHANCE, CLOSER, STATUS_WORDS, TOLERANCE, Figures, judge
+from mitigate.reporting.verdict import CHANCE, CLOSER, STATUS_WORDS, TOLERANCE, judge
 
 if TYPE_CHECKING:
     from mitigate.detection.audit import Audit

@@ -5,58 +5,17 @@ The limits are the ones this project holds itself to; the page states them besid
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import expm1, isfinite
-from typing import Any
+from math import expm1
 
 from mitigate.reporting.cells import figure_text
+from mitigate.reporting.figures import AUC_WORDS, Figure, Figures
 
 CHANCE = (0.40, 0.65)  # AUC after unlearning that counts as the level of chance; lower is over-forgetting
 CLOSER = 0.65  # distance to the oracle after, as a share of before
 TOLERANCE = 0.10  # nats per token that other text may lose
 HIGH_COST = 0.30
 TOO_UNLIKELY = 0.10  # share of selected spans below the 1 % quantile of spans never seen
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A figure of the report with its 95 % interval; `reason` says why there is none."""
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-    unit: str = ""
-    digits: int = 2
-    reason: str = ""
-
-    @property
-    def text(self) -> str:
-        """The value with its unit."""
-        if self.value is None:
-            return "not measured"
-        if self.unit == "%":
-            return f"{figure_text(100 * self.value, self.digits)} %"
-        return f"{figure_text(self.value, self.digits)}{' ' + self.unit if self.unit else ''}"
-
-    @property
-    def interval(self) -> str:
-        """The interval as words, or nothing."""
-        if self.value is None or self.low is None or self.high is None:
-            return ""
-        by = 100 if self.unit == "%" else 1
-        return f"{figure_text(by * self.low, self.digits)} to {figure_text(by * self.high, self.digits)}"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table of figures."""
-
-    name: str
-    before: Figure
-    after: Figure | None
-    oracle: Figure | None
-    reading: str
 
 
 @dataclass(frozen=True)
@@ -104,157 +63,16 @@ STATUS_WORDS = {
 }
 
 
-class Figures:
-    """The report's figures by section and key, `null` with the note that says why.
-
-    Args:
-        report: the content of report.json.
-    """
-
-    def __init__(self, report: Mapping[str, Any]) -> None:
-        self.report = report
-        self.audit_only = (report.get("leakage") or {}).get("after") is None and report.get("unlearn") is None
-
-    def get(self, *path: str, words: Sequence[str] = (), unit: str = "", digits: int = 2) -> Figure:
-        """The figure at `path`; its interval is under the last key + `_interval`.
-
-        Args:
-            path: keys from the report's top.
-            words: a note with one of these (case ignored) is the reason when the figure is null.
-            unit, digits (*optional*): how to write it.
-        """
-        section: Any = self.report
-        for key in path[:-1]:
-            section = section.get(key) if isinstance(section, Mapping) else None
-        section = section if isinstance(section, Mapping) else {}
-        value = _finite(section.get(path[-1]))
-        low, high = (section.get(f"{path[-1]}_interval") or (None, None))[:2]
-        reason = "" if value is not None else self._reason(words or (path[-1].replace("_", " "),))
-        return Figure(value, _finite(low), _finite(high), unit, digits, reason)
-
-    def rows(self) -> list[tuple[str, list[Row]]]:
-        """All figures, as titled groups of lines."""
-        chance = "0.50 is chance: nothing to tell. 1.00: every secret is recognized."
-        specification: list[tuple[str, list[tuple[str, tuple[str, ...], tuple[str, ...], str, int, str]]]] = [
-            (
-                "Leakage",
-                [
-                    ("Secrets told from never-seen ones (span AUC)", ("leakage", "span_auc"), _AUC, "", 3, chance),
-                    (
-                        "Documents told from never-seen ones (document AUC)",
-                        ("leakage", "document_auc"),
-                        _AUC,
-                        "",
-                        3,
-                        chance,
-                    ),
-                    (
-                        "Secrets caught at 1 % false alarms",
-                        ("leakage", "tpr_at_1pct_fpr"),
-                        ("error rate", *_AUC),
-                        "%",
-                        1,
-                        "About 1 % is chance.",
-                    ),
-                    (
-                        "Mean score of the selected spans",
-                        ("leakage", "span_score_mean"),
-                        ("score",),
-                        "nats",
-                        2,
-                        "Near 0: as likely as to models that never saw them.",
-                    ),
-                    (
-                        "Secrets completed word for word",
-                        ("extraction",),
-                        ("extraction",),
-                        "%",
-                        1,
-                        "Greedy decoding from the text that truly precedes the secret.",
-                    ),
-                ],
-            ),
-            (
-                "Distance to a model that never saw the text",
-                [
-                    (
-                        "To the retrained model (oracle)",
-                        ("oracle_distance",),
-                        ("oracle",),
-                        "nats",
-                        2,
-                        "Mean absolute difference of log-probability on the secret tokens. Lower is better.",
-                    ),
-                    (
-                        "To the references",
-                        ("out_distance",),
-                        ("reference",),
-                        "nats",
-                        2,
-                        "Same, on the selected tokens, against references that never saw the document.",
-                    ),
-                ],
-            ),
-            (
-                "Cost",
-                [
-                    (
-                        "Loss on retained documents",
-                        ("utility", "retain_nll"),
-                        ("retain", "utility"),
-                        "nats/token",
-                        3,
-                        "Should stay where it was.",
-                    ),
-                    (
-                        "Loss on documents never seen",
-                        ("utility", "holdout_nll"),
-                        ("holdout", "utility"),
-                        "nats/token",
-                        3,
-                        "Should stay where it was.",
-                    ),
-                ],
-            ),
-        ]
-        groups = []
-        for title, lines in specification:
-            rows = []
-            for name, path, words, unit, digits, reading in lines:
-                before, after = self.pair(*path, words=words, unit=unit, digits=digits)
-                oracle = self.get(*path, "oracle", words=("oracle",), unit=unit, digits=digits)
-                has_oracle = path[0] == "utility" and oracle.value is not None
-                rows.append(Row(name, before, after, oracle if has_oracle else None, reading))
-            groups.append((title, rows))
-        return groups
-
-    def pair(
-        self, *path: str, words: Sequence[str] = (), unit: str = "", digits: int = 2
-    ) -> tuple[Figure, Figure | None]:
-        """The figure before and after; no after where nothing was unlearned."""
-        if path[0] == "leakage":
-            keys = [("leakage", side, *path[1:]) for side in ("before", "after")]
-        else:
-            keys = [(*path, side) for side in ("before", "after")]
-        words = words or (path[-1].replace("_", " "),)
-        before, after = (self.get(*key, words=words, unit=unit, digits=digits) for key in keys)
-        return before, None if self.audit_only else after
-
-    def _reason(self, words: Sequence[str]) -> str:
-        for note in self.report.get("notes") or ():
-            if any(word.lower() in note.lower() for word in words):
-                return str(note)
-        return ""
-
-
 def judge(figures: Figures) -> Verdict:
     """The first screen of a report: did leakage fall, how far, at what cost, and is that good."""
     leak, closeness, extraction, cost = _leak(figures), _closeness(figures), _extraction(figures), _cost(figures)
     cards = (leak, closeness, extraction, cost)
     if figures.audit_only:
-        return Verdict("audit", _audit_headline(figures), (leak.answer,), cards)
+        answers = (leak.answer, *([extraction.answer] if extraction.status != "unknown" else []))
+        return Verdict("audit", _audit_headline(figures), answers, cards)
     headline = f"{_LEAK_HEADLINES[_leak_state(figures)]}{_COST_HEADLINES[cost.status]}"
-    concerns = [card.answer for card in (closeness, extraction) if card.status in ("caution", "bad")]
+    sentences = [card.answer for card in (leak, extraction, cost) if card is not extraction or card.status != "unknown"]
+    concerns = [closeness.answer] if closeness.status in ("caution", "bad") else []
     too_unlikely = figures.get("over_forgotten_share", unit="%", digits=1)
     if too_unlikely.value is not None and too_unlikely.value > TOO_UNLIKELY:
         concerns.append(
@@ -263,11 +81,11 @@ def judge(figures: Figures) -> Verdict:
         )
     worst = {"good": 0, "unknown": 1, "caution": 2, "bad": 3}
     status = max((leak.status, cost.status), key=lambda name: worst[name])
-    if concerns and worst[status] < worst["caution"]:
+    if (concerns or extraction.status == "caution") and worst[status] < worst["caution"]:
         status = "caution"
     if any(card.status == "bad" for card in (closeness, extraction)):
         status = "bad"
-    return Verdict(status, headline, (leak.answer, cost.answer, *concerns), cards)
+    return Verdict(status, headline, (*sentences, *concerns), cards)
 
 
 def _leak(figures: Figures) -> Card:
@@ -306,8 +124,8 @@ def _leak_state(figures: Figures) -> str:
 
 
 def _auc(figures: Figures) -> tuple[tuple[Figure, Figure | None], str]:
-    spans = figures.pair("leakage", "span_auc", words=_AUC, digits=3)
-    documents = figures.pair("leakage", "document_auc", words=_AUC, digits=3)
+    spans = figures.pair("leakage", "span_auc", words=AUC_WORDS, digits=3)
+    documents = figures.pair("leakage", "document_auc", words=AUC_WORDS, digits=3)
     use_documents = spans[0].value is None and documents[0].value is not None
     return (documents, "document AUC") if use_documents else (spans, "span AUC")
 
@@ -315,7 +133,7 @@ def _auc(figures: Figures) -> tuple[tuple[Figure, Figure | None], str]:
 def _closeness(figures: Figures) -> Card:
     question = "As if never trained on it?"
     oracle = figures.pair("oracle_distance", words=("oracle",), unit="nats")
-    references = figures.pair("out_distance", words=("reference",), unit="nats")
+    references = figures.pair("out_distance", words=("out_distance", "distance to the references"), unit="nats")
     use_oracle = oracle[0].value is not None or references[0].value is None
     before, after = oracle if use_oracle else references
     other = "a model retrained without the text (oracle)" if use_oracle else "references that never saw the text"
@@ -431,11 +249,6 @@ def _change(value: float) -> str:
     return f"{'+' if value > 0 else '−'}{abs(value):.3f}"
 
 
-def _finite(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and isfinite(value) else None
-
-
-_AUC = ("auc",)
 _MEASURED = {"span AUC": "the secrets", "document AUC": "the documents"}
 _LEAK_BEFORE = {True: "bad", False: "good"}
 _LEAK_STATUS = {

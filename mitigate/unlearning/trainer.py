@@ -137,9 +137,10 @@ def unlearn(
             "no token is selected: the audit found nothing to unlearn; lower detect.spans.threshold, "
             "or select the known spans with detect.select: known"
         )
-    retain = retain if isinstance(retain, Documents) or retain is None else read_documents(retain)
     audited = audit.metadata["target"]
     [model] = load_audited([{**audited, "source": str(target or audited["source"])}], store=store)
+    if retain is not None and not isinstance(retain, Documents):
+        retain = read_documents(retain, tokenizer=model.tokenizer)
     data = _Data(audit, model, retain, store=store, with_distribution=bool(NEEDS_OUT_DISTRIBUTION & weights.keys()))
     plan = {
         "audit": audit.fingerprint,
@@ -480,7 +481,7 @@ def _add_adapter(model: Model, lora: Lora, *, seed: int) -> None:
     torch.manual_seed(seed)
     try:
         if base.peft is None:
-            base.peft = get_peft_model(base.model, lora.config(), adapter_name=ADAPTER)  # type: ignore[assignment]
+            base.peft = get_peft_model(base.model, lora.config(), adapter_name=ADAPTER)
         else:
             base.peft.add_adapter(ADAPTER, lora.config())
     except ValueError as error:

@@ -1,0 +1,36 @@
+# make demo   from nothing to an opened report (a few minutes on two cores)
+# make test   the whole test suite
+# make lint   ruff (lint and format) and mypy
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO_OUT ?= runs/quickstart
+
+.PHONY: demo test lint format clean
+
+demo: $(VENV)/installed
+	$(BIN)/mitigate run recipes/quickstart.yaml out=$(DEMO_OUT)
+	@$(BIN)/python -m webbrowser -t "file://$(abspath $(DEMO_OUT))/report.html" >/dev/null 2>&1 || true
+	@echo "open $(DEMO_OUT)/report.html"
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# torch first and by exact version: a range would bring several GB of CUDA packages to a machine without a GPU
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)" -c constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache

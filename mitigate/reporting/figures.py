@@ -1,0 +1,192 @@
+"""The figures of a report, read by key: value, 95 % interval, unit, or the note that says why there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any, NamedTuple
+
+from mitigate.reporting.cells import figure_text
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of the report with its 95 % interval; `reason` says why there is none."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    unit: str = ""
+    digits: int = 2
+    reason: str = ""
+
+    @property
+    def text(self) -> str:
+        """The value with its unit."""
+        if self.value is None:
+            return "not measured"
+        if self.unit == "%":
+            return f"{figure_text(100 * self.value, self.digits)} %"
+        return f"{figure_text(self.value, self.digits)}{' ' + self.unit if self.unit else ''}"
+
+    @property
+    def interval(self) -> str:
+        """The interval as words, or nothing."""
+        if self.value is None or self.low is None or self.high is None:
+            return ""
+        by = 100 if self.unit == "%" else 1
+        return f"{figure_text(by * self.low, self.digits)} to {figure_text(by * self.high, self.digits)}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table of figures."""
+
+    name: str
+    before: Figure
+    after: Figure | None
+    oracle: Figure | None
+    reading: str
+
+
+class Figures:
+    """The report's figures by section and key, `null` with the note that says why.
+
+    Args:
+        report: the content of report.json.
+    """
+
+    def __init__(self, report: Mapping[str, Any]) -> None:
+        self.report = report
+        self.audit_only = (report.get("leakage") or {}).get("after") is None and report.get("unlearn") is None
+
+    def get(self, *path: str, words: Sequence[str] = (), unit: str = "", digits: int = 2) -> Figure:
+        """The figure at `path`; its interval is under the last key + `_interval`.
+
+        Args:
+            path: keys from the report's top.
+            words: a note with one of these (case ignored) is the reason when the figure is null.
+            unit, digits (*optional*): how to write it.
+        """
+        section: Any = self.report
+        for key in path[:-1]:
+            section = section.get(key) if isinstance(section, Mapping) else None
+        section = section if isinstance(section, Mapping) else {}
+        value = _finite(section.get(path[-1]))
+        low, high = (section.get(f"{path[-1]}_interval") or (None, None))[:2]
+        reason = "" if value is not None else self._reason(words or (path[-1].replace("_", " "),))
+        return Figure(value, _finite(low), _finite(high), unit, digits, reason)
+
+    def pair(
+        self, *path: str, words: Sequence[str] = (), unit: str = "", digits: int = 2
+    ) -> tuple[Figure, Figure | None]:
+        """The figure before and after; no after where nothing was unlearned."""
+        if path[0] == "leakage":
+            keys = [("leakage", side, *path[1:]) for side in ("before", "after")]
+        else:
+            keys = [(*path, side) for side in ("before", "after")]
+        words = words or (path[-1].replace("_", " "),)
+        before, after = (self.get(*key, words=words, unit=unit, digits=digits) for key in keys)
+        return before, None if self.audit_only else after
+
+    def rows(self) -> list[tuple[str, list[Row]]]:
+        """All figures, as titled groups of lines."""
+        return [(title, [self._row(line) for line in lines]) for title, lines in _TABLE.items()]
+
+    def _row(self, line: _Line) -> Row:
+        before, after = self.pair(*line.path, words=line.words, unit=line.unit, digits=line.digits)
+        oracle = self.get(*line.path, "oracle", words=("oracle",), unit=line.unit, digits=line.digits)
+        has_oracle = line.path[0] == "utility" and oracle.value is not None
+        return Row(line.name, before, after, oracle if has_oracle else None, line.reading)
+
+    def _reason(self, words: Sequence[str]) -> str:
+        for note in self.report.get("notes") or ():
+            if any(word.lower() in note.lower() for word in words):
+                return str(note)
+        return ""
+
+
+class _Line(NamedTuple):
+    name: str
+    path: tuple[str, ...]
+    words: tuple[str, ...]
+    unit: str
+    digits: int
+    reading: str
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and isfinite(value) else None
+
+
+AUC_WORDS = ("auc",)  # in a note that says why there is no AUC
+_CHANCE = "0.50 is chance: nothing to tell. 1.00: every secret is recognized."
+_TABLE = {
+    "Leakage": (
+        _Line("Secrets told from never-seen ones (span AUC)", ("leakage", "span_auc"), AUC_WORDS, "", 3, _CHANCE),
+        _Line(
+            "Documents told from never-seen ones (document AUC)", ("leakage", "document_auc"), AUC_WORDS, "", 3, _CHANCE
+        ),
+        _Line(
+            "Secrets caught at 1 % false alarms",
+            ("leakage", "tpr_at_1pct_fpr"),
+            ("error rate", *AUC_WORDS),
+            "%",
+            1,
+            "About 1 % is chance.",
+        ),
+        _Line(
+            "Mean score of the selected spans",
+            ("leakage", "span_score_mean"),
+            ("score",),
+            "nats",
+            2,
+            "Near 0: as likely as to models that never saw them.",
+        ),
+        _Line(
+            "Secrets completed word for word",
+            ("extraction",),
+            ("extraction",),
+            "%",
+            1,
+            "Greedy decoding from the text that truly precedes the secret.",
+        ),
+    ),
+    "Distance to a model that never saw the text": (
+        _Line(
+            "To the retrained model (oracle)",
+            ("oracle_distance",),
+            ("oracle",),
+            "nats",
+            2,
+            "Mean absolute difference of log-probability on the secret tokens. Lower is better.",
+        ),
+        _Line(
+            "To the references",
+            ("out_distance",),
+            ("out_distance", "distance to the references"),
+            "nats",
+            2,
+            "Same, on the selected tokens, against references that never saw the document.",
+        ),
+    ),
+    "Cost": (
+        _Line(
+            "Loss on retained documents",
+            ("utility", "retain_nll"),
+            ("retain", "utility"),
+            "nats/token",
+            3,
+            "Should stay where it was.",
+        ),
+        _Line(
+            "Loss on documents never seen",
+            ("utility", "holdout_nll"),
+            ("holdout", "utility"),
+            "nats/token",
+            3,
+            "Should stay where it was.",
+        ),
+    ),
+}
