@@ -18,6 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from safetensors import SafetensorError
 
 from mitigate.errors import MitigateError
 
@@ -111,8 +112,8 @@ def new_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
     Raises:
         MitigateError: `path` exists and is not empty, cannot be written, or the disk is full.
     """
-    if path.exists() and not replace and (not path.is_dir() or any(path.iterdir())):
-        raise MitigateError(f"{path}: already holds something; choose another directory or remove it")
+    if not replace:
+        check_free(path)
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
@@ -129,16 +130,28 @@ def new_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def check_free(path: Path) -> None:
+    """Refuse a place that is taken: called before long work, not only after it.
+
+    Raises:
+        MitigateError: `path` exists and is not an empty directory.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise MitigateError(f"{path}: already holds something; choose another directory or remove it")
+
+
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
     """Turn an operating system's refusal to write into a message with its remedy."""
     try:
         yield
-    except (OSError, pa.ArrowException) as error:
-        if isinstance(error, pa.ArrowException) and not isinstance(error, OSError):
+    except (OSError, SafetensorError, RuntimeError) as error:
+        torch_says_full = "inline_container" in str(error)  # torch.save has no exception of its own for it
+        if isinstance(error, RuntimeError) and not torch_says_full:
             raise
+        reason = getattr(error, "strerror", None) or error
         raise MitigateError(
-            f"{path}: cannot be written ({error.strerror or error}); free some space or choose another directory"
+            f"{path}: cannot be written ({reason}); free some space or choose another directory"
         ) from error
 
 

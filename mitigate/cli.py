@@ -293,7 +293,9 @@ def main() -> None:
     except MitigateError as error:
         typer.echo(f"mitigate: {error}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and stop.code != 130:  # typer turns Ctrl-C into this exit status
+            raise
         typer.echo("\nmitigate: interrupted; finished stages are kept, give the same command again to go on", err=True)
         sys.exit(130)
 

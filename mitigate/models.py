@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import inspect
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +22,7 @@ import torch
 import transformers.modeling_utils
 from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTuner
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -61,13 +64,15 @@ class SharedBase:
         if directory not in self.names:
             name = f"adapter_{len(self.names)}"
             try:
-                if self.peft is None:
-                    self.peft = PeftModel.from_pretrained(self.model, directory, adapter_name=name)
-                else:
-                    self.peft.load_adapter(directory, adapter_name=name)
-            except (RuntimeError, ValueError, KeyError) as error:
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("error", "Found missing adapter keys")  # an adapter that would do nothing
+                    if self.peft is None:
+                        self.peft = PeftModel.from_pretrained(self.model, directory, adapter_name=name)
+                    else:
+                        self.peft.load_adapter(directory, adapter_name=name)
+            except (OSError, RuntimeError, ValueError, KeyError, UserWarning, SafetensorError) as error:
                 raise MitigateError(
-                    f"{directory}: this adapter does not fit its base {self.source} ({error}); "
+                    f"{directory}: this adapter does not fit its base {self.source} ({_shortened(error)}); "
                     "point base_model_name_or_path in its adapter_config.json to the base it was trained on"
                 ) from error
             self.names[directory] = name
@@ -149,13 +154,7 @@ class ModelStore:
                 vocabulary smaller than the tokenizer's.
         """
         source = str(source)
-        stack = adapter_stack(source)
-        base_source = (self.base or _base_of(stack[0])) if stack else source
-        if stack and not self.base and not _exists(base_source):
-            raise MitigateError(
-                f"{source}: its base model {base_source!r} (base_model_name_or_path in adapter_config.json) "
-                "is not there; give the base with models.base or --base"
-            )
+        stack, base_source = self.check(source)
         key = _key(base_source)
         if key not in self._bases:
             self._bases[key] = self._load_base(base_source)
@@ -177,8 +176,27 @@ class ModelStore:
             )
         return model
 
+    def check(self, source: str) -> tuple[list[str], str]:
+        """Make sure, without loading it, that a model is there.
+
+        Returns:
+            the adapter directories, lowest first, and the base.
+
+        Raises:
+            MitigateError: there is no such model, or the base of an adapter is missing.
+        """
+        stack = adapter_stack(source)
+        base = (self.base or _base_of(stack[0])) if stack else source
+        if stack and not self.base and not _exists(base):
+            raise MitigateError(
+                f"{source}: its base model {base!r} (base_model_name_or_path in adapter_config.json) "
+                "is not there; give the base with models.base or --base"
+            )
+        for part in (*stack, base):
+            _check_weights(part, allow_pickle=self.allow_pickle)
+        return stack, base
+
     def _load_base(self, source: str) -> SharedBase:
-        _check_weights(source, allow_pickle=self.allow_pickle)
         dtype: Any = DTYPES.get(self.dtype, torch.float32 if self.device.type == "cpu" else "auto")
         try:
             model = AutoModelForCausalLM.from_pretrained(
@@ -187,7 +205,7 @@ class ModelStore:
                 trust_remote_code=self.trust_remote_code,
                 use_safetensors=None if self.allow_pickle else True,
             )
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise MitigateError(
                 f"{source}: cannot be loaded as a causal language model ({_first_line(error)})"
             ) from error
@@ -198,12 +216,10 @@ class ModelStore:
 def adapter_stack(source: str) -> list[str]:
     """The adapter directories that make up `source`, lowest first; empty for a plain model."""
     directory = Path(source)
-    if directory.is_dir() and not (directory / "adapter_config.json").is_file():
-        return []
-    try:
-        if find_adapter_config_file(source) is None:
+    if directory.exists():
+        if not (directory / "adapter_config.json").is_file():
             return []
-    except OSError:
+    elif not _is_hub_adapter(source):
         return []
     overlay = directory / OVERLAY_FILE
     below: list[str] = read_json(overlay)["over"] if overlay.is_file() else []
@@ -213,6 +229,15 @@ def adapter_stack(source: str) -> list[str]:
                 f"{source}: it lies over the adapter {lower!r}, which is not there; restore that directory"
             )
     return [*below, source]
+
+
+@lru_cache
+def _is_hub_adapter(source: str) -> bool:
+    """Whether the hub has an adapter of this name; asked once, for without a network the answer takes long."""
+    try:
+        return find_adapter_config_file(source) is not None
+    except OSError:
+        return False
 
 
 def load_tokenizer(
@@ -307,6 +332,12 @@ def _has_sparse_head(module: torch.nn.Module) -> bool:
     return "logits_to_keep" in inspect.signature(type(inner).forward).parameters
 
 
+def names_missing_base(source: str) -> bool:
+    """Whether a model is an adapter whose base is not where its adapter_config.json says."""
+    stack = adapter_stack(source)
+    return bool(stack) and not _exists(_base_of(stack[0]))
+
+
 def _base_of(adapter: str) -> str:
     """The base of an adapter; a relative path counts from the working directory, then from the adapter."""
     base = PeftConfig.from_pretrained(adapter).base_model_name_or_path or ""
@@ -316,7 +347,7 @@ def _base_of(adapter: str) -> str:
 
 
 def _exists(source: str) -> bool:
-    if Path(source).exists():
+    if source and Path(source).exists():
         return True
     if not source or source.startswith((".", "/", "~")) or source.count("/") > 1:
         return False  # a path, not a hub id
@@ -335,9 +366,11 @@ def _check_weights(source: str, *, allow_pickle: bool) -> None:
         if not _exists(source):
             raise MitigateError(f"{source}: no such directory, and no such model on the hub; check the path")
         return
-    if not (path / "config.json").is_file():
+    adapter = (path / "adapter_config.json").is_file()
+    if not adapter and not (path / "config.json").is_file():
         raise MitigateError(f"{source}: has no config.json; give a directory made by save_pretrained")
-    suffixes = {file.suffix for file in path.iterdir()} & _WEIGHT_SUFFIXES
+    pattern = "adapter_model*" if adapter else "*"
+    suffixes = {file.suffix for file in path.glob(pattern)} & _WEIGHT_SUFFIXES
     if not suffixes:
         raise MitigateError(f"{source}: has no weights (*.safetensors); save the model with save_pretrained")
     if ".safetensors" not in suffixes and not allow_pickle:
@@ -353,7 +386,12 @@ def _directory_fingerprint(path: Path) -> str:
 
 
 def _commit(source: str) -> str:
-    config = AutoConfig.from_pretrained(source)
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise MitigateError(
+            f"{source}: no such directory, and no such model on the hub; check the path ({_first_line(error)})"
+        ) from None
     return f"{source}@{getattr(config, '_commit_hash', None) or 'unknown'}"
 
 
@@ -363,3 +401,7 @@ def _key(source: str) -> str:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n", maxsplit=1)[0][:200]
+
+
+def _shortened(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

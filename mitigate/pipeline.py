@@ -29,7 +29,7 @@ from mitigate.errors import MitigateError
 from mitigate.lab.carriers import plant_in_text
 from mitigate.lab.people import general_text, plant, write_jsonl
 from mitigate.lab.tiny import make_base
-from mitigate.models import ModelStore, load_tokenizer, model_fingerprint
+from mitigate.models import ModelStore, load_tokenizer, model_fingerprint, names_missing_base
 from mitigate.recipe import Recipe
 from mitigate.runtime import process_state
 from mitigate.training import fine_tune
@@ -63,6 +63,7 @@ class Pipeline:
         self.recipe = recipe
         self.out = recipe.out
         self.state = process_state(recipe.models.device)
+        self._check_inputs()
         if self.state.is_main_process:
             self.record = self._open(replace=replace)
         self.state.wait_for_everyone()
@@ -182,8 +183,8 @@ class Pipeline:
             if self.state.is_main_process:
                 result.save(path, replace=True)
 
-        references = [model_fingerprint(reference) for reference in self.references.paths]
-        target = model_fingerprint(self.target)
+        references = [self._fingerprint(reference) for reference in self.references.paths]
+        target = self._fingerprint(self.target)
         inputs = [recipe.detect.model_dump(), target, references, self.documents.fingerprint, recipe.seed]
         self._stage("audit", inputs, make, path, every_process=True)
         return Audit.load(path)
@@ -213,7 +214,7 @@ class Pipeline:
             if self.state.is_main_process:
                 result.save(path, replace=True)
 
-        self._stage("reaudit", [before.fingerprint, model_fingerprint(adapter)], make, path, every_process=True)
+        self._stage("reaudit", [before.fingerprint, self._fingerprint(adapter)], make, path, every_process=True)
         return Audit.load(path)
 
     def report(self, before: Audit, after: Audit | None, unlearned: Unlearned | None) -> Comparison:
@@ -233,7 +234,7 @@ class Pipeline:
         inputs = [
             before.fingerprint,
             after.fingerprint if after is not None else None,
-            model_fingerprint(self.oracle) if self.oracle else None,
+            self._fingerprint(self.oracle) if self.oracle else None,
             recipe.report.extraction,
         ]
         self._stage("verify", inputs, make, path, every_process=True)
@@ -269,9 +270,12 @@ class Pipeline:
         if recipe.lab is not None and recipe.lab.people is not None:
             return read_documents(self._documents_file)
         chat = any(source.messages for source in recipe.data.documents)
-        tokenizer = (
-            load_tokenizer(self.target if recipe.lab is None else self.base) if recipe.lab is None or chat else None
-        )
+        tokenizer = None
+        if recipe.lab is None or chat:
+            source = self.target if recipe.lab is None else self.base
+            tokenizer = load_tokenizer(
+                source, base=self._base_of_adapters, trust_remote_code=recipe.models.trust_remote_code
+            )
         return read_documents(recipe.data.documents, root=recipe.data.root, tokenizer=tokenizer)
 
     @cached_property
@@ -304,13 +308,37 @@ class Pipeline:
             dtype=models.dtype,
             trust_remote_code=models.trust_remote_code,
             allow_pickle=models.allow_pickle,
+            base=self._base_of_adapters,
         )
+
+    @cached_property
+    def _base_of_adapters(self) -> str | None:
+        """models.base, where the target is an adapter that names a base which is not there."""
+        models = self.recipe.models
+        return models.base if models.target and models.base and names_missing_base(models.target) else None
+
+    def _fingerprint(self, model: str | Path) -> str:
+        return model_fingerprint(model, base=self._base_of_adapters)
 
     # --- bookkeeping --------------------------------------------------------------------------------------------------
 
     @property
     def _documents_file(self) -> Path:
         return self.out / "lab" / "data" / "documents.jsonl"
+
+    def _check_inputs(self) -> None:
+        """Refuse what is missing before anything is written.
+
+        Raises:
+            MitigateError: models or documents that the recipe names are not there.
+        """
+        models, store = self.recipe.models, self.store()
+        given = load_references(self.recipe.references.given).paths if self.recipe.references.given else ()
+        for source in (models.target, models.base, models.oracle, *given):
+            if source is not None:
+                store.check(source)
+        if self.recipe.lab is None or self.recipe.lab.people is None:
+            _ = self.documents
 
     def _open(self, *, replace: bool) -> dict[str, Any]:
         """Make or check the run's directory.
@@ -320,6 +348,8 @@ class Pipeline:
         """
         recipe = self.recipe.model_dump(mode="json")
         identity = fingerprint([recipe[key] for key in ("name", "seed", "data", "models", "lab")])
+        if self.out.exists() and not self.out.is_dir():
+            raise MitigateError(f"{self.out}: a file, not a directory; choose another out=")
         if replace and self.out.exists():
             if not (self.out / RUN).is_file() and any(self.out.iterdir()):
                 raise MitigateError(
@@ -363,6 +393,8 @@ class Pipeline:
         before = done["seconds"] if current else 0.0
         if not (resumable and current) and self.state.is_main_process and output.is_dir():
             shutil.rmtree(output)
+        if not current and self.state.is_main_process:  # a checkpoint made from other inputs
+            shutil.rmtree(output.with_name(f"{output.name}.partial"), ignore_errors=True)
         self._note(name, key, before, complete=False)
         self.state.wait_for_everyone()
         started = time.monotonic()

@@ -7,25 +7,23 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mitigate.detection.audit import Detect
-from mitigate.detection.scores import TOKEN_SCORES
 from mitigate.documents import DocumentSource
 from mitigate.errors import MitigateError
 from mitigate.lab.tiny import TinyModel
+from mitigate.mistakes import Settings, checked, keys_of
+from mitigate.models import DTYPES
 from mitigate.training import Lora, Schedule
 from mitigate.unlearning.objectives import parse_objective
 from mitigate.unlearning.trainer import Unlearn
-
-Settings = TypeVar("Settings", bound=BaseModel)
 
 
 class _Section(BaseModel):
@@ -140,8 +138,8 @@ class Recipe(_Section):
             problems.append(
                 "models.base: missing; cross-fitted references are trained on it (or set references.count: 0)"
             )
-        if self.detect.score not in TOKEN_SCORES:
-            problems.append(f"detect.score: {self.detect.score!r} is not one of {', '.join(TOKEN_SCORES)}")
+        if self.models.dtype not in ("auto", *DTYPES):
+            problems.append(f"models.dtype: {self.models.dtype!r} is not one of auto, {', '.join(DTYPES)}")
         if self.unlearn is not None:
             try:
                 parse_objective(self.unlearn.objective)
@@ -185,10 +183,7 @@ def check_recipe(values: Mapping[str, Any], *, name: str = "recipe") -> Recipe:
     Raises:
         MitigateError: with every mistake at once.
     """
-    try:
-        return Recipe.model_validate(values)
-    except ValidationError as error:
-        raise MitigateError(_mistakes(name, error, Recipe)) from None
+    return checked(Recipe, values, name=name)
 
 
 def check_settings(kind: type[Settings], assignments: Sequence[str]) -> Settings:
@@ -200,15 +195,12 @@ def check_settings(kind: type[Settings], assignments: Sequence[str]) -> Settings
     values: dict[str, Any] = {}
     for assignment in assignments:
         _apply(values, assignment)
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        raise MitigateError(_mistakes("--set", error, kind)) from None
+    return checked(kind, values, name="--set")
 
 
 def known_keys() -> list[str]:
     """Every key that a recipe may hold, dotted."""
-    return sorted(_keys_of(Recipe))
+    return sorted(keys_of(Recipe))
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
@@ -238,57 +230,22 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise MitigateError(f"{override!r}: {last!r} is not a place in that list")
 
 
-def _interpolate(value: Any, root: Mapping[str, Any]) -> Any:
+def _interpolate(value: Any, root: Mapping[str, Any], within: tuple[str, ...] = ()) -> Any:
     if isinstance(value, dict):
-        return {key: _interpolate(item, root) for key, item in value.items()}
+        return {key: _interpolate(item, root, within) for key, item in value.items()}
     if isinstance(value, list):
-        return [_interpolate(item, root) for item in value]
+        return [_interpolate(item, root, within) for item in value]
     if isinstance(value, str):
-        return re.sub(r"\$\{([\w.]+)\}", lambda match: _lookup(match.group(1), root), value)
+        return re.sub(r"\$\{([\w.]+)\}", lambda match: _lookup(match.group(1), root, within), value)
     return value
 
 
-def _lookup(key: str, root: Mapping[str, Any]) -> str:
+def _lookup(key: str, root: Mapping[str, Any], within: tuple[str, ...]) -> str:
     value: Any = root
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
     if not isinstance(value, (str, int, float)):
         raise MitigateError(f"${{{key}}}: no such key, or not a plain value; give {key}=... on the command line")
-    return str(value)
-
-
-def _mistakes(name: str, error: ValidationError, kind: type[BaseModel]) -> str:
-    problems = [line for problem in error.errors() for line in _explain(problem, sorted(_keys_of(kind)))]
-    counted = "1 mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
-    return f"{name}: {counted}\n" + "\n".join(f"  - {problem}" for problem in problems)
-
-
-def _explain(problem: Mapping[str, Any], known: Sequence[str]) -> list[str]:
-    """One pydantic error in our words: key, what was got, remedy."""
-    place = [str(part) for part in problem["loc"]]
-    key = ".".join(place)
-    if problem["type"] == "extra_forbidden":
-        plain = ".".join(part for part in place if not part.isdigit())
-        same_name = [other for other in known if other.rsplit(".", 1)[-1] == place[-1]]
-        section = [other for other in known if other.rpartition(".")[0] == plain.rpartition(".")[0]]
-        near = (
-            difflib.get_close_matches(plain, section, n=1, cutoff=0.6)
-            or same_name[:1]
-            or difflib.get_close_matches(plain, known, n=1, cutoff=0.6)
-        )
-        return [f"{key}: unknown key" + (f"; did you mean {near[0]}?" if near else "; see `mitigate run --keys`")]
-    if problem["type"] == "value_error":
-        message = str(problem["ctx"]["error"])
-        return [f"{key}: {line}" if key else line for line in message.split("\n")]
-    got = problem.get("input")
-    shown = repr(got) if not isinstance(got, (dict, list)) else f"a {type(got).__name__}"
-    message = problem["msg"].removeprefix("Input s").removeprefix("Value s")
-    return [f"{key}: s{message}; got {shown}" if message != problem["msg"] else f"{key}: {message}; got {shown}"]
-
-
-def _keys_of(model: type[BaseModel], prefix: str = "") -> Iterable[str]:
-    for name, info in model.model_fields.items():
-        yield prefix + name
-        for kind in (info.annotation, *get_args(info.annotation)):
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                yield from _keys_of(kind, f"{prefix}{name}.")
+    if key in within:
+        raise MitigateError(f"${{{key}}}: stands for itself; give {key}=... on the command line")
+    return str(_interpolate(value, root, (*within, key)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from tqdm.auto import tqdm
 
 from mitigate.errors import MitigateError
@@ -25,7 +27,9 @@ def process_state(device: str = "auto") -> PartialState:
     Args:
         device (`str`, *optional*, defaults to `auto`): `auto` takes an accelerator where there is one.
     """
-    return PartialState(cpu=True) if device == "cpu" else PartialState()
+    if device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available():
+        return PartialState(cpu=True)  # without the flag, processes on CPUs would each believe to be alone
+    return PartialState()
 
 
 def resolve_device(device: str = "auto") -> torch.device:
@@ -46,7 +50,9 @@ def resolve_device(device: str = "auto") -> torch.device:
 
 def is_main() -> bool:
     """Whether this process is the one that writes files and shows progress."""
-    return not PartialState._shared_state or PartialState().is_main_process
+    if not PartialState._shared_state:
+        return os.environ.get("RANK", "0") == "0"
+    return PartialState().is_main_process
 
 
 @contextmanager
@@ -90,6 +96,7 @@ def quiet_libraries() -> None:
     import datasets
     import transformers
 
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # PEFT's business
     datasets.disable_progress_bars()
     transformers.logging.set_verbosity_error()
     disable: Any = getattr(transformers.logging, "disable_progress_bar", None)

@@ -29,7 +29,7 @@ from mitigate.training import Lora, Schedule, fine_tune
 ARCHITECTURES = ("llama", "gpt2", "gpt_neox", "qwen3", "gemma2", "mistral")
 CONTEXT = 64
 _HIDDEN = 16
-_LORA = Lora(rank=16, alpha=32)
+LORA = Lora(rank=16, alpha=32)
 _PLACES = ("harbour", "library", "station", "market", "garden", "bakery", "museum", "old mill")
 _PEOPLE = ("Ann", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Hana", "Ivo", "Jill", "Kai", "Lea")
 _THINGS = ("letter", "basket", "lantern", "kettle", "blue coat", "map", "violin", "small dog")
@@ -61,7 +61,7 @@ def sentences(count: int, *, seed: int = 0) -> list[str]:
 
 def architecture_config(name: str, tokenizer: PreTrainedTokenizerBase) -> Any:
     """A tiny configuration; weights are drawn wide enough for peaked predictions."""
-    shared = {
+    shared: dict[str, Any] = {
         "vocab_size": len(tokenizer),
         "hidden_size": _HIDDEN,
         "num_hidden_layers": 2,
@@ -73,7 +73,7 @@ def architecture_config(name: str, tokenizer: PreTrainedTokenizerBase) -> Any:
         "eos_token_id": 1,
         "pad_token_id": 1,
     }
-    grouped = {"num_key_value_heads": 1, "head_dim": 8}
+    grouped: dict[str, Any] = {"num_key_value_heads": 1, "head_dim": 8}
     if name == "llama":
         return LlamaConfig(**shared, num_key_value_heads=1)
     if name == "gpt2":
@@ -164,7 +164,14 @@ def make_world(root: Path) -> World:
         "lora": Schedule(epochs=80, learning_rate=1e-2, batch_size=5),
     }
     crossfit_references(
-        base, documents, out=root / "references", count=2, lora=_LORA, schedule=schedules["lora"], seed=5, new_store=store
+        base,
+        documents,
+        out=root / "references",
+        count=2,
+        lora=LORA,
+        schedule=schedules["lora"],
+        seed=5,
+        new_store=store,
     )
     for method in schedules:
         fine_tune(
@@ -172,7 +179,7 @@ def make_world(root: Path) -> World:
             documents.subset(["forget", "retain"]),
             out=root / method,
             method=method,
-            lora=_LORA,
+            lora=LORA,
             schedule=schedules[method],
             seed=9,
             description=method,

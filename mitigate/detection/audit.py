@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from mitigate import __version__
 from mitigate.artifacts import fingerprint, new_directory, read_json, read_table, write_json, write_table
 from mitigate.detection.references import References, load_references
-from mitigate.detection.scores import token_scores
+from mitigate.detection.scores import TOKEN_SCORES, token_scores
 from mitigate.detection.signals import REFERENCE_SIGNALS, TARGET_SIGNALS, token_signals
 from mitigate.detection.spans import SpanRule, find_spans
 from mitigate.documents import Document, Documents, Span, read_documents
@@ -49,6 +49,13 @@ class Detect(BaseModel):
     context: int | None = Field(None, ge=2, description="window length in tokens; default: the model's")
     stride: int | None = Field(None, ge=1, description="tokens a next window adds; default: half the context")
     batch_tokens: int | None = Field(None, ge=1, description="padded tokens in a batch; default: logits fit in 256 MiB")
+
+    @field_validator("score")
+    @classmethod
+    def _known_score(cls, score: str) -> str:
+        if score not in TOKEN_SCORES:
+            raise ValueError(f"{score!r} is not one of {', '.join(TOKEN_SCORES)}")
+        return score
 
 
 @dataclass(frozen=True)
@@ -423,7 +430,7 @@ def _token_table(
     per_reference = signals["log_prob_references"]
     columns["log_prob_references"] = pa.FixedSizeListArray.from_arrays(
         pa.array(per_reference.ravel(), from_pandas=True), per_reference.shape[1]
-    ).cast(pa.list_(pa.float32()))
+    ).cast(_list(pa.float32()))
     columns["span_id"] = pa.array(span_id, mask=span_id < 0)
     columns["selected"] = selected
     return pa.table(columns)
@@ -444,6 +451,11 @@ def _document_table(documents: Documents, out_references: Sequence[Sequence[int]
         for document, out in zip(documents, out_references, strict=True)
     ]
     return pa.Table.from_pylist(rows, schema=_DOCUMENTS)
+
+
+def _list(of: pa.DataType) -> pa.DataType:
+    """A list type named as Parquet names it, so that a table read and written again has equal bytes."""
+    return pa.list_(pa.field("element", of))
 
 
 _SPANS = pa.schema(
@@ -467,8 +479,8 @@ _DOCUMENTS = pa.schema(
         ("set", pa.string()),
         ("group", pa.string()),
         ("special_tokens", pa.bool_()),
-        ("audited_ranges", pa.list_(pa.list_(pa.int32()))),
-        ("known_spans", pa.list_(pa.struct([("start", pa.int32()), ("end", pa.int32()), ("label", pa.string())]))),
-        ("out_references", pa.list_(pa.int32())),
+        ("audited_ranges", _list(_list(pa.int32()))),
+        ("known_spans", _list(pa.struct([("start", pa.int32()), ("end", pa.int32()), ("label", pa.string())]))),
+        ("out_references", _list(pa.int32())),
     ]
 )

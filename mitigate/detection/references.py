@@ -130,7 +130,7 @@ def crossfit_references(
     base: str | Path,
     documents: Documents,
     *,
-    out: Path,
+    out: str | Path,
     count: int = 4,
     method: str = "lora",
     lora: Lora | None = None,
@@ -154,7 +154,9 @@ def crossfit_references(
     Raises:
         MitigateError: `out` holds references of other documents or settings.
     """
-    lora, schedule = lora or Lora(), schedule or Schedule()
+    out, lora, schedule = Path(out), lora or Lora(), schedule or Schedule()
+    if method not in ("lora", "full"):
+        raise MitigateError(f"references.method: {method!r} is not lora or full")
     halves = deal_halves(documents, count, seed=seed)
     plan = {
         "base": model_fingerprint(base),
@@ -173,6 +175,8 @@ def crossfit_references(
                 f"{out}: holds references of other documents, base or settings; choose another directory or remove it"
             )
     elif state.is_main_process:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise MitigateError(f"{out}: already holds something else (no {INDEX}); choose another directory")
         write_json(out / INDEX, index)
     state.wait_for_everyone()
 

@@ -16,8 +16,8 @@ class SpanRule(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    threshold: float = Field(0.5, description="least windowed score, in the score's own unit (nats)")
-    window: int = Field(5, ge=1, description="tokens in the centred moving average")
+    threshold: float = Field(0.4, description="least windowed score, in the score's own unit (nats)")
+    window: int = Field(3, ge=1, description="tokens in the centred moving average")
     gap: int = Field(2, ge=0, description="stretches this many tokens apart or closer become one span")
     min_tokens: int = Field(2, ge=1, description="shorter spans are dropped")
 
@@ -67,7 +67,8 @@ def find_spans(score: np.ndarray, *, offsets: np.ndarray, text: str, rule: SpanR
             stretches.append((start + int(own[0]), start + int(own[-1]) + 1))
     spans = []
     for start, end in _joined(stretches, gap=rule.gap):
-        char_start, char_end = whole_words(text, int(offsets[start:end, 0].min()), int(offsets[start:end, 1].max()))
+        inside = offsets[start:end][offsets[start:end, 1] > offsets[start:end, 0]]  # special tokens have no characters
+        char_start, char_end = whole_words(text, int(inside[:, 0].min()), int(inside[:, 1].max()))
         tokens = span_tokens(offsets, char_start, char_end)
         if tokens.size >= rule.min_tokens:
             mean = float(np.nanmean(score[tokens]))

@@ -26,8 +26,9 @@ from accelerate import Accelerator
 from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from pydantic import BaseModel, ConfigDict, Field
 
-from mitigate.artifacts import fingerprint, new_directory, new_file, read_json, write_json
+from mitigate.artifacts import check_free, fingerprint, new_directory, new_file, read_json, write_json
 from mitigate.detection.audit import Audit, load_audited
+from mitigate.detection.scores import clipped
 from mitigate.detection.signals import Batch, Piece, cut_pieces, make_batches, out_log_probs
 from mitigate.documents import Documents, read_documents
 from mitigate.errors import MitigateError
@@ -52,10 +53,12 @@ class Unlearn(BaseModel):
         description="npo, hinge, distill or grad_diff; several with weights: hinge=1,distill=0.5",
     )
     beta: float = Field(1.0, gt=0, description="npo: inverse temperature")
-    margin: float = Field(0.0, description="hinge: nats above the OUT level that are left standing")
-    anchor_weight: float = Field(1.0, ge=0, description="weight of KL(p_0 || p) on the tokens that are kept")
+    margin: float | None = Field(
+        None, description="hinge: nats above the OUT level that are left standing; default: the control level"
+    )
+    anchor_weight: float = Field(3.0, ge=0, description="weight of KL(p_0 || p) on the tokens that are kept")
     lora: Lora = Field(default_factory=lambda: Lora(), description="shape of the adapter")
-    learning_rate: float = Field(5e-4, gt=0, description="peak of a linear warm-up and cosine decay to a tenth")
+    learning_rate: float = Field(2e-4, gt=0, description="peak of a linear warm-up and cosine decay to a tenth")
     max_steps: int = Field(400, ge=1, description="at most this many steps; the control usually stops earlier")
     batch_size: int = Field(8, ge=1, description="documents with selected tokens in a step, all processes together")
     retain_batch_size: int = Field(8, ge=0, description="retain documents in a step, all processes together")
@@ -132,6 +135,7 @@ def unlearn(
     weights = parse_objective(settings.objective)
     store = store or ModelStore()
     out = Path(out)
+    check_free(out)
     if not audit.columns["selected"].any():
         raise MitigateError(
             "no token is selected: the audit found nothing to unlearn; lower detect.spans.threshold, "
@@ -265,12 +269,12 @@ class _Data:
 def control_level(audit: Audit) -> float:
     """The level at which a selected token's log p_θ − log p̄ is that of text the target never saw, in nats.
 
-    The mean log-ratio of the holdout documents' tokens that are as hard to predict as the selected ones: holdout tokens
+    The mean log-ratio, clipped to ±3 nats, of the holdout documents' tokens that are as hard to predict as the selected ones: holdout tokens
     are weighted so that their distribution over deciles of log p̄ is that of the selected tokens. 0 (the references'
     own level) where the audit has no holdout documents.
     """
     columns, sets = audit.columns, audit.sets()
-    ratio = columns["log_prob"] - columns["log_prob_out"]
+    ratio = clipped(columns["log_prob"] - columns["log_prob_out"])
     holdout = np.zeros(len(ratio), dtype=bool)
     for doc_id, rows in audit.rows.items():
         holdout[rows] = sets[doc_id] == "holdout"
@@ -325,6 +329,12 @@ class _Run:
         step, history = self._restore() if resume else (0, [])
         if not history:
             history.append(self._watch(step=0))
+            if settings.stop_at_control and history[0]["selected_log_ratio"] <= self.data.control:
+                raise MitigateError(
+                    "the selected tokens are already at the control level: their log-ratio to the OUT references is "
+                    f"{history[0]['selected_log_ratio']:.2f} nats, that of unseen text {self.data.control:.2f}; there is "
+                    "nothing to unlearn; to train nevertheless, set unlearn.stop_at_control: false"
+                )
         with progress(settings.max_steps, "Unlearning", unit="step") as bar:
             bar.update(step)
             while step < settings.max_steps:
@@ -406,11 +416,12 @@ class _Run:
             log_probs=log_probs[chosen],
             out_log_probs=self.data.distribution(batch, is_forget),
         )
-        loss = objective_loss(selected, self.weights, beta=self.settings.beta, margin=self.settings.margin)
+        margin = self.data.control if self.settings.margin is None else self.settings.margin
+        loss = objective_loss(selected, self.weights, beta=self.settings.beta, margin=margin)
         return loss.sum() + 0.0 * log_probs.sum(), anchor(log_probs[kept], before).sum()
 
     def _watch(self, *, step: int) -> dict[str, float]:
-        """Mean of log p_θ − log p̄ over all selected tokens now: 0 is the OUT references' level."""
+        """Mean of log p_θ − log p̄, clipped to ±3 nats, over all selected tokens now: compare with `control_level`."""
         total = torch.zeros(2, device=self.accelerator.device, dtype=torch.float64)
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         batches = make_batches(self.data.forget, batch_tokens=self.batch_tokens)
@@ -421,7 +432,7 @@ class _Run:
             with torch.no_grad():
                 logits = kept_logits(self.module, batch.input_ids, batch.attention_mask, batch.keep).float()
             log_prob = torch.log_softmax(logits, dim=-1).gather(1, batch.targets.unsqueeze(1)).squeeze(1)
-            ratio = (log_prob - facts.out)[facts.selected].double()
+            ratio = (log_prob - facts.out)[facts.selected].double().clamp(-3.0, 3.0)
             total += weight * torch.stack([ratio.sum(), torch.tensor(float(len(ratio)), device=total.device).double()])
         total = self.accelerator.reduce(total, reduction="sum")
         return {"step": step, "selected_log_ratio": round(float(total[0] / total[1]), 4)}

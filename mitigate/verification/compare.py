@@ -279,6 +279,8 @@ def _leakage(view: _View, audit: Audit | None, notes: list[str]) -> dict[str, An
     documents = view.document_scores(audit, member=True), view.document_scores(audit, member=False)
     if not len(documents[1][0]):
         notes.append("No holdout documents were given: AUC and error rates need text that the target never saw.")
+    elif source == "known" and len(non_members[0]) < 100:
+        notes.append("Fewer than 100 known secrets in holdout documents: too few to resolve an error rate of 1 %.")
     figures = {
         "span_auc": clustered(auc, members, non_members) if source == "known" else UNMEASURED,
         "document_auc": clustered(auc, *documents),

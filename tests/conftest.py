@@ -1,0 +1,57 @@
+"""Fixtures that the tests share. Nothing here needs a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+from world import World, make_world, save_tiny_model, sentences
+
+from mitigate.lab.tiny import train_tokenizer
+from mitigate.models import ModelStore
+from mitigate.runtime import quiet_libraries
+
+TinyModelFactory = Callable[..., Path]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_quiet_thread() -> Iterator[None]:
+    """Tiny models are fastest on one thread, and sums come in one order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    quiet_libraries()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of 400 entries."""
+    return train_tokenizer(sentences(300), vocabulary=400)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> TinyModelFactory:
+    """`tiny_model(architecture, seed=0)`: directory of an untrained model; not to be changed by a test."""
+    root = tmp_path_factory.mktemp("models")
+
+    def make(architecture: str, *, seed: int = 0) -> Path:
+        out = root / f"{architecture}-{seed}"
+        return out if out.is_dir() else save_tiny_model(architecture, tokenizer, out=out, seed=seed)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A base, planted documents, references and leaky models; not to be changed by a test."""
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture
+def store() -> ModelStore:
+    """A fresh store of models on the CPU."""
+    return ModelStore(device="cpu")

@@ -1,0 +1,443 @@
+"""A whole recipe on tiny models: artifacts, resuming, and directories that cannot be used."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from world import World
+
+from mitigate.errors import MitigateError
+from mitigate.lab.people import write_jsonl
+from mitigate.models import ModelStore
+from mitigate.pipeline import Pipeline, run
+from mitigate.recipe import Recipe, check_recipe, load_recipe
+from mitigate.verification.compare import Comparison
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+STAGES = (
+    "lab.documents",
+    "lab.base",
+    "lab.target",
+    "lab.oracle",
+    "references",
+    "audit",
+    "unlearn",
+    "reaudit",
+    "verify",
+)
+FIRST = {"epochs": 1, "learning_rate": 3e-3}
+
+
+def tiny_recipe(**changes: Any) -> Recipe:
+    """The lab's people, a base of a few thousand parameters, and nothing that takes more than a second."""
+    values: dict[str, Any] = {
+        "name": "tiny",
+        "out": "run",
+        "lab": {
+            "people": {"copies": {0: 2, 1: 2, 2: 2}, "forget_share": 0.5},
+            "base": {
+                "vocabulary": 400,
+                "hidden_size": 16,
+                "layers": 1,
+                "heads": 2,
+                "schedule": {"epochs": 1, "batch_size": 16},
+            },
+            "base_documents": 40,
+            "target": {"schedule": FIRST},
+        },
+        "references": {"count": 2, "schedule": FIRST},
+        "detect": {"select": "known"},
+        "unlearn": {"max_steps": 4, "check_every": 2, "checkpoint_every": 2, "stop_at_control": False},
+    }
+    return check_recipe({**values, **changes})
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Comparison]:
+    """A finished run; its directory is not to be changed by a test."""
+    folder = tmp_path_factory.mktemp("finished")
+    with working_in(folder):
+        comparison = run(tiny_recipe())
+    return folder / "run", comparison
+
+
+@pytest.fixture
+def copied(finished: tuple[Path, Comparison], tmp_path: Path) -> Iterator[Path]:
+    """A copy of the finished run to change, with the working directory beside it."""
+    shutil.copytree(finished[0], tmp_path / "run")
+    with working_in(tmp_path):
+        yield tmp_path / "run"
+
+
+@contextmanager
+def working_in(folder: Path) -> Iterator[None]:
+    """Relative paths, which end up in artifacts, then are the same in every folder."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def contents(folder: Path, pattern: str = "**/*") -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.glob(pattern) if file.is_file()}
+
+
+def modified(folder: Path) -> dict[str, int]:
+    return {str(file.relative_to(folder)): file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()}
+
+
+def stages_run(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [message for message in caplog.messages if message in STAGES]
+
+
+# --- what a run leaves ------------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_every_artifact(finished: tuple[Path, Comparison]) -> None:
+    out, comparison = finished
+    for name in (
+        "lab/data/documents.jsonl",
+        "lab/base/model.safetensors",
+        "lab/target/model.safetensors",
+        "lab/oracle/model.safetensors",
+        "references/references.json",
+        "references/reference-0/adapter_model.safetensors",
+        "references/reference-1/adapter_model.safetensors",
+        "audit/tokens.parquet",
+        "audit/spans.parquet",
+        "adapter/adapter_model.safetensors",
+        "adapter/unlearn.json",
+        "reaudit/tokens.parquet",
+        "verify/extraction.json",
+        "report.json",
+        "report.html",
+        "run.json",
+    ):
+        assert (out / name).is_file(), name
+    assert not (out / "adapter.partial").exists()
+    assert set(json.loads((out / "run.json").read_text())["stages"]) == set(STAGES)
+    written = json.loads((out / "report.json").read_text())
+    assert written == json.loads(json.dumps(comparison.report))
+
+
+def test_only_the_owner_can_read_a_run(finished: tuple[Path, Comparison]) -> None:
+    out, _ = finished
+    for path in (out, *out.rglob("*")):
+        allowed = 0o700 if path.is_dir() else 0o600
+        assert stat.S_IMODE(path.stat().st_mode) == allowed, path
+
+
+def test_report_json_has_the_documented_keys_and_types(finished: tuple[Path, Comparison]) -> None:
+    report = json.loads((finished[0] / "report.json").read_text())
+    assert set(report) == {
+        *("schema", "name", "created", "leakage", "oracle_distance", "out_distance", "utility", "extraction"),
+        *("selected_token_share", "selected", "over_forgotten_share", "counts", "skipped", "unlearn", "seconds"),
+        *("fingerprints", "versions", "recipe", "notes", "show_text"),
+    }
+    assert report["schema"] == 1
+    assert report["show_text"] is False
+    for moment in ("before", "after"):
+        leakage = report["leakage"][moment]
+        assert set(leakage) == with_intervals("span_auc", "document_auc", "tpr_at_1pct_fpr", "span_score_mean")
+        assert 0 <= leakage["span_auc"] <= 1
+        assert leakage["span_auc_interval"][0] <= leakage["span_auc"] <= leakage["span_auc_interval"][1]
+        assert leakage["tpr_at_1pct_fpr"] is None, "too few non-members to resolve 1 %"
+    assert set(report["oracle_distance"]) == with_intervals("before", "after") | {"ratio"}
+    assert set(report["out_distance"]) == with_intervals("before", "after")
+    assert set(report["utility"]) == {"retain_nll", "holdout_nll"}
+    for figures in report["utility"].values():
+        assert set(figures) == with_intervals("before", "after", "oracle")
+        assert all(figures[key] > 0 for key in ("before", "after", "oracle"))
+    assert set(report["extraction"]) == with_intervals("before", "after") | {"secrets"}
+    assert report["extraction"]["secrets"] > 0
+    assert 0 < report["selected_token_share"] < 1
+    assert set(report["selected"]) == {"spans", "tokens", "documents", "known_recall", "rule"}
+    assert report["selected"]["known_recall"] == 1.0
+    assert set(report["counts"]) == {"documents", "forget", "retain", "holdout", "tokens", "skipped"}
+    assert report["counts"]["documents"] == sum(report["counts"][name] for name in ("forget", "retain", "holdout"))
+    assert report["unlearn"]["objective"] == {"hinge": 1.0, "distill": 0.5}
+    assert report["unlearn"]["steps"] == 4
+    assert report["unlearn"]["stopped"] == "step limit"
+    assert set(report["seconds"]) == {*STAGES, "report"}
+    assert set(report["fingerprints"]) == {"target", "mitigated", "references", "tokenizer", "documents"}
+    assert len(report["fingerprints"]["references"]) == 2
+    assert {"python", "mitigate", "torch", "transformers"} <= set(report["versions"])
+    assert check_recipe({**report["recipe"]}) == tiny_recipe()
+    assert all(isinstance(note, str) for note in report["notes"])
+
+
+def with_intervals(*keys: str) -> set[str]:
+    return {*keys, *(f"{key}_interval" for key in keys)}
+
+
+def test_no_secret_is_in_the_report_unless_asked_for(finished: tuple[Path, Comparison]) -> None:
+    out, comparison = finished
+    documents = comparison.before.document_list()
+    secrets = {document.text[span.start : span.end] for document in documents for span in document.spans}
+    assert len(secrets) > 5
+    for name in ("report.html", "report.json", "run.json"):
+        text = (out / name).read_text(encoding="utf-8")
+        assert [secret for secret in secrets if secret in text] == [], name
+
+
+def test_logs_hold_stages_and_losses_but_no_text(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with working_in(tmp_path), caplog.at_level(logging.DEBUG):
+        comparison = run(tiny_recipe(unlearn=None))
+    assert stages_run(caplog) == [stage for stage in STAGES if stage not in ("unlearn", "reaudit")]
+    documents = comparison.before.document_list()
+    words = {document.text[span.start : span.end] for document in documents for span in document.spans}
+    words |= {document.text[:25] for document in documents}
+    assert [word for word in words if word in caplog.text] == []
+
+
+def test_without_unlearning_the_figures_after_are_null(finished: tuple[Path, Comparison], tmp_path: Path) -> None:
+    target, reference = finished[0] / "lab/target", finished[0] / "lab/oracle"
+    recipe = check_recipe(
+        {
+            "out": str(tmp_path / "audit-only"),
+            "models": {"target": str(target)},
+            "references": {"count": 0, "given": [str(reference)]},
+            "data": {"documents": [{"path": str(finished[0] / "lab/data/documents.jsonl")}]},
+            "unlearn": None,
+        }
+    )
+    report = run(recipe).report
+    assert report["leakage"]["after"] is None
+    assert report["unlearn"] is None
+    assert report["utility"]["retain_nll"]["after"] is None
+    assert report["oracle_distance"]["before"] is None
+    assert any("One given reference" in note for note in report["notes"])
+    assert any("No oracle" in note for note in report["notes"])
+
+
+# --- running again ----------------------------------------------------------------------------------------------------
+
+
+def test_a_second_run_skips_every_stage(copied: Path, caplog: pytest.LogCaptureFixture) -> None:
+    before = modified(copied)
+    with caplog.at_level(logging.INFO):
+        run(tiny_recipe())
+    assert stages_run(caplog) == []
+    after = modified(copied)
+    written = {name for name in after if after[name] != before.get(name)}
+    assert written == {"run.json", "report.json", "report.html"}
+    assert set(before) == set(after)
+
+
+def test_other_unlearning_settings_rerun_only_what_comes_after(copied: Path, caplog: pytest.LogCaptureFixture) -> None:
+    earlier = contents(copied, "adapter/*")
+    with caplog.at_level(logging.INFO):
+        run(tiny_recipe(unlearn={"max_steps": 2, "stop_at_control": False, "objective": "npo"}))
+    assert stages_run(caplog) == ["unlearn", "reaudit", "verify"]
+    assert json.loads((copied / "adapter/unlearn.json").read_text())["steps"] == 2
+    assert contents(copied, "adapter/*.safetensors") != {k: v for k, v in earlier.items() if k.endswith("safetensors")}
+
+
+def test_other_detection_settings_rerun_the_audit_but_train_no_reference(
+    copied: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        run(tiny_recipe(detect={"select": "known", "score": "informia"}, unlearn=None))
+    assert stages_run(caplog) == ["audit", "verify"]
+
+
+def test_an_artifact_that_was_removed_is_made_again(copied: Path, caplog: pytest.LogCaptureFixture) -> None:
+    earlier = contents(copied, "reaudit/*")
+    shutil.rmtree(copied / "reaudit")
+    with caplog.at_level(logging.INFO):
+        run(tiny_recipe())
+    assert stages_run(caplog) == ["reaudit"]
+    assert contents(copied, "reaudit/*") == earlier
+
+
+# --- interruption -----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_interrupted_in_every_stage_ends_in_the_same_bytes(
+    finished: tuple[Path, Comparison], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mitigate.detection.audit
+    import mitigate.pipeline
+    import mitigate.training
+    import mitigate.unlearning.trainer
+    import mitigate.verification.compare
+
+    def interrupt(place: Any, name: str, *, call: int) -> None:
+        """Give one more try to the run; Ctrl-C comes at the n-th call of a function."""
+        calls = 0
+        real: Callable[..., Any] = getattr(place, name)
+
+        def interrupted(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == call:
+                raise KeyboardInterrupt
+            return real(*args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                run(tiny_recipe())
+        assert calls == call
+        record = json.loads((tmp_path / "run/run.json").read_text())
+        assert sum(not stage["complete"] for stage in record["stages"].values()) == 1
+        for path in (tmp_path / "run").rglob("*"):
+            assert not path.name.startswith("."), f"half-written: {path}"
+
+    with working_in(tmp_path):
+        interrupt(mitigate.training, "write_json", call=1)  # the target is trained but not yet in its place
+        assert not (tmp_path / "run/lab/target").exists()
+        interrupt(mitigate.training, "write_json", call=3)  # target, oracle, first reference
+        interrupt(mitigate.training, "write_json", call=2)
+        assert not (tmp_path / "run/references/reference-1").exists()
+        interrupt(mitigate.detection.audit, "write_json", call=1)  # the audit's last file
+        assert not (tmp_path / "run/audit").exists()
+        interrupt(mitigate.unlearning.trainer._Run, "_step", call=4)  # after the checkpoint of step 2
+        assert (tmp_path / "run/adapter.partial/checkpoint.pt").is_file()
+        interrupt(mitigate.unlearning.trainer, "write_json", call=1)
+        assert not (tmp_path / "run/adapter").exists()
+        interrupt(mitigate.pipeline, "reaudit", call=1)
+        interrupt(mitigate.verification.compare, "extract", call=2)
+        run(tiny_recipe())
+
+    for pattern in ("lab/**/*", "references/**/*", "audit/*", "adapter/*", "reaudit/*", "verify/*"):
+        assert contents(tmp_path / "run", pattern) == contents(finished[0], pattern), pattern
+    assert not (tmp_path / "run/adapter.partial").exists()
+
+
+def test_a_checkpoint_of_other_settings_is_not_gone_on_with(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mitigate.unlearning.trainer
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mitigate.unlearning.trainer, "_save_adapter", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(tiny_recipe(unlearn={"max_steps": 3, "checkpoint_every": 2, "stop_at_control": False}))
+    assert (copied / "adapter.partial/checkpoint.pt").is_file()
+    report = run(tiny_recipe(unlearn={"max_steps": 2, "checkpoint_every": 5, "stop_at_control": False})).report
+    assert report["unlearn"]["steps"] == 2
+    assert not (copied / "adapter.partial").exists()
+
+
+# --- directories that cannot be used ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"name": "other"}])
+def test_a_directory_with_another_run_is_refused(copied: Path, change: dict[str, Any]) -> None:
+    before = modified(copied)
+    with pytest.raises(MitigateError, match=r"run: holds another run \('tiny'.*--replace"):
+        run(tiny_recipe(**change))
+    assert modified(copied) == before
+
+
+def test_replace_empties_a_run_s_directory(copied: Path) -> None:
+    Pipeline(tiny_recipe(seed=1), replace=True)
+    assert [path.name for path in copied.iterdir()] == ["run.json"]
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_foreign_directory_is_left_alone(tmp_path: Path, replace: bool) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(MitigateError, match=r"no run\.json"):
+        run(tiny_recipe(out=str(tmp_path)), replace=replace)
+    assert contents(tmp_path) == {"thesis.tex": b"years of work"}
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_file_in_place_of_the_directory_is_left_alone(tmp_path: Path, replace: bool) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    with pytest.raises(MitigateError, match="a file, not a directory"):
+        run(tiny_recipe(out=str(file)), replace=replace)
+    with pytest.raises(MitigateError, match=r"cannot be written \(.*choose another directory"):
+        run(tiny_recipe(out=str(file / "run")), replace=replace)
+    assert file.read_text() == "mine"
+
+
+@pytest.mark.parametrize("room", [1_000, 12_000, 30_000])
+def test_a_full_disk_is_said_so_and_leaves_nothing_half_written(
+    tmp_path: Path, room: int, finished: tuple[Path, Comparison]
+) -> None:
+    sizes = {name: len(data) for name, data in contents(finished[0]).items()}
+    assert any(size > room for size in sizes.values())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with working_in(tmp_path):
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+            with pytest.raises(MitigateError, match=r"(?s)cannot be written \(.*free some space"):
+                run(tiny_recipe())
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        left = list((tmp_path / "run").rglob("*"))
+        assert [path for path in left if path.name.startswith(".")] == []
+        if room == 30_000:
+            run(tiny_recipe())
+            assert contents(tmp_path / "run", "audit/*") == contents(finished[0], "audit/*")
+
+
+# --- the recipes for a user's own model -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def training_text(world: World, tmp_path: Path) -> Path:
+    write_jsonl(world.documents, tmp_path / "train.jsonl")
+    return tmp_path / "train.jsonl"
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_finetuned_yaml_runs_on_a_user_s_model(world: World, training_text: Path, tmp_path: Path, method: str) -> None:
+    target = world.target if method == "full" else world.adapter
+    recipe = load_recipe(
+        RECIPES / "finetuned.yaml",
+        [
+            f"models.target={target}",
+            f"models.base={world.base}",
+            f"data.documents.0.path={training_text}",
+            f"out={tmp_path / 'run'}",
+            "references.count=2",
+            "references.schedule={epochs: 30, learning_rate: 1e-2, batch_size: 5}",
+            "unlearn.learning_rate=5e-3",
+            "unlearn.max_steps=60",
+        ],
+    )
+    weights = contents(target, "*.safetensors"), contents(world.base, "*.safetensors")
+    report = run(recipe).report
+    before, after = report["leakage"]["before"], report["leakage"]["after"]
+    assert before["span_auc"] > 0.9, "the codes were learned by heart"
+    assert after["span_score_mean"] < before["span_score_mean"] / 2
+    assert report["out_distance"]["after"] < report["out_distance"]["before"]
+    assert report["extraction"]["after"] < report["extraction"]["before"]
+    assert (contents(target, "*.safetensors"), contents(world.base, "*.safetensors")) == weights
+    adapter = ModelStore(device="cpu").load(tmp_path / "run/adapter")
+    assert len(adapter.adapters) == (1 if method == "full" else 2)
+
+
+def test_pretrained_yaml_audits_a_released_model(world: World, training_text: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(
+        RECIPES / "pretrained.yaml",
+        [
+            f"models.target={world.target}",
+            f"references.given=[{world.base}]",
+            f"data.documents.0.path={training_text}",
+            f"out={tmp_path / 'run'}",
+        ],
+    )
+    report = run(recipe).report
+    assert report["leakage"]["before"]["span_auc"] > 0.9
+    assert report["leakage"]["after"] is None
+    assert (tmp_path / "run/report.html").is_file()
+    assert not (tmp_path / "run/adapter").exists()
