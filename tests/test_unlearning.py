@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from world import LORA, World, sentences
 
-from mitigate.detection.audit import Audit, load_audited, reaudit
+from mitigate.detection.audit import Audit, Detect, audit, load_audited, reaudit
 from mitigate.detection.signals import Piece, make_batches, token_log_probs
 from mitigate.documents import Document, Documents
 from mitigate.errors import MitigateError
@@ -168,10 +168,10 @@ def test_a_weight_that_is_not_a_positive_number_is_refused(weight: str) -> None:
 # One step
 
 
-def make_run(audit: Audit, settings: Unlearn, partial: Path) -> _Run:
+def make_run(audited: Audit, settings: Unlearn, partial: Path) -> _Run:
     store, chosen = cpu(), parse_objective(settings.objective)
-    [model] = load_audited([audit.metadata["target"]], store=store)
-    data = _Data(audit, model, None, store=store, with_distribution="distill" in chosen)
+    [model] = load_audited([audited.metadata["target"]], store=store)
+    data = _Data(audited, model, None, store=store, with_distribution="distill" in chosen)
     _add_adapter(model, settings.lora, seed=0)
     return _Run(Accelerator(cpu=True), model, settings, chosen, data, seed=0, plan="", partial=partial)
 
@@ -243,8 +243,8 @@ def test_the_planted_secrets_fall_to_the_control_and_the_rest_stays(
     before, _, after = thorough[kind]
     selected, sets = before.columns["selected"].astype(bool), before.sets()
 
-    def ratio(audit: Audit, rows: np.ndarray) -> float:
-        return float((audit.columns["log_prob"] - audit.columns["log_prob_out"])[rows].mean())
+    def ratio(table: Audit, rows: np.ndarray) -> float:
+        return float((table.columns["log_prob"] - table.columns["log_prob_out"])[rows].mean())
 
     assert ratio(before, selected) > 1.5
     assert -1.5 < ratio(after, selected) < 0.5, "the level of models that never saw them, no hole below it"
@@ -344,12 +344,7 @@ def test_an_interrupted_run_goes_on_to_equal_bytes(
     assert not partial.exists()
 
 
-def test_a_checkpoint_of_other_settings_is_refused(
-    whole: Audit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(run: _Run, number: int) -> float:
-        raise KeyboardInterrupt
-
+def test_a_checkpoint_of_other_settings_is_refused(whole: Audit, tmp_path: Path) -> None:
     run = make_run(whole, QUICK, tmp_path / "out")
     run._save(2, [{"step": 0, "selected_log_ratio": 1.0}])
     with pytest.raises(MitigateError, match=r"out\.partial: an interrupted run of another audit or other settings"):
@@ -368,16 +363,19 @@ def test_equal_runs_give_equal_bytes_and_other_seeds_do_not(whole: Audit, tmp_pa
 
 
 @pytest.mark.parametrize("objective", ["hinge=1,distill=0.5", "npo"])
-def test_small_forwards_accumulate_to_the_same_adapter_as_one(whole: Audit, tmp_path: Path, objective: str) -> None:
-    settings = QUICK.model_copy(update={"objective": objective, "max_steps": 3})
-    small = settings.model_copy(update={"batch_tokens": 40})
-    one, many = (
-        weights(unlearn(whole, out=tmp_path / name, settings=chosen, store=cpu()).directory)
-        for name, chosen in (("one", settings), ("many", small))
-    )
-    for name, tensor in one.items():
-        torch.testing.assert_close(many[name], tensor, rtol=0, atol=1e-5, msg=name)
-    assert max(float(tensor.abs().max()) for name, tensor in one.items() if "lora_B" in name) > 1e-4
+def test_small_forwards_accumulate_to_the_same_adapter_as_one(audited: Audit, tmp_path: Path, objective: str) -> None:
+    adapters, losses = [], []
+    for batch_tokens in (None, 40):
+        update = {"objective": objective, "batch_tokens": batch_tokens, "learning_rate": 1.0}
+        run = make_run(audited, QUICK.model_copy(update=update), tmp_path / "out")
+        # Adam divides by the gradient's size and so blows rounding up where that is nothing
+        run.optimizer = run.accelerator.prepare(torch.optim.SGD(run.parameters))
+        losses.append([run._step(step) for step in range(4)])
+        adapters.append([parameter.detach().clone() for parameter in run.parameters])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[0][-1] < losses[0][0]
+    for one, many in zip(*adapters, strict=True):
+        torch.testing.assert_close(many, one, rtol=0, atol=1e-5)
 
 
 def test_training_stops_at_the_control_level(layered: Audit, tmp_path: Path) -> None:
@@ -433,9 +431,9 @@ def test_every_objective_lowers_the_selected_tokens(whole: Audit, tmp_path: Path
 
 def test_an_audit_without_selected_tokens_is_refused_with_the_remedy(world: World, tmp_path: Path) -> None:
     renamed = tuple(replace(document, set="retain") for document in world.documents)
-    audit = replace(world, documents=Documents(renamed)).audit()
+    nothing = replace(world, documents=Documents(renamed)).audit()
     with pytest.raises(MitigateError, match=r"no token is selected: .*detect.spans.threshold"):
-        unlearn(audit, out=tmp_path / "out", store=cpu())
+        unlearn(nothing, out=tmp_path / "out", store=cpu())
 
 
 def test_an_unknown_objective_is_refused_before_any_work(whole: Audit, tmp_path: Path) -> None:
@@ -452,11 +450,12 @@ def test_a_diverging_loss_is_refused_with_the_remedy(whole: Audit, tmp_path: Pat
 
 
 def test_a_model_already_at_the_control_is_refused_with_its_levels(world: World, tmp_path: Path) -> None:
-    audit = world.audit(world.base)
-    with pytest.raises(MitigateError, match=r"already at the control level .*unlearn.stop_at_control: false"):
-        unlearn(
-            audit, out=tmp_path / "out", settings=THOROUGH.model_copy(update={"stop_at_control": True}), store=cpu()
-        )
+    # as if the base were under audit, and the leaky model were one that never saw the documents
+    leaky, detect = [world.target], Detect(select="known")
+    harmless = audit(world.base, leaky, documents=world.documents, detect=detect, store=cpu())
+    stopping = THOROUGH.model_copy(update={"stop_at_control": True})
+    with pytest.raises(MitigateError, match=r"already at the control level.*unlearn.stop_at_control: false"):
+        unlearn(harmless, out=tmp_path / "out", settings=stopping, store=cpu())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -469,11 +468,11 @@ def test_an_occupied_directory_is_refused_before_training(whole: Audit, tmp_path
 
 def test_a_model_that_changed_since_the_audit_is_refused(world: World, tmp_path: Path) -> None:
     target = Path(shutil.copytree(world.target, tmp_path / "target"))
-    audit = world.audit(target)
+    earlier = world.audit(target)
     shutil.copy(world.base / "model.safetensors", target / "model.safetensors")
     with pytest.raises(MitigateError, match="target: not the model that the audit used"):
-        unlearn(audit, out=tmp_path / "out", settings=QUICK, store=cpu())
-    unlearn(audit, out=tmp_path / "moved", settings=QUICK, target=world.target, store=cpu())
+        unlearn(earlier, out=tmp_path / "out", settings=QUICK, store=cpu())
+    unlearn(earlier, out=tmp_path / "moved", settings=QUICK, target=world.target, store=cpu())
 
 
 def test_modules_that_are_not_there_are_refused(whole: Audit, tmp_path: Path) -> None:

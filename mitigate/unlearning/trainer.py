@@ -154,16 +154,16 @@ def unlearn(
         "seed": seed,
     }
     seed_everything(seed)
-    base_before = _checksum(model.base)
     _add_adapter(model, settings.lora, seed=seed)
     accelerator = Accelerator(cpu=store.device.type == "cpu")
     run = _Run(accelerator, model, settings, weights, data, seed=seed, plan=fingerprint(plan), partial=out)
+    base_before = _checksum(model.base)
     history, stopped = run.train(resume=resume)
 
+    if _checksum(model.base) != base_before:
+        raise RuntimeError("base weights changed during unlearning")
+    adapter = _adapter_state(model.base, accelerator, run.module)
     if accelerator.is_main_process:
-        if _checksum(model.base) != base_before:
-            raise RuntimeError("base weights changed during unlearning")
-        adapter = _adapter_state(model.base, accelerator, run.module)
         if not any(bool(tensor.any()) for name, tensor in adapter.items() if "lora_B" in name):
             raise MitigateError("unlearning changed nothing: every lora_B is zero; raise the learning rate")
         summary = {
@@ -201,8 +201,10 @@ class _Data:
         ]
         extra = tokenize_documents(retain, model.tokenizer) if retain is not None else []
         self.forget_documents = [tokens for tokens, has in zip(tokenized, touched, strict=True) if has]
-        self.forget = cut_pieces(self.forget_documents, context=model.context, stride=model.context - 1)
-        self.hold = cut_pieces([*held, *extra], context=model.context, stride=model.context - 1)
+        detect = audit.metadata["detect"]  # windows as in the audit: its log-probabilities had just this context
+        context = min(detect["context"] or model.context, model.context)
+        self.forget = cut_pieces(self.forget_documents, context=context, stride=detect["stride"])
+        self.hold = cut_pieces([*held, *extra], context=context, stride=detect["stride"])
         rows = [audit.rows[tokens.id] for tokens in self.forget_documents]
         self._facts = [
             {
@@ -332,8 +334,8 @@ class _Run:
             if settings.stop_at_control and history[0]["selected_log_ratio"] <= self.data.control:
                 raise MitigateError(
                     "the selected tokens are already at the control level: their log-ratio to the OUT references is "
-                    f"{history[0]['selected_log_ratio']:.2f} nats, that of unseen text {self.data.control:.2f}; there is "
-                    "nothing to unlearn; to train nevertheless, set unlearn.stop_at_control: false"
+                    f"{history[0]['selected_log_ratio']:.2f} nats, that of unseen text {self.data.control:.2f}; "
+                    "there is nothing to unlearn; to train nevertheless, set unlearn.stop_at_control: false"
                 )
         with progress(settings.max_steps, "Unlearning", unit="step") as bar:
             bar.update(step)
@@ -438,6 +440,9 @@ class _Run:
         return {"step": step, "selected_log_ratio": round(float(total[0] / total[1]), 4)}
 
     def _save(self, step: int, history: list[dict[str, float]]) -> None:
+        if _is_sharded(self.model.base.model):
+            logger.warning("step %d: no checkpoint, since the weights are sharded (FSDP); a restart begins anew", step)
+            return
         state = {
             "plan": self.plan,
             "step": step,

@@ -1,0 +1,47 @@
+"""Audit, unlearn and cross-fit, in however many processes this was started in; for test_processes.
+
+torchrun --nproc_per_node 2 find_and_remove.py BASE TARGET REFERENCES DOCUMENTS OUT
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from world import LORA
+
+from mitigate.detection.audit import Detect, audit
+from mitigate.detection.references import crossfit_references
+from mitigate.documents import read_documents
+from mitigate.models import ModelStore
+from mitigate.runtime import is_main, quiet_libraries
+from mitigate.training import Schedule
+from mitigate.unlearning.trainer import Unlearn, unlearn
+
+SETTINGS = Unlearn(
+    max_steps=5, check_every=2, checkpoint_every=2, batch_size=3, retain_batch_size=4, lora=LORA, stop_at_control=False
+)
+
+
+def find_and_remove(base: Path, target: Path, references: Path, documents: Path, out: Path) -> None:
+    """Write `audit`, `adapter` and `references` to `out`."""
+    store = ModelStore(device="cpu")
+    detect = Detect(select="known", batch_tokens=100)
+    result = audit(target, [references], documents=documents, detect=detect, store=store)
+    if is_main():
+        result.save(out / "audit")
+    unlearn(result, out=out / "adapter", settings=SETTINGS, store=store)
+    crossfit_references(
+        base,
+        read_documents(documents),
+        out=out / "references",
+        count=2,
+        lora=LORA,
+        schedule=Schedule(epochs=1),
+        new_store=lambda: ModelStore(device="cpu"),
+    )
+
+
+if __name__ == "__main__":
+    quiet_libraries()
+    find_and_remove(*map(Path, sys.argv[1:]))

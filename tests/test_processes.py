@@ -1,0 +1,99 @@
+"""Two processes give what one gives: every document scored once, the same adapter, the same references."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from find_and_remove import find_and_remove
+from safetensors.torch import load_file
+from world import World
+
+from mitigate.detection.audit import Audit, reaudit
+from mitigate.detection.references import load_references
+from mitigate.models import ModelStore
+from mitigate.unlearning.trainer import Unlearned
+
+
+@pytest.fixture(scope="module")
+def runs(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """What one process wrote, and what two wrote."""
+    root = tmp_path_factory.mktemp("processes")
+    rows = [
+        {
+            "id": document.id,
+            "text": document.text,
+            "set": document.set,
+            "spans": [{"start": span.start, "end": span.end, "label": span.label} for span in document.spans],
+        }
+        for document in world.documents
+    ]
+    documents = root / "documents.jsonl"
+    documents.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    inputs = (world.base, world.adapter, world.references, documents)
+    script = Path(__file__).with_name("find_and_remove.py")
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, *launch, *map(str, inputs), str(root / "two")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    find_and_remove(*inputs, root / "one")
+    return root / "one", root / "two"
+
+
+def test_two_processes_took_part(runs: tuple[Path, Path]) -> None:
+    assert [Unlearned.load(run / "adapter").summary["processes"] for run in runs] == [1, 2]
+
+
+def test_two_processes_score_each_document_once_as_one_does(runs: tuple[Path, Path], world: World) -> None:
+    one, two = (Audit.load(run / "audit") for run in runs)
+    assert list(two.rows) == [document.id for document in world.documents]
+    assert one.tokens.schema.equals(two.tokens.schema)
+    for name, column in one.columns.items():
+        np.testing.assert_allclose(two.columns[name], column, rtol=0, atol=1e-5, err_msg=name)
+    np.testing.assert_allclose(two.reference_log_probs, one.reference_log_probs, rtol=0, atol=1e-5)
+    scores = [table.spans["score"].to_numpy() for table in (one, two)]
+    np.testing.assert_allclose(scores[1], scores[0], rtol=0, atol=1e-5)
+    assert one.spans.drop(["score"]).equals(two.spans.drop(["score"]))
+    assert one.documents.equals(two.documents)
+
+
+def test_two_processes_make_the_adapter_that_one_makes(runs: tuple[Path, Path]) -> None:
+    one, two = (load_file(run / "adapter" / "adapter_model.safetensors") for run in runs)
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        np.testing.assert_allclose(two[name].numpy(), tensor.numpy(), rtol=0, atol=1e-4, err_msg=name)
+    histories = [Unlearned.load(run / "adapter").summary["history"] for run in runs]
+    assert [entry["step"] for entry in histories[1]] == [0, 2, 4, 5]
+    for first, second in zip(*histories, strict=True):
+        assert second["selected_log_ratio"] == pytest.approx(first["selected_log_ratio"], abs=1e-3)
+    assert histories[0][-1]["selected_log_ratio"] < histories[0][0]["selected_log_ratio"] - 0.01
+
+
+def test_the_mitigated_models_of_one_and_of_two_processes_predict_alike(runs: tuple[Path, Path]) -> None:
+    before = Audit.load(runs[0] / "audit")
+    after = [reaudit(before, run / "adapter", store=ModelStore(device="cpu")) for run in runs]
+    one, two = (result.columns["log_prob"] for result in after)
+    np.testing.assert_allclose(two, one, rtol=0, atol=1e-3)
+
+
+def test_two_processes_train_the_references_that_one_trains(runs: tuple[Path, Path]) -> None:
+    one, two = (load_references([run / "references"]) for run in runs)
+    assert one.trained_on == two.trained_on
+    for first, second in zip(one.paths, two.paths, strict=True):
+        expected = load_file(Path(first) / "adapter_model.safetensors")
+        got = load_file(Path(second) / "adapter_model.safetensors")
+        assert expected.keys() == got.keys()
+        for name, tensor in expected.items():
+            np.testing.assert_allclose(got[name].numpy(), tensor.numpy(), rtol=0, atol=1e-4, err_msg=name)
