@@ -13,6 +13,13 @@ class MitigateError(Exception):
     """
 
 
+class NothingToUnlearnError(MitigateError):
+    """An audit that leaves unlearning nothing to do: no token is selected, or all are at the control level already.
+
+    `mitigate run` then writes the report of the audit alone; the verb `unlearn` says so and stops.
+    """
+
+
 def summarize(items: Iterable[object], *, most: int = 5) -> str:
     """Join `items` for a message, naming at most `most` of them and counting the rest."""
     listed = [str(item) for item in items]

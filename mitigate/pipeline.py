@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from mitigate.artifacts import fingerprint, new_directory, read_json, read_table
 from mitigate.detection.audit import Audit, audit, reaudit
 from mitigate.detection.references import References, crossfit_references, load_references
 from mitigate.documents import Documents, read_documents
-from mitigate.errors import MitigateError
+from mitigate.errors import MitigateError, NothingToUnlearnError
 from mitigate.lab.carriers import plant_in_text
 from mitigate.lab.people import general_text, plant, write_jsonl
 from mitigate.lab.tiny import make_base
@@ -75,11 +75,17 @@ class Pipeline:
         self.make_documents()
         self.make_models()
         before = self.audit()
-        after, unlearned = None, None
+        after, unlearned, notes = None, None, []
         if self.recipe.unlearn is not None:
-            unlearned = self.unlearn(before)
-            after = self.reaudit(before)
-        return self.report(before, after, unlearned)
+            try:
+                unlearned = self.unlearn(before)
+                after = self.reaudit(before)
+            except NothingToUnlearnError as nothing:
+                logger.warning("nothing was unlearned: %s", nothing)
+                if self.state.is_main_process:  # of an earlier run with other settings
+                    shutil.rmtree(self.out / "reaudit", ignore_errors=True)
+                notes.append(f"Nothing was unlearned: {nothing}.")
+        return self.report(before, after, unlearned, notes=notes)
 
     # --- stages -------------------------------------------------------------------------------------------------------
 
@@ -217,7 +223,9 @@ class Pipeline:
         self._stage("reaudit", [before.fingerprint, self._fingerprint(adapter)], make, path, every_process=True)
         return Audit.load(path)
 
-    def report(self, before: Audit, after: Audit | None, unlearned: Unlearned | None) -> Comparison:
+    def report(
+        self, before: Audit, after: Audit | None, unlearned: Unlearned | None, *, notes: Sequence[str] = ()
+    ) -> Comparison:
         """Measure the oracle and extraction, compare, and write report.json and report.html."""
         recipe, path = self.recipe, self.out / "verify"
 
@@ -257,6 +265,7 @@ class Pipeline:
             show_text=recipe.report.show_text,
         )
         if self.state.is_main_process:
+            comparison.report["notes"] = [*notes, *comparison.report["notes"]]
             comparison.report["seconds"]["report"] = round(time.monotonic() - started, 1)
             comparison.save_into(self.out)
         return comparison

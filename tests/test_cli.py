@@ -361,8 +361,10 @@ def test_a_directory_that_holds_something_is_left_alone(
 
 
 def test_a_run_refused_for_its_input_can_be_given_again_corrected(mitigate_: Mitigate) -> None:
-    command = ("run", ROOT / "recipes/pretrained.yaml", "models.target=target", "out=corrected")
-    command = (*command, "report.extraction=false", "references.given=[base]")
+    command = (
+        *("run", ROOT / "recipes/pretrained.yaml", "models.target=target", "references.given=[base]"),
+        *("out=corrected", "report.extraction=false"),
+    )
     assert mitigate_(*command).status == 2
     assert not Path("corrected").exists()
     assert mitigate_(*command, "data.documents.0.path=train.jsonl").status == 0
@@ -377,8 +379,10 @@ def test_ctrl_c_ends_with_status_130_and_can_be_gone_on_with(
 ) -> None:
     import mitigate.unlearning.trainer as trainer
 
-    command = ("unlearn", "--audit", audited, "--out", "stopped", "--set", "max_steps=4", "--set", "checkpoint_every=2")
-    command = (*command, "--set", "stop_at_control=false")
+    command = (
+        *("unlearn", "--audit", audited, "--out", "stopped", "--set", "max_steps=4"),
+        *("--set", "checkpoint_every=2", "--set", "stop_at_control=false"),
+    )
     step: Callable[..., float] = trainer._Run._step
 
     def interrupted(self: Any, number: int) -> float:

@@ -225,6 +225,16 @@ def test_without_unlearning_the_figures_after_are_null(finished: tuple[Path, Com
 # --- running again ----------------------------------------------------------------------------------------------------
 
 
+def test_an_audit_that_selects_nothing_is_reported_without_unlearning(copied: Path) -> None:
+    comparison = run(tiny_recipe(detect={"spans": {"threshold": 1000}}))
+    assert comparison.after is None
+    assert comparison.report["unlearn"] is None
+    assert comparison.report["leakage"]["after"] is None
+    assert any("no token is selected" in note for note in comparison.report["notes"])
+    assert not (copied / "adapter").exists()
+    assert not (copied / "reaudit").exists()
+
+
 def test_a_second_run_skips_every_stage(copied: Path, caplog: pytest.LogCaptureFixture) -> None:
     before = modified(copied)
     with caplog.at_level(logging.INFO):

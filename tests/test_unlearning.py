@@ -53,6 +53,12 @@ def weights(directory: Path) -> dict[str, torch.Tensor]:
     return load_file(directory / "adapter_model.safetensors")
 
 
+def mean_log_ratio(audited: Audit) -> float:
+    """Of the selected tokens, each clipped to 3 nats."""
+    ratio = (audited.columns["log_prob"] - audited.columns["log_prob_out"])[audited.columns["selected"].astype(bool)]
+    return float(np.clip(ratio, -3, 3).mean())
+
+
 @pytest.fixture(scope="module")
 def whole(world: World) -> Audit:
     """Audit of the target that is a whole model."""
@@ -215,8 +221,7 @@ def test_before_the_first_step_the_anchor_is_zero(audited: Audit, tmp_path: Path
 
 
 def test_the_watch_starts_at_the_audits_mean_log_ratio(audited: Audit, tmp_path: Path) -> None:
-    chosen = audited.columns["selected"].astype(bool)
-    ratio = (audited.columns["log_prob"] - audited.columns["log_prob_out"])[chosen].mean()
+    ratio = mean_log_ratio(audited)
     for batch_tokens in (None, 1):
         run = make_run(audited, QUICK.model_copy(update={"batch_tokens": batch_tokens}), tmp_path / "out")
         assert run._watch(step=0)["selected_log_ratio"] == pytest.approx(ratio, abs=2e-4)
@@ -259,11 +264,9 @@ def test_the_planted_secrets_fall_to_the_control_and_the_rest_stays(
 def test_the_saved_adapter_gives_what_training_last_saw(
     thorough: dict[str, tuple[Audit, Unlearned, Audit]], kind: str
 ) -> None:
-    before, result, after = thorough[kind]
-    selected = before.columns["selected"].astype(bool)
-    ratio = (after.columns["log_prob"] - after.columns["log_prob_out"])[selected].mean()
+    _, result, after = thorough[kind]
     assert result.summary["history"][-1]["step"] == 60
-    assert ratio == pytest.approx(result.summary["history"][-1]["selected_log_ratio"], abs=2e-4)
+    assert mean_log_ratio(after) == pytest.approx(result.summary["history"][-1]["selected_log_ratio"], abs=2e-4)
 
 
 def test_an_adapter_over_an_adapter_loads_with_both_and_equals_the_trained_model(
@@ -366,14 +369,14 @@ def test_equal_runs_give_equal_bytes_and_other_seeds_do_not(whole: Audit, tmp_pa
 def test_small_forwards_accumulate_to_the_same_adapter_as_one(audited: Audit, tmp_path: Path, objective: str) -> None:
     adapters, losses = [], []
     for batch_tokens in (None, 40):
-        update = {"objective": objective, "batch_tokens": batch_tokens, "learning_rate": 1.0}
+        update = {"objective": objective, "batch_tokens": batch_tokens, "learning_rate": 0.3}
         run = make_run(audited, QUICK.model_copy(update=update), tmp_path / "out")
         # Adam divides by the gradient's size and so blows rounding up where that is nothing
         run.optimizer = run.accelerator.prepare(torch.optim.SGD(run.parameters))
         losses.append([run._step(step) for step in range(4)])
         adapters.append([parameter.detach().clone() for parameter in run.parameters])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    assert losses[0][-1] < losses[0][0]
+    assert any(parameter.abs().max() > 1e-3 for parameter in adapters[0][1::2]), "lora_B left zero"
     for one, many in zip(*adapters, strict=True):
         torch.testing.assert_close(many, one, rtol=0, atol=1e-5)
 

@@ -31,7 +31,7 @@ from mitigate.detection.audit import Audit, load_audited
 from mitigate.detection.scores import clipped
 from mitigate.detection.signals import Batch, Piece, cut_pieces, make_batches, out_log_probs
 from mitigate.documents import Documents, read_documents
-from mitigate.errors import MitigateError
+from mitigate.errors import MitigateError, NothingToUnlearnError
 from mitigate.models import OVERLAY_FILE, Model, ModelStore, SharedBase, kept_logits
 from mitigate.runtime import is_main, progress, seed_everything
 from mitigate.tokenization import tokenize_documents
@@ -128,7 +128,8 @@ def unlearn(
         resume (`bool`, *optional*, defaults to `True`): go on from a checkpoint of the same audit and settings.
 
     Raises:
-        MitigateError: no token is selected, an unknown objective, or the model is not the one audited.
+        NothingToUnlearnError: no token is selected, or the selected ones are at the control level already.
+        MitigateError: an unknown objective, or the model is not the one audited.
     """
     audit = audit if isinstance(audit, Audit) else Audit.load(audit)
     settings = settings or Unlearn()
@@ -137,7 +138,7 @@ def unlearn(
     out = Path(out)
     check_free(out)
     if not audit.columns["selected"].any():
-        raise MitigateError(
+        raise NothingToUnlearnError(
             "no token is selected: the audit found nothing to unlearn; lower detect.spans.threshold, "
             "or select the known spans with detect.select: known"
         )
@@ -271,9 +272,9 @@ class _Data:
 def control_level(audit: Audit) -> float:
     """The level at which a selected token's log p_θ − log p̄ is that of text the target never saw, in nats.
 
-    The mean log-ratio, clipped to ±3 nats, of the holdout documents' tokens that are as hard to predict as the selected ones: holdout tokens
-    are weighted so that their distribution over deciles of log p̄ is that of the selected tokens. 0 (the references'
-    own level) where the audit has no holdout documents.
+    The mean log-ratio, clipped to ±3 nats, of the holdout documents' tokens that are as hard to predict as the selected
+    ones: holdout tokens are weighted so that their distribution over deciles of log p̄ is that of the selected tokens.
+    0 (the references' own level) where the audit has no holdout documents.
     """
     columns, sets = audit.columns, audit.sets()
     ratio = clipped(columns["log_prob"] - columns["log_prob_out"])
@@ -332,7 +333,7 @@ class _Run:
         if not history:
             history.append(self._watch(step=0))
             if settings.stop_at_control and history[0]["selected_log_ratio"] <= self.data.control:
-                raise MitigateError(
+                raise NothingToUnlearnError(
                     "the selected tokens are already at the control level: their log-ratio to the OUT references is "
                     f"{history[0]['selected_log_ratio']:.2f} nats, that of unseen text {self.data.control:.2f}; "
                     "there is nothing to unlearn; to train nevertheless, set unlearn.stop_at_control: false"
