@@ -334,7 +334,7 @@ def test_a_checkpoint_of_other_settings_is_not_gone_on_with(copied: Path, monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(mitigate.unlearning.trainer, "_save_adapter", stop)
+        patch.setattr(mitigate.unlearning.trainer, "save_adapter", stop)
         with pytest.raises(KeyboardInterrupt):
             run(tiny_recipe(unlearn={"max_steps": 3, "checkpoint_every": 2, "stop_at_control": False}))
     assert (copied / "adapter.partial/checkpoint.pt").is_file()

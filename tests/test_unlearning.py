@@ -26,16 +26,15 @@ from mitigate.errors import MitigateError
 from mitigate.models import OVERLAY_FILE, ModelStore
 from mitigate.tokenization import tokenize_documents
 from mitigate.unlearning import objectives
+from mitigate.unlearning.data import UnlearningData, control_level
 from mitigate.unlearning.objectives import Selected, objective_loss, parse_objective
 from mitigate.unlearning.trainer import (
     ADAPTER,
     Unlearn,
     Unlearned,
     _add_adapter,
-    _Data,
     _Run,
     _take,
-    control_level,
     unlearn,
 )
 
@@ -177,7 +176,7 @@ def test_a_weight_that_is_not_a_positive_number_is_refused(weight: str) -> None:
 def make_run(audited: Audit, settings: Unlearn, partial: Path) -> _Run:
     store, chosen = cpu(), parse_objective(settings.objective)
     [model] = load_audited([audited.metadata["target"]], store=store)
-    data = _Data(audited, model, None, store=store, with_distribution="distill" in chosen)
+    data = UnlearningData(audited, model, None, store=store, with_distribution="distill" in chosen)
     _add_adapter(model, settings.lora, seed=0)
     return _Run(Accelerator(cpu=True), model, settings, chosen, data, seed=0, plan="", partial=partial)
 
@@ -415,7 +414,9 @@ def test_the_summary_says_what_was_done_and_holds_no_text(
 def test_retain_documents_are_held_beside_the_audits_own(world: World, whole: Audit) -> None:
     [model] = load_audited([whole.metadata["target"]], store=cpu())
     extra = Documents(tuple(Document(f"extra-{n}", text) for n, text in enumerate(sentences(4, seed=8))))
-    alone, with_extra = (_Data(whole, model, retain, store=cpu(), with_distribution=False) for retain in (None, extra))
+    alone, with_extra = (
+        UnlearningData(whole, model, retain, store=cpu(), with_distribution=False) for retain in (None, extra)
+    )
     assert [piece.ids.tolist() for piece in with_extra.hold[: len(alone.hold)]] == [p.ids.tolist() for p in alone.hold]
     assert len(with_extra.hold) - len(alone.hold) == 4
     assert len(alone.hold) == 5, "the retain set; the holdout is never trained on"

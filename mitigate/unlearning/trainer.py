@@ -11,10 +11,9 @@ stops when they have come down to the control level. Base weights are never touc
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,23 +22,30 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import set_peft_model_state_dict
 from pydantic import BaseModel, ConfigDict, Field
 
 from mitigate.artifacts import check_free, fingerprint, new_directory, new_file, read_json, write_json
 from mitigate.detection.audit import Audit, load_audited
-from mitigate.detection.scores import clipped
-from mitigate.detection.signals import Batch, Piece, cut_pieces, make_batches, out_log_probs
+from mitigate.detection.signals import Batch, Piece, make_batches
 from mitigate.documents import Documents, read_documents
 from mitigate.errors import MitigateError, NothingToUnlearnError
-from mitigate.models import OVERLAY_FILE, Model, ModelStore, SharedBase, kept_logits
+from mitigate.models import Model, ModelStore, kept_logits
 from mitigate.runtime import is_main, progress, seed_everything
-from mitigate.tokenization import tokenize_documents
 from mitigate.training import Lora, rate_factor
+from mitigate.unlearning.adapter import (
+    ADAPTER,
+    adapter_state,
+    add_adapter,
+    as_before,
+    base_checksum,
+    is_sharded,
+    save_adapter,
+)
+from mitigate.unlearning.data import UnlearningData
 from mitigate.unlearning.objectives import NEEDS_OUT_DISTRIBUTION, Selected, anchor, objective_loss, parse_objective
 
 logger = logging.getLogger(__name__)
-ADAPTER = "default"  # PEFT saves an adapter of this name into the directory itself
 CHECKPOINT = "checkpoint.pt"
 
 
@@ -92,15 +98,6 @@ class Unlearned:
         return cls(Path(directory), read_json(Path(directory) / "unlearn.json"))
 
 
-@dataclass(frozen=True)
-class _Tokens:
-    """Per-row facts about a batch's kept tokens, in the batch's row order."""
-
-    selected: torch.Tensor  # (N,) bool
-    before: torch.Tensor  # (N,) ℓ⁰
-    out: torch.Tensor  # (N,) ℓ̄
-
-
 def unlearn(
     audit: Audit | str | Path,
     *,
@@ -146,7 +143,9 @@ def unlearn(
     [model] = load_audited([{**audited, "source": str(target or audited["source"])}], store=store)
     if retain is not None and not isinstance(retain, Documents):
         retain = read_documents(retain, tokenizer=model.tokenizer)
-    data = _Data(audit, model, retain, store=store, with_distribution=bool(NEEDS_OUT_DISTRIBUTION & weights.keys()))
+    data = UnlearningData(
+        audit, model, retain, store=store, with_distribution=bool(NEEDS_OUT_DISTRIBUTION & weights.keys())
+    )
     plan = {
         "audit": audit.fingerprint,
         "spans": fingerprint(audit.spans.to_pylist()),
@@ -155,15 +154,15 @@ def unlearn(
         "seed": seed,
     }
     seed_everything(seed)
-    _add_adapter(model, settings.lora, seed=seed)
+    add_adapter(model, settings.lora, seed=seed)
     accelerator = Accelerator(cpu=store.device.type == "cpu")
     run = _Run(accelerator, model, settings, weights, data, seed=seed, plan=fingerprint(plan), partial=out)
-    base_before = _checksum(model.base)
+    base_before = base_checksum(model.base)
     history, stopped = run.train(resume=resume)
 
-    if _checksum(model.base) != base_before:
+    if base_checksum(model.base) != base_before:
         raise RuntimeError("base weights changed during unlearning")
-    adapter = _adapter_state(model.base, accelerator, run.module)
+    adapter = adapter_state(model.base, accelerator, run.module)
     if accelerator.is_main_process:
         if not any(bool(tensor.any()) for name, tensor in adapter.items() if "lora_B" in name):
             raise MitigateError("unlearning changed nothing: every lora_B is zero; raise the learning rate")
@@ -179,121 +178,11 @@ def unlearn(
             **plan,
         }
         with new_directory(out) as directory:
-            _save_adapter(model, adapter, directory)
+            save_adapter(model, adapter, directory)
             write_json(directory / "unlearn.json", summary)
         run.forget_checkpoint()
     accelerator.wait_for_everyone()
     return Unlearned.load(out)
-
-
-class _Data:
-    """Pieces to forget on, pieces to hold still, and the fixed per-token facts about them."""
-
-    def __init__(
-        self, audit: Audit, model: Model, retain: Documents | None, *, store: ModelStore, with_distribution: bool
-    ) -> None:
-        columns, sets = audit.columns, audit.sets()
-        tokenized = audit.tokenized()
-        touched = [columns["selected"][audit.rows[tokens.id]].any() for tokens in tokenized]
-        held = [
-            tokens
-            for tokens, has in zip(tokenized, touched, strict=True)
-            if not has and sets[tokens.id] in ("retain", None)
-        ]
-        extra = tokenize_documents(retain, model.tokenizer) if retain is not None else []
-        self.forget_documents = [tokens for tokens, has in zip(tokenized, touched, strict=True) if has]
-        detect = audit.metadata["detect"]  # windows as in the audit: its log-probabilities had just this context
-        context = min(detect["context"] or model.context, model.context)
-        self.forget = cut_pieces(self.forget_documents, context=context, stride=detect["stride"])
-        self.hold = cut_pieces([*held, *extra], context=context, stride=detect["stride"])
-        rows = [audit.rows[tokens.id] for tokens in self.forget_documents]
-        self._facts = [
-            {
-                "selected": columns["selected"][r].astype(bool),
-                "before": columns["log_prob"][r],
-                "out": columns["log_prob_out"][r],
-            }
-            for r in rows
-        ]
-        self.control = control_level(audit)
-        self._distribution: dict[tuple[int, int], torch.Tensor] = {}
-        self._vocabulary_size = model.vocabulary_size if with_distribution else None
-        if with_distribution:
-            self._store_distribution(audit, store)
-
-    def facts(self, batch: Batch, forget: Sequence[bool]) -> _Tokens:
-        """What is known about the rows of a batch; rows of retain pieces are not selected."""
-        parts: dict[str, list[np.ndarray]] = {"selected": [], "before": [], "out": []}
-        for piece, is_forget in zip(batch.pieces, forget, strict=True):
-            at = piece.start + piece.scored
-            facts = self._facts[piece.document] if is_forget else None
-            parts["selected"].append(facts["selected"][at] if facts else np.zeros(len(at), dtype=bool))
-            for name in ("before", "out"):
-                parts[name].append(facts[name][at] if facts else np.zeros(len(at), dtype=np.float32))
-        tensors = {
-            name: torch.from_numpy(np.concatenate(arrays)).to(batch.targets.device) for name, arrays in parts.items()
-        }
-        return _Tokens(**tensors)
-
-    def selected_count(self, pieces: Sequence[Piece]) -> int:
-        """Selected tokens in some of the forget pieces."""
-        return int(sum(self._facts[p.document]["selected"][p.start + p.scored].sum() for p in pieces))
-
-    def distribution(self, batch: Batch, forget: Sequence[bool]) -> torch.Tensor | None:
-        """(N_selected, V) log p̄ of a batch's selected tokens, computed once before training."""
-        if self._vocabulary_size is None:
-            return None
-        stored = [
-            self._distribution[(piece.document, piece.start)]
-            for piece, is_forget in zip(batch.pieces, forget, strict=True)
-            if is_forget
-        ]
-        empty = torch.zeros((0, self._vocabulary_size))
-        return torch.cat([empty, *stored]).to(batch.targets.device)
-
-    def _store_distribution(self, audit: Audit, store: ModelStore) -> None:
-        references = load_audited(audit.metadata["references"], store=store)
-        used = dict(
-            zip(audit.documents["doc_id"].to_pylist(), audit.documents["out_references"].to_pylist(), strict=True)
-        )
-        batches = make_batches(self.forget, batch_tokens=max(64, (1 << 26) // references[0].vocabulary_size))
-        with progress(len(batches), "References' distributions", unit="batch") as bar:
-            for batch in batches:
-                out_of = [used[self.forget_documents[piece.document].id] for piece in batch.pieces]
-                on_device = batch.to(references[0].device)
-                log_mean, _ = out_log_probs(references, on_device, used=out_of)
-                selected = self.facts(on_device, [True] * len(batch.pieces)).selected
-                for number, piece in enumerate(batch.pieces):
-                    rows = selected & (on_device.row_piece == number)
-                    self._distribution[(piece.document, piece.start)] = log_mean[rows].cpu().clone()
-                bar.update()
-
-
-def control_level(audit: Audit) -> float:
-    """The level at which a selected token's log p_θ − log p̄ is that of text the target never saw, in nats.
-
-    The mean log-ratio, clipped to ±3 nats, of the holdout documents' tokens that are as hard to predict as the selected
-    ones: holdout tokens are weighted so that their distribution over deciles of log p̄ is that of the selected tokens.
-    0 (the references' own level) where the audit has no holdout documents.
-    """
-    columns, sets = audit.columns, audit.sets()
-    ratio = clipped(columns["log_prob"] - columns["log_prob_out"])
-    holdout = np.zeros(len(ratio), dtype=bool)
-    for doc_id, rows in audit.rows.items():
-        holdout[rows] = sets[doc_id] == "holdout"
-    holdout &= ~np.isnan(ratio)
-    selected = columns["selected"].astype(bool)
-    if not holdout.any() or not selected.any():
-        return 0.0
-    edges = np.quantile(columns["log_prob_out"][selected], np.linspace(0, 1, 11)[1:-1])
-    stratum = np.digitize(columns["log_prob_out"], edges)
-    levels = [
-        (int((selected & (stratum == number)).sum()), float(ratio[holdout & (stratum == number)].mean()))
-        for number in range(10)
-        if (holdout & (stratum == number)).sum() >= 10
-    ]
-    weight = sum(count for count, _ in levels)
-    return sum(count * level for count, level in levels) / weight if weight else 0.0
 
 
 class _Run:
@@ -305,7 +194,7 @@ class _Run:
         model: Model,
         settings: Unlearn,
         weights: dict[str, float],
-        data: _Data,
+        data: UnlearningData,
         *,
         seed: int,
         plan: str,
@@ -403,7 +292,7 @@ class _Run:
         """Sum of the objective over selected tokens and of the anchor over all others."""
         facts = self.data.facts(batch, is_forget)
         chosen, kept = facts.selected, ~facts.selected
-        with _before(self.model), torch.no_grad():
+        with as_before(self.model), torch.no_grad():
             anchors = batch.keep.clone()
             anchors[batch.keep] = kept
             before = torch.log_softmax(
@@ -441,14 +330,14 @@ class _Run:
         return {"step": step, "selected_log_ratio": round(float(total[0] / total[1]), 4)}
 
     def _save(self, step: int, history: list[dict[str, float]]) -> None:
-        if _is_sharded(self.model.base.model):
+        if is_sharded(self.model.base.model):
             logger.warning("step %d: no checkpoint, since the weights are sharded (FSDP); a restart begins anew", step)
             return
         state = {
             "plan": self.plan,
             "step": step,
             "history": history,
-            "adapter": _adapter_state(self.model.base, self.accelerator, self.module),
+            "adapter": adapter_state(self.model.base, self.accelerator, self.module),
             "optimizer": self.optimizer.state_dict(),
             "random": torch.get_rng_state(),
         }
@@ -490,73 +379,3 @@ def _take(pieces: Sequence[Piece], count: int, step: int, *, seed: int) -> list[
 def _order(count: int, seed: int, epoch: int) -> list[int]:
     """The order of `count` pieces in a pass over them."""
     return np.random.default_rng([seed, epoch]).permutation(count).tolist()
-
-
-def _add_adapter(model: Model, lora: Lora, *, seed: int) -> None:
-    """Put a fresh adapter over the model's own; only it requires gradients."""
-    base = model.base
-    torch.manual_seed(seed)
-    try:
-        if base.peft is None:
-            base.peft = get_peft_model(base.model, lora.config(), adapter_name=ADAPTER)
-        else:
-            base.peft.add_adapter(ADAPTER, lora.config())
-    except ValueError as error:
-        raise MitigateError(f"unlearn.lora: does not fit this model ({error})") from error
-    _switch(model, on=True)
-
-
-@contextlib.contextmanager
-def _before(model: Model) -> Iterator[None]:
-    """The model as it was before unlearning, inside the block."""
-    _switch(model, on=False)
-    try:
-        yield
-    finally:
-        _switch(model, on=True)
-
-
-def _switch(model: Model, *, on: bool) -> None:
-    """Turn the new adapter on or off over the target's own adapters, and keep only it trainable."""
-    model.base.activate((*model.adapters, ADAPTER) if on else model.adapters)
-    for name, parameter in model.base.model.named_parameters():
-        parameter.requires_grad_(f".{ADAPTER}." in name)
-
-
-def _adapter_state(base: SharedBase, accelerator: Accelerator, module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    assert base.peft is not None
-    whole = accelerator.get_state_dict(module) if _is_sharded(base.model) else None
-    if whole is not None:
-        whole = {f"base_model.model.{name}": tensor for name, tensor in whole.items()}
-    state = get_peft_model_state_dict(base.peft, state_dict=whole, adapter_name=ADAPTER)
-    return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
-
-
-def _is_sharded(module: torch.nn.Module) -> bool:
-    from torch.distributed.tensor import DTensor
-
-    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
-
-
-def _save_adapter(model: Model, adapter: dict[str, torch.Tensor], directory: Path) -> None:
-    from safetensors.torch import save_file
-
-    assert model.base.peft is not None
-    config = model.base.peft.peft_config[ADAPTER]
-    config.base_model_name_or_path = model.base.source
-    config.inference_mode = True
-    config.save_pretrained(str(directory))
-    save_file({name: tensor.contiguous() for name, tensor in adapter.items()}, directory / "adapter_model.safetensors")
-    if model.adapters:
-        over = {name: path for path, name in model.base.names.items()}
-        write_json(directory / OVERLAY_FILE, {"over": [over[name] for name in model.adapters]})
-
-
-def _checksum(base: SharedBase) -> str:
-    """Fingerprint of every weight that unlearning must not touch."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(base.model.named_parameters(), key=lambda item: item[0].replace(".base_layer", "")):
-        if "lora_" not in name:
-            local = getattr(parameter, "_local_tensor", parameter)
-            digest.update(local.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
