@@ -26,13 +26,13 @@ from mitigate.errors import MitigateError
 from mitigate.models import OVERLAY_FILE, ModelStore
 from mitigate.tokenization import tokenize_documents
 from mitigate.unlearning import objectives
+from mitigate.unlearning.adapter import add_adapter
 from mitigate.unlearning.data import UnlearningData, control_level
 from mitigate.unlearning.objectives import Selected, objective_loss, parse_objective
 from mitigate.unlearning.trainer import (
     ADAPTER,
     Unlearn,
     Unlearned,
-    _add_adapter,
     _Run,
     _take,
     unlearn,
@@ -177,7 +177,7 @@ def make_run(audited: Audit, settings: Unlearn, partial: Path) -> _Run:
     store, chosen = cpu(), parse_objective(settings.objective)
     [model] = load_audited([audited.metadata["target"]], store=store)
     data = UnlearningData(audited, model, None, store=store, with_distribution="distill" in chosen)
-    _add_adapter(model, settings.lora, seed=0)
+    add_adapter(model, settings.lora, seed=0)
     return _Run(Accelerator(cpu=True), model, settings, chosen, data, seed=0, plan="", partial=partial)
 
 
