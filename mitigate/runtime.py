@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from mitigate.errors import MitigateError
 

@@ -65,7 +65,9 @@ class Comparison:
 
         from IPython.display import HTML
 
-        return HTML(f'<iframe srcdoc="{escape(self.html(), quote=True)}" width="100%" height="900"></iframe>')
+        return HTML(
+            f'<div><iframe srcdoc="{escape(self.html(), quote=True)}" width="100%" height="900"></iframe></div>'
+        )
 
 
 def compare(
