@@ -53,6 +53,7 @@ def _switch(model: Model, *, on: bool) -> None:
 
 
 def adapter_state(base: SharedBase, accelerator: Accelerator, module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The new adapter's weights on the CPU, gathered where they are sharded; every process must call it."""
     assert base.peft is not None
     whole = accelerator.get_state_dict(module) if is_sharded(base.model) else None
     if whole is not None:
@@ -62,10 +63,12 @@ def adapter_state(base: SharedBase, accelerator: Accelerator, module: torch.nn.M
 
 
 def is_sharded(module: torch.nn.Module) -> bool:
+    """Whether FSDP holds the weights in shards."""
     return any(isinstance(parameter, DTensor) for parameter in module.parameters())
 
 
 def save_adapter(model: Model, adapter: dict[str, torch.Tensor], directory: Path) -> None:
+    """Write a PEFT adapter directory, and beside it which adapters lie under it."""
     assert model.base.peft is not None
     config = model.base.peft.peft_config[ADAPTER]
     config.base_model_name_or_path = model.base.source
