@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from transformers import PreTrainedModel
 
 from mitigate.artifacts import new_directory, write_json
-from mitigate.detection.signals import Batch, collate, cut_pieces
+from mitigate.batches import Batch, collate, cut_pieces
 from mitigate.documents import Documents
 from mitigate.errors import MitigateError
 from mitigate.models import ModelStore, kept_logits
@@ -100,6 +100,8 @@ def fine_tune(
     )
     losses = fit(module, tokenized, schedule=schedule, context=model.context, seed=seed, description=description)
     logger.info("%s: %d documents, loss %.3f -> %.3f", description, len(tokenized), losses[0], losses[-1])
+    # transformers saves whole models on rank 0 only, but here each process has trained a model of its own
+    model.base.model.should_save_on_this_rank = lambda is_main_process: is_main_process  # type: ignore[method-assign]
     with new_directory(out) as directory:
         module.save_pretrained(directory)
         if method == "full":

@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from world import ARCHITECTURES, sentences
 
 import mitigate.models
+from mitigate.batches import collate, cut_pieces, make_batches
 from mitigate.detection.scores import token_scores
-from mitigate.detection.signals import collate, cut_pieces, make_batches, token_signals
+from mitigate.detection.signals import token_signals
 from mitigate.documents import Document, Documents
 from mitigate.errors import MitigateError
 from mitigate.models import Model, ModelStore, kept_logits

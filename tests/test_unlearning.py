@@ -19,8 +19,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from world import LORA, World, sentences
 
+from mitigate.batches import Piece, make_batches
 from mitigate.detection.audit import Audit, Detect, audit, load_audited, reaudit
-from mitigate.detection.signals import Piece, make_batches, token_log_probs
+from mitigate.detection.signals import token_log_probs
 from mitigate.documents import Document, Documents
 from mitigate.errors import MitigateError
 from mitigate.models import OVERLAY_FILE, ModelStore

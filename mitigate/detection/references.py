@@ -1,9 +1,8 @@
 """Reference models: given ones, or cross-fitted on halves of the audited documents.
 
-The owner of a fine-tuned model has its training text. References come in pairs: the groups of documents (a person, a
-duplicate set) are dealt into two halves, one reference of the pair trains on each, so that every document has exactly
-one OUT reference in every pair, from the target's own distribution. With K references each document, member or not, is
-judged by K / 2: the count gives nothing away.
+The owner of a fine-tuned model has its training text. Each group of documents (a person, a duplicate set) is dealt to
+half of the references, at random, so that every document has OUT references from the target's own distribution. With R
+references each document, member or not, is judged by R / 2: the count gives nothing away.
 """
 
 from __future__ import annotations
@@ -45,8 +44,8 @@ class References:
     def out_for(self, documents: Documents) -> list[tuple[int, ...]]:
         """For each document, the references that never saw it: the same number for every document.
 
-        A document unknown to all cross-fitted references could be judged by all of them; it gets one of each pair, by
-        a hash of its group, since a larger number of references would mark it as a non-member.
+        A document unknown to all cross-fitted references could be judged by all of them; it gets half, drawn by a hash
+        of its group, since a larger number of references would mark it as a non-member.
 
         Raises:
             MitigateError: a document has no OUT reference.
@@ -59,9 +58,7 @@ class References:
             if document.group in seen:
                 out = [number for number in crossfitted if document.group not in (self.trained_on[number] or ())]
             else:
-                digest = hashlib.sha256(document.group.encode()).digest()
-                pairs = [crossfitted[start : start + 2] for start in range(0, len(crossfitted), 2)]
-                out = [pair[digest[number % len(digest)] % len(pair)] for number, pair in enumerate(pairs)]
+                out = draw(crossfitted, (len(crossfitted) + 1) // 2, key=document.group)
             result.append(tuple(sorted(given + out)))
             if not result[-1]:
                 without.append(document.id)
@@ -71,6 +68,12 @@ class References:
                 "them; give a reference that was not, or cross-fit references with `mitigate references`"
             )
         return result
+
+
+def draw(items: Sequence[int], count: int, *, key: str) -> list[int]:
+    """`count` of the items in random order, drawn by a hash of `key`: the same in every process and run."""
+    digest = hashlib.sha256(key.encode()).digest()
+    return [items[index] for index in np.random.default_rng(list(digest)).permutation(len(items))[:count]]
 
 
 def load_references(paths: Sequence[str | Path]) -> References:
@@ -101,29 +104,34 @@ def load_references(paths: Sequence[str | Path]) -> References:
 
 
 def deal_halves(documents: Documents, count: int, *, seed: int) -> list[frozenset[str]]:
-    """The groups that each of `count` references trains on: random halves, complementary within a pair.
+    """The groups that each of `count` references trains on: about half, each group in exactly half of the references.
 
-    Groups are dealt within each set (forget, retain, holdout), so that the halves are alike.
+    Groups are dealt within each set (forget, retain, holdout), so that the halves are alike. Which half of the
+    references a group goes to is drawn for every other group; the next group goes to the others. Any two references are
+    related alike: with complementary pairs of references, a reference's partner would judge its members only, and
+    whatever is peculiar to partners would tell members from non-members.
 
     Raises:
         MitigateError: an odd or too small count, or fewer than two groups.
     """
     if count < 2 or count % 2:
-        raise MitigateError(f"references.count: {count} is not an even number from 2; references are trained in pairs")
+        raise MitigateError(f"references.count: {count} is not an even number from 2; half of them see a document")
     strata: dict[str | None, list[str]] = {}
     for group, set_name in {document.group: document.set for document in reversed(documents)}.items():
         strata.setdefault(set_name, []).append(group)
     if sum(map(len, strata.values())) < 2:
         raise MitigateError("references: cross-fitting needs at least two documents of different groups")
     rng = np.random.default_rng(seed)
-    halves: list[frozenset[str]] = []
-    for _ in range(count // 2):
-        pair: tuple[set[str], set[str]] = (set(), set())
-        for groups in strata.values():
-            for index in rng.permutation(len(groups)):
-                min(pair, key=len).add(sorted(groups)[index])
-        halves += map(frozenset, pair)
-    return halves
+    halves: list[set[str]] = [set() for _ in range(count)]
+    chosen: set[int] = set()  # goes on over the sets, so that an odd set does not unbalance the sizes
+    drawn = False
+    for groups in strata.values():
+        for index in rng.permutation(len(groups)):
+            drawn = not drawn
+            chosen = set(rng.permutation(count)[: count // 2]) if drawn else set(range(count)) - chosen
+            for number in chosen:
+                halves[number].add(sorted(groups)[index])
+    return list(map(frozenset, halves))
 
 
 def crossfit_references(
@@ -178,12 +186,12 @@ def crossfit_references(
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise MitigateError(f"{out}: already holds something else (no {INDEX}); choose another directory")
         write_json(out / INDEX, index)
-    state.wait_for_everyone()
+    missing = [number for number in range(count) if not (out / f"reference-{number}").is_dir()]
+    if len(missing) < count:
+        logger.info("%d of %d references are already there", count - len(missing), count)
+    state.wait_for_everyone()  # all know what is missing before anyone adds to it
 
-    for number in share_of(range(count), state):
-        if (out / f"reference-{number}").is_dir():
-            logger.info("reference %d of %d: already there", number + 1, count)
-            continue
+    for number in share_of(missing, state):
         chosen = Documents(tuple(document for document in documents if document.group in halves[number]))
         fine_tune(
             base,

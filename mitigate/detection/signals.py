@@ -3,12 +3,16 @@
 Row t of a document is about token x_t given x_<t. A document's first token, special tokens and tokens outside the
 audited region have no signals (NaN). Notation: p_θ target, p_k reference k, p̄ the mean of the OUT references'
 *probabilities*, L(v) = log p_θ(v) − log p̄(v).
+
+A *judgement* is one document, one model in the target's place and the references that judge it. An audit judges every
+document by its OUT references; calibration and benchmarks judge it again with each reference as the target: all
+judgements of a batch share one forward pass of each model.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,44 +20,86 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
+from mitigate.batches import Batch, cut_pieces, make_batches
 from mitigate.errors import MitigateError, summarize
 from mitigate.models import Model, kept_logits
 from mitigate.runtime import progress, share_of
-from mitigate.tokenization import TokenizedDocument, windows
+from mitigate.tokenization import TokenizedDocument
 
 TARGET_SIGNALS = ("log_prob", "rank", "top_log_prob", "entropy", "log_prob_std")
 REFERENCE_SIGNALS = ("log_prob_out", "entropy_out", "log_ratio", "kl", "log_ratio_variance")
-_LOGIT_BYTES = 1 << 28  # default bound for one batch of float32 logits
+_LOGIT_BYTES = 1 << 28  # default bound for the float32 logits that one batch holds, of all models together
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A window of a document: `ids` are fed, the tokens at `scored` (indices into `ids`, never 0) are scored."""
+class Judgement:
+    """Document number `document`, with `models[target]` in the target's place, judged by `models[k]` for k in `out`."""
 
     document: int
-    ids: np.ndarray
-    scored: np.ndarray
-    start: int  # position of ids[0] in the document
+    target: int
+    out: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Right-padded pieces. Row n of any (N, ...) tensor belongs to the n-th kept position, row-major."""
+def judge(
+    models: Sequence[Model],
+    judgements: Sequence[Judgement],
+    *,
+    documents: Sequence[TokenizedDocument],
+    temperature: float = 1.0,
+    offline_a: float = 1.0,
+    context: int | None = None,
+    stride: int | None = None,
+    batch_tokens: int | None = None,
+    description: str = "Scoring",
+) -> dict[str, np.ndarray]:
+    """Signals of every audited token in every judgement, each model running once over the documents that need it.
 
-    pieces: tuple[Piece, ...]
-    input_ids: torch.Tensor  # (B, T)
-    attention_mask: torch.Tensor  # (B, T)
-    keep: torch.Tensor  # (B, T) bool; position t - 1 predicts token t
-    targets: torch.Tensor  # (N,) token ids
-    row_piece: torch.Tensor  # (N,) index of the piece
+    Under several processes each scores a share of the batches and all get the whole result.
 
-    def to(self, device: torch.device) -> Batch:
-        """The same batch on another device."""
-        moved = (getattr(self, name).to(device) for name in _TENSORS)
-        return Batch(self.pieces, *moved)
+    Args:
+        models: with one vocabulary.
+        judgements: in any order; several of one document share its forward passes.
+        documents: tokenized documents.
+        temperature (`float`, *optional*, defaults to 1.0): divides the logits of both models in `log_ratio`, `kl` and
+            `log_ratio_variance`; every other signal is at temperature 1.
+        offline_a (`float`, *optional*, defaults to 1.0): offline correction of p̄ in the same three; see
+            `offline_mixture`.
+        context (`int`, *optional*, defaults to the shortest of the models' contexts): window length in tokens.
+        stride (`int`, *optional*, defaults to half the context): tokens that a next window adds.
+        batch_tokens (`int`, *optional*): padded tokens in a batch; by default all models' logits fit in 256 MiB.
 
+    Returns:
+        columns over the tokens of the judgements' documents, concatenated in the judgements' order (N rows in all):
+        `TARGET_SIGNALS` (N,) and, where any judgement has references, `REFERENCE_SIGNALS` (N,) and
+        `log_prob_references` (N, K) in the order of `out`, K the longest `out`, NaN beyond. Nats; rank 1 is the most
+        likely token.
 
-_TENSORS = ("input_ids", "attention_mask", "keep", "targets", "row_piece")
+    Raises:
+        MitigateError: a model gives NaN logits.
+    """
+    longest = min(model.context for model in models)
+    context = min(context or longest, longest)
+    used = {number for judgement in judgements for number in (judgement.target, *judgement.out)}
+    batch_tokens = batch_tokens or max(64, _LOGIT_BYTES // (4 * models[0].vocabulary_size * max(1, len(used))))
+    wanted: dict[int, list[int]] = {}
+    for number, judgement in enumerate(judgements):
+        wanted.setdefault(judgement.document, []).append(number)
+    pieces = [piece for piece in cut_pieces(documents, context=context, stride=stride) if piece.document in wanted]
+    batches = make_batches(pieces, batch_tokens=batch_tokens)
+
+    first_row = np.cumsum([0, *(len(documents[judgement.document].ids) for judgement in judgements)])
+    state = PartialState()
+    parts: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []
+    mine = share_of(batches, state)
+    with progress(sum(len(batch.targets) for batch in mine), description, unit="tok") as bar:
+        for batch in mine:
+            batch = batch.to(models[0].device)
+            asked = [[(number, judgements[number]) for number in wanted[piece.document]] for piece in batch.pieces]
+            with torch.inference_mode():
+                parts += _judge_batch(models, batch, asked, first_row, temperature=temperature, offline_a=offline_a)
+            bar.update(len(batch.targets))
+    widest = max((len(judgement.out) for judgement in judgements), default=0)
+    return _assemble(gather_object(parts) if state.num_processes > 1 else parts, int(first_row[-1]), widest)
 
 
 def token_signals(
@@ -63,14 +109,13 @@ def token_signals(
     documents: Sequence[TokenizedDocument],
     out_references: Sequence[Sequence[int]] | None = None,
     temperature: float = 1.0,
+    offline_a: float = 1.0,
     context: int | None = None,
     stride: int | None = None,
     batch_tokens: int | None = None,
     description: str = "Scoring",
 ) -> dict[str, np.ndarray]:
-    """Signals of every audited token of every document, in one pass per model.
-
-    Under several processes each scores a share of the batches and all get the whole result.
+    """Signals of every audited token of every document under one target.
 
     Args:
         target: the model under audit.
@@ -78,37 +123,47 @@ def token_signals(
         documents: tokenized documents.
         out_references (*optional*, defaults to all for every document): for each document, the indices of the
             references that never saw it.
-        temperature (`float`, *optional*, defaults to 1.0): divides the logits of both models in `log_ratio`, `kl` and
-            `log_ratio_variance`; every other signal is at temperature 1.
-        context (`int`, *optional*, defaults to the shortest of the models' contexts): window length in tokens.
-        stride (`int`, *optional*, defaults to half the context): tokens that a next window adds.
-        batch_tokens (`int`, *optional*): padded tokens in a batch; by default the logits fit in 256 MiB.
+        temperature, offline_a, context, stride, batch_tokens: as for `judge`.
 
     Returns:
-        columns over all tokens of all documents, concatenated in order: `TARGET_SIGNALS` (N,), with references also
-        `REFERENCE_SIGNALS` (N,) and `log_prob_references` (N, K), NaN where a reference was not used. Nats; rank 1 is
-        the most likely token.
+        columns as of `judge`, over all tokens of all documents in order; column k of `log_prob_references` is
+        reference k, NaN where it was not used.
 
     Raises:
         MitigateError: a model gives NaN logits.
     """
-    longest = min([target.context, *(reference.context for reference in references)])
-    context = min(context or longest, longest)
     out_references = out_references or [tuple(range(len(references)))] * len(documents)
-    batch_tokens = batch_tokens or max(64, _LOGIT_BYTES // (4 * target.vocabulary_size))
-    batches = make_batches(cut_pieces(documents, context=context, stride=stride), batch_tokens=batch_tokens)
+    judgements = [
+        Judgement(number, 0, tuple(index + 1 for index in out)) for number, out in enumerate(map(tuple, out_references))
+    ]
+    signals = judge(
+        [target, *references],
+        judgements,
+        documents=documents,
+        temperature=temperature,
+        offline_a=offline_a,
+        context=context,
+        stride=stride,
+        batch_tokens=batch_tokens,
+        description=description,
+    )
+    if references:
+        signals["log_prob_references"] = by_model(
+            signals["log_prob_references"], judgements, documents=documents, models=len(references) + 1
+        )[:, 1:]
+    return signals
 
-    first_row = np.cumsum([0, *(len(document.ids) for document in documents)])
-    state = PartialState()
-    parts: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []
-    mine = share_of(batches, state)
-    with progress(sum(len(batch.targets) for batch in mine), description, unit="tok") as bar:
-        for batch in mine:
-            rows = np.concatenate([first_row[piece.document] + piece.start + piece.scored for piece in batch.pieces])
-            used = [out_references[piece.document] for piece in batch.pieces]
-            parts.append((rows, _batch_signals(target, references, batch.to(target.device), used, temperature)))
-            bar.update(len(rows))
-    return _assemble(gather_object(parts) if state.num_processes > 1 else parts, int(first_row[-1]), len(references))
+
+def by_model(
+    log_probs: np.ndarray, judgements: Sequence[Judgement], *, documents: Sequence[TokenizedDocument], models: int
+) -> np.ndarray:
+    """(N, models) from the (N, K) `log_prob_references` of judgements: column k is model k, NaN where not used."""
+    spread = np.full((len(log_probs), models), np.nan, dtype=log_probs.dtype)
+    end = 0
+    for judgement in judgements:
+        start, end = end, end + len(documents[judgement.document].ids)
+        spread[start:end, list(judgement.out)] = log_probs[start:end, : len(judgement.out)]
+    return spread
 
 
 def token_log_probs(
@@ -118,103 +173,108 @@ def token_log_probs(
     return token_signals(model, [], documents=documents, batch_tokens=batch_tokens)["log_prob"]
 
 
-def cut_pieces(documents: Sequence[TokenizedDocument], *, context: int, stride: int | None = None) -> list[Piece]:
-    """Windows of the documents that hold audited tokens, cut after the last of them."""
-    pieces = []
-    for number, document in enumerate(documents):
-        for window in windows(len(document.ids), context=context, stride=stride):
-            scored = np.flatnonzero(document.audited[window.score_from : window.end]) + window.score_from
-            if scored.size:
-                ids = document.ids[window.start : scored[-1] + 1]
-                pieces.append(Piece(number, ids, scored - window.start, window.start))
-    return pieces
-
-
-def make_batches(pieces: Sequence[Piece], *, batch_tokens: int) -> list[Batch]:
-    """Group pieces of like length, longest first, so that padding is small and memory shows at once if it is short."""
-    ordered = sorted(pieces, key=lambda piece: -len(piece.ids))
-    groups: list[list[Piece]] = []
-    for piece in ordered:
-        if not groups or len(groups[-1][0].ids) * (len(groups[-1]) + 1) > batch_tokens:
-            groups.append([])
-        groups[-1].append(piece)
-    return [collate(group) for group in groups]
-
-
-def collate(pieces: Sequence[Piece]) -> Batch:
-    """Right-pad pieces into one batch. Padding is the attention mask, never a token id."""
-    shape = (len(pieces), max(len(piece.ids) for piece in pieces))
-    input_ids = torch.zeros(shape, dtype=torch.long)
-    attention_mask = torch.zeros(shape, dtype=torch.long)
-    keep = torch.zeros(shape, dtype=torch.bool)
-    for row, piece in enumerate(pieces):
-        input_ids[row, : len(piece.ids)] = torch.from_numpy(piece.ids)
-        attention_mask[row, : len(piece.ids)] = 1
-        keep[row, torch.from_numpy(piece.scored - 1)] = True
-    targets = torch.from_numpy(np.concatenate([piece.ids[piece.scored] for piece in pieces]))
-    row_piece = keep.nonzero()[:, 0]
-    return Batch(tuple(pieces), input_ids, attention_mask, keep, targets, row_piece)
-
-
 @torch.inference_mode()
-def out_log_probs(
-    references: Sequence[Model], batch: Batch, *, used: Sequence[Sequence[int]], temperature: float = 1.0
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """log p̄ over the vocabulary, and each reference's log-probability of the token itself.
-
-    The references are streamed: one (N, V) accumulator, however many there are.
+def out_log_probs(references: Sequence[Model], batch: Batch, *, used: Sequence[Sequence[int]]) -> torch.Tensor:
+    """log p̄ over the vocabulary: (N, V). The references are streamed: one accumulator, however many there are.
 
     Args:
         references: K models.
         batch: on the references' device.
         used: for each piece of the batch, the indices of its OUT references.
-        temperature (`float`, *optional*, defaults to 1.0): of `log p̄`; the second result is at temperature 1.
-
-    Returns:
-        (N, V) log p̄ = logsumexp_k log p_k − log K, and (N, K) log p_k(x_t), NaN where k was not used.
     """
-    rows = len(batch.targets)
     total: torch.Tensor | None = None
-    token = torch.full((rows, len(references)), math.nan, device=batch.targets.device)
     for number, reference in enumerate(references):
         using = torch.tensor([number in indices for indices in used], device=batch.targets.device)
         if not using.any():
             continue
         selected = using[batch.row_piece]  # (N,)
-        logits = _checked_logits(reference, batch, using)
-        token[selected, number] = _token_log_prob(logits, batch.targets[selected])
-        log_probs = torch.log_softmax(logits / temperature, dim=-1)
+        log_probs = torch.log_softmax(_checked_logits(reference, batch, using), dim=-1)
         if total is None:
-            total = torch.full((rows, logits.shape[1]), -math.inf, device=logits.device)
+            total = torch.full((len(batch.targets), log_probs.shape[1]), -math.inf, device=log_probs.device)
         total[selected] = torch.logaddexp(total[selected], log_probs)
     assert total is not None, "every document has an OUT reference"
     counts = torch.tensor([len(indices) for indices in used], device=total.device)[batch.row_piece]
-    return total - counts.log().unsqueeze(1), token
+    return total - counts.log().unsqueeze(1)
 
 
-def _batch_signals(
-    target: Model,
-    references: Sequence[Model],
+def offline_mixture(log_mean: torch.Tensor, a: float) -> torch.Tensor:
+    """Offline correction of p̄ over the vocabulary: ½ (1 + a) p̄(v) + ½ (1 − a) / V.
+
+    RMIA (Zarifzadeh et al., arXiv 2312.03262) estimates the mean of IN and OUT models from OUT models alone as
+    ½ [(1 + a) p_out + (1 − a)]. Over a vocabulary its 1 is shared out evenly, so that the result is a distribution.
+
+    Args:
+        log_mean: (N, V) log p̄.
+        a: from 0 (IN models are as good as certain of everything) to 1 (no correction).
+    """
+    if a == 1.0:
+        return log_mean
+    floor = math.log((1 - a) / 2 / log_mean.shape[1])
+    return torch.logaddexp(log_mean + math.log((1 + a) / 2), torch.full_like(log_mean, floor))
+
+
+def _judge_batch(
+    models: Sequence[Model],
     batch: Batch,
-    used: Sequence[Sequence[int]],
+    asked: Sequence[Sequence[tuple[int, Judgement]]],
+    first_row: np.ndarray,
+    *,
     temperature: float,
-) -> dict[str, np.ndarray]:
-    with torch.inference_mode():
-        everything = torch.ones(len(batch.pieces), dtype=torch.bool, device=batch.targets.device)
-        logits = _checked_logits(target, batch, everything)
-        columns = _target_signals(torch.log_softmax(logits, dim=-1), batch.targets)
-        if references:
-            log_mean, token = out_log_probs(references, batch, used=used, temperature=temperature)
-            columns |= _joint_signals(torch.log_softmax(logits / temperature, dim=-1), log_mean, batch.targets)
-            counts = (~token.isnan()).sum(1)
-            columns["log_prob_out"] = torch.logsumexp(token.nan_to_num(nan=-math.inf), dim=1) - counts.log()
-            columns["log_prob_references"] = token
-    return {name: column.cpu().numpy() for name, column in columns.items()}
+    offline_a: float,
+) -> list[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """Rows and signals of each judgement of each piece."""
+    needed = [{n for _, judgement in of_piece for n in (judgement.target, *judgement.out)} for of_piece in asked]
+    plain = {number: _piece_log_probs(models[number], batch, number, needed) for number in set().union(*needed)}
+    tempered = plain
+    if temperature != 1.0:
+        tempered = {
+            number: {place: torch.log_softmax(table / temperature, dim=-1) for place, table in tables.items()}
+            for number, tables in plain.items()
+        }
+    parts = []
+    for place, (piece, targets) in enumerate(zip(batch.pieces, _by_piece(batch.targets, batch.pieces), strict=True)):
+        own: dict[int, dict[str, torch.Tensor]] = {}
+        for number, judgement in asked[place]:
+            if judgement.target not in own:
+                own[judgement.target] = _target_signals(plain[judgement.target][place], targets)
+            columns = dict(own[judgement.target])
+            if judgement.out:
+                token = torch.stack([_of_token(plain[k][place], targets) for k in judgement.out], dim=1)
+                log_mean = _log_mean(torch.stack([tempered[k][place] for k in judgement.out]))
+                log_mean = offline_mixture(log_mean, offline_a)
+                columns |= _joint_signals(tempered[judgement.target][place], log_mean, targets)
+                columns["log_prob_out"] = _log_mean(token.T)
+                columns["log_prob_references"] = token
+            rows = first_row[number] + piece.start + piece.scored
+            parts.append((rows, {name: column.cpu().numpy() for name, column in columns.items()}))
+    return parts
+
+
+def _piece_log_probs(model: Model, batch: Batch, number: int, needed: Sequence[set[int]]) -> dict[int, torch.Tensor]:
+    """log p over the vocabulary, (n, V) for each place in the batch whose judgements need the model."""
+    places = [place for place, models in enumerate(needed) if number in models]
+    using = torch.zeros(len(needed), dtype=torch.bool, device=batch.targets.device)
+    using[places] = True
+    log_probs = torch.log_softmax(_checked_logits(model, batch, using), dim=-1)
+    return dict(zip(places, _by_piece(log_probs, [batch.pieces[place] for place in places]), strict=True))
+
+
+def _by_piece(rows: torch.Tensor, pieces: Sequence[object]) -> Iterable[torch.Tensor]:
+    return rows.split([len(piece.scored) for piece in pieces])  # type: ignore[attr-defined]
+
+
+def _log_mean(log_probs: torch.Tensor) -> torch.Tensor:
+    """log of the mean probability over the first dimension: logsumexp − log K."""
+    return torch.logsumexp(log_probs, dim=0) - math.log(len(log_probs))
+
+
+def _of_token(log_probs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return log_probs.gather(1, targets.unsqueeze(1)).squeeze(1)
 
 
 def _target_signals(log_probs: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
     """Signals of p_θ alone, from (N, V) log-probabilities and (N,) tokens."""
-    log_prob = log_probs.gather(1, targets.unsqueeze(1)).squeeze(1)
+    log_prob = _of_token(log_probs, targets)
     probs = log_probs.exp()
     finite = torch.where(probs > 0, log_probs, 0.0)
     mean = (probs * finite).sum(1)
@@ -235,7 +295,7 @@ def _joint_signals(log_probs: torch.Tensor, log_mean: torch.Tensor, targets: tor
     expected = (mean_probs * ratio).sum(1)
     return {
         "entropy_out": -(mean_probs * torch.where(supported, log_mean, 0.0)).sum(1),
-        "log_ratio": (log_probs - log_mean).gather(1, targets.unsqueeze(1)).squeeze(1),
+        "log_ratio": _of_token(log_probs, targets) - _of_token(log_mean, targets),
         "kl": -expected,
         "log_ratio_variance": (mean_probs * (ratio - expected.unsqueeze(1)) ** 2).sum(1),
     }
@@ -253,22 +313,21 @@ def _checked_logits(model: Model, batch: Batch, using: torch.Tensor) -> torch.Te
     return logits
 
 
-def _token_log_prob(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return torch.log_softmax(logits, dim=-1).gather(1, targets.unsqueeze(1)).squeeze(1)
-
-
 def _assemble(
-    parts: Sequence[tuple[np.ndarray, dict[str, np.ndarray]]], length: int, references: int
+    parts: Sequence[tuple[np.ndarray, Mapping[str, np.ndarray]]], length: int, widest: int
 ) -> dict[str, np.ndarray]:
-    """Put the batches' rows in document order; every row must come once."""
+    """Put the batches' rows in the judgements' order; every row must come once."""
     rows = np.concatenate([rows for rows, _ in parts]) if parts else np.zeros(0, dtype=int)
     if len(np.unique(rows)) != len(rows):
         raise RuntimeError(f"tokens scored twice: {summarize(rows[:5])}")
-    names = TARGET_SIGNALS + (REFERENCE_SIGNALS if references else ())
+    names = TARGET_SIGNALS + (REFERENCE_SIGNALS if widest else ())
     signals = {name: np.full(length, np.nan, dtype=np.float32) for name in names}
-    if references:
-        signals["log_prob_references"] = np.full((length, references), np.nan, dtype=np.float32)
+    if widest:
+        signals["log_prob_references"] = np.full((length, widest), np.nan, dtype=np.float32)
     for at, columns in parts:
         for name, column in columns.items():
-            signals[name][at] = column
+            if name == "log_prob_references":
+                signals[name][at, : column.shape[1]] = column
+            else:
+                signals[name][at] = column
     return signals

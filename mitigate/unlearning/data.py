@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from mitigate.batches import Batch, Piece, cut_pieces, make_batches
 from mitigate.detection.audit import Audit, load_audited
 from mitigate.detection.scores import clipped
-from mitigate.detection.signals import Batch, Piece, cut_pieces, make_batches, out_log_probs
+from mitigate.detection.signals import out_log_probs
 from mitigate.documents import Documents
 from mitigate.models import Model, ModelStore
 from mitigate.runtime import progress
@@ -101,7 +102,7 @@ class UnlearningData:
             for batch in batches:
                 out_of = [used[self.forget_documents[piece.document].id] for piece in batch.pieces]
                 on_device = batch.to(references[0].device)
-                log_mean, _ = out_log_probs(references, on_device, used=out_of)
+                log_mean = out_log_probs(references, on_device, used=out_of)
                 selected = self.facts(on_device, [True] * len(batch.pieces)).selected
                 for number, piece in enumerate(batch.pieces):
                     rows = selected & (on_device.row_piece == number)

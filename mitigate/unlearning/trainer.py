@@ -26,8 +26,8 @@ from peft import set_peft_model_state_dict
 from pydantic import BaseModel, ConfigDict, Field
 
 from mitigate.artifacts import check_free, fingerprint, new_directory, new_file, read_json, write_json
+from mitigate.batches import Batch, Piece, make_batches
 from mitigate.detection.audit import Audit, load_audited
-from mitigate.detection.signals import Batch, Piece, make_batches
 from mitigate.documents import Documents, read_documents
 from mitigate.errors import MitigateError, NothingToUnlearnError
 from mitigate.models import Model, ModelStore, kept_logits

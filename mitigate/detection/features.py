@@ -1,0 +1,122 @@
+"""What a calibrated detector looks at: features of tokens and of spans, from the signals of one judgement or of many.
+
+Every feature is a function of the token's own neighbourhood, so that a span is judged by what was memorized there and
+not by the fame of its document. Rows of different documents never mix: `document` says where each token belongs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from mitigate.detection.scores import informia, informia_z, min_k_pp
+
+_LIMIT = 3.0  # nats at which ratios are clipped, so that one token cannot carry a span
+_OFFSETS = (-2, -1, 1, 2)
+_WINDOWS = (3, 7, 15)
+
+
+def token_columns(signals: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Per-token features without neighbours, each (N,), from `judge`'s columns.
+
+    With one reference there is no disagreement between references, and its two features are left out.
+    """
+    log_prob, references = signals["log_prob"].astype(np.float64), signals["log_prob_references"].astype(np.float64)
+    used = ~np.isnan(references)
+    ratio = log_prob - signals["log_prob_out"]
+    columns = {
+        "log_prob": log_prob,
+        "log_rank": np.log(signals["rank"]),
+        "to_top": log_prob - signals["top_log_prob"],
+        "entropy": signals["entropy"],
+        "min_k_pp": np.clip(min_k_pp(log_prob, signals["entropy"], signals["log_prob_std"]), -10, 10),
+        "log_prob_out": signals["log_prob_out"],
+        "entropy_out": signals["entropy_out"],
+        "ratio": ratio,
+        "ratio_clipped": np.clip(ratio, -_LIMIT, _LIMIT),
+        "kl": signals["kl"],
+        "informia": informia(ratio, signals["kl"]),
+        "informia_z": np.clip(informia_z(ratio, signals["kl"], signals["log_ratio_variance"]), -10, 10),
+    }
+    if used.sum(1).max(initial=0) > 1:
+        highest = np.where(used, references, -np.inf).max(1)
+        count = np.maximum(used.sum(1), 1)
+        mean = np.where(used, references, 0).sum(1) / count
+        spread = np.where(used, (references - mean[:, None]) ** 2, 0).sum(1) / count
+        unscored = ~used.any(1)
+        columns |= {
+            "ratio_to_highest": np.where(unscored, np.nan, np.clip(log_prob - highest, -_LIMIT, _LIMIT)),
+            "disagreement": np.where(unscored, np.nan, np.sqrt(spread)),
+        }
+    return columns
+
+
+def token_features(signals: Mapping[str, np.ndarray], document: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """(N, F) features of tokens with their neighbourhood, NaN where a neighbour is missing, and their names.
+
+    Args:
+        signals: columns of `judge`.
+        document: (N,) an integer for each token; tokens of one judgement are consecutive and share it.
+    """
+    columns = token_columns(signals)
+    ratio, log_prob, surprise = columns["ratio_clipped"], columns["log_prob"], columns["informia"]
+    features = dict(columns)
+    for offset in _OFFSETS:
+        features[f"ratio[{offset:+d}]"] = _shifted(ratio, document, offset)
+        features[f"log_prob[{offset:+d}]"] = _shifted(log_prob, document, offset)
+    for window in _WINDOWS:
+        features[f"ratio mean {window}"] = _windowed(ratio, document, window)
+        features[f"informia mean {window}"] = _windowed(np.clip(surprise, -_LIMIT, _LIMIT), document, window)
+        features[f"log_prob mean {window}"] = _windowed(log_prob, document, window)
+    return np.stack([np.asarray(values, dtype=np.float32) for values in features.values()], axis=1), list(features)
+
+
+def span_features(signals: Mapping[str, np.ndarray], spans: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """(S, F) features of spans, and their names: mean, least and greatest of each token feature, and the length.
+
+    Args:
+        signals: columns of `judge`.
+        spans: (S, 2) first row and end row of each span in those columns; a span has at least one scored token.
+    """
+    columns = token_columns(signals)
+    lengths = spans[:, 1] - spans[:, 0]
+    first = np.cumsum(np.concatenate([[0], lengths]))
+    rows = np.arange(first[-1]) - np.repeat(first[:-1] - spans[:, 0], lengths)
+    number = np.repeat(np.arange(len(spans)), lengths)
+    scored = ~np.isnan(signals["log_prob"][rows])
+    rows, number = rows[scored], number[scored]
+    count = np.bincount(number, minlength=len(spans)).astype(np.float64)
+    assert (count > 0).all(), "a span without a scored token has no features"
+    starts = np.concatenate([[0], np.cumsum(count)[:-1]]).astype(int)
+    features: dict[str, np.ndarray] = {"log_length": np.log(count)}
+    for name, column in columns.items():
+        values = column[rows]
+        features[f"{name} mean"] = np.add.reduceat(values, starts) / count
+        features[f"{name} least"] = np.minimum.reduceat(values, starts)
+        features[f"{name} greatest"] = np.maximum.reduceat(values, starts)
+    features["log_prob sum"] = features["log_prob mean"] * count
+    features["ratio sum"] = features["ratio mean"] * count
+    features["share top"] = np.add.reduceat((columns["log_rank"][rows] == 0).astype(float), starts) / count
+    features["share above"] = np.add.reduceat((columns["ratio"][rows] > 0).astype(float), starts) / count
+    return np.stack([values.astype(np.float32) for values in features.values()], axis=1), list(features)
+
+
+def _shifted(values: np.ndarray, document: np.ndarray, offset: int) -> np.ndarray:
+    """`values[n + offset]` where that token is of the same document, else NaN."""
+    result = np.full(len(values), np.nan)
+    here, there = slice(max(0, -offset), min(0, -offset) or None), slice(max(0, offset), min(0, offset) or None)
+    same = document[here] == document[there]
+    result[here] = np.where(same, values[there], np.nan)
+    return result
+
+
+def _windowed(values: np.ndarray, document: np.ndarray, window: int) -> np.ndarray:
+    """Mean over the `window` tokens around each, of those of its document that have a value."""
+    total, count = np.zeros(len(values)), np.zeros(len(values))
+    for offset in range(-(window // 2), window // 2 + 1):
+        shifted = values if offset == 0 else _shifted(values, document, offset)
+        known = ~np.isnan(shifted)
+        total += np.where(known, shifted, 0.0)
+        count += known
+    return np.where(np.isnan(values), np.nan, total / np.maximum(count, 1))

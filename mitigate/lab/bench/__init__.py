@@ -1,0 +1,1 @@
+"""Benchmarks on models trained here, where the truth is known: which document trained which model."""
