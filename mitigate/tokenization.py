@@ -124,6 +124,19 @@ def span_tokens(offsets: np.ndarray, start: int, end: int) -> np.ndarray:
     return np.flatnonzero(_overlap(offsets, start, end))
 
 
+def word_numbers(offsets: np.ndarray, text: str) -> np.ndarray:
+    """(T,) which word (characters without white space between them) each token begins in; −1 for special tokens.
+
+    Args:
+        offsets: (T, 2) as of `TokenizedDocument`.
+        text: of the document.
+    """
+    space = np.fromiter(map(str.isspace, text), dtype=bool, count=len(text))
+    number = np.cumsum(~space & np.append(True, space[:-1])) - 1
+    first = np.minimum(offsets[:, 0], max(len(text) - 1, 0))
+    return np.where(offsets[:, 0] < offsets[:, 1], number[first], -1)
+
+
 def _tokenized(document: Document, ids: np.ndarray, offsets: np.ndarray, special: np.ndarray) -> TokenizedDocument:
     offsets = np.where(special[:, None], 0, _trimmed(offsets, document.text)).astype(np.int32)
     audited = np.zeros(len(ids), dtype=bool)

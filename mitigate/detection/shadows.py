@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from mitigate.detection.calibration import (
 )
 from mitigate.detection.features import span_features, token_features
 from mitigate.detection.references import draw
-from mitigate.detection.segments import Segmentation, fit_segmentation
+from mitigate.detection.segments import Segmentation, fit_segmentation, stretches
 from mitigate.detection.signals import Judgement
 
 MEMORIZED = 1.0  # nats above a model that never saw the document: a token is memorized
@@ -54,24 +55,24 @@ class Judged:
     Attributes:
         judgements: in the order of the rows.
         signals: columns of `judge`.
-        lengths: tokens of each document.
+        words: for each document, the word of each token; see `word_numbers`.
     """
 
     judgements: Sequence[Judgement]
     signals: Mapping[str, np.ndarray]
-    lengths: np.ndarray
+    words: Sequence[np.ndarray]
 
-    @property
+    @cached_property
     def starts(self) -> np.ndarray:
         """First row of each judgement, and one past the last."""
-        return np.cumsum([0, *self.lengths[[judgement.document for judgement in self.judgements]]])
+        return np.cumsum([0, *(len(self.words[judgement.document]) for judgement in self.judgements)])
 
     def take(self, chosen: Sequence[int]) -> Judged:
         """Some of the judgements, in the given order."""
         starts = self.starts
         rows = np.concatenate([np.zeros(0, int), *(np.arange(starts[n], starts[n + 1]) for n in chosen)])
         signals = {name: column[rows] for name, column in self.signals.items()}
-        return Judged([self.judgements[n] for n in chosen], signals, self.lengths)
+        return Judged([self.judgements[n] for n in chosen], signals, self.words)
 
 
 def out_of(member: np.ndarray, *, available: Sequence[int], count: int, key: str, but: int | None = None) -> list[int]:
@@ -143,9 +144,12 @@ class Detector:
         """
         return _token_log_odds(self.tokens, judged, folds)
 
-    def find(self, judged: Judged, log_odds: np.ndarray) -> list[list[tuple[int, int]]]:
-        """The memorized stretches of each judgement: token indices [start, end) within its document."""
-        return self.segmentation.cut(log_odds, judged.starts)
+    def find(self, judged: Judged, log_odds: np.ndarray) -> tuple[np.ndarray, list[list[tuple[int, int]]]]:
+        """(N,) which tokens are memorized, and for each judgement the stretches of its document that hold them.
+
+        Stretches are token indices [start, end).
+        """
+        return _find(self.segmentation, judged, log_odds)
 
     def span_log_odds(self, judged: Judged, spans: np.ndarray, folds: np.ndarray) -> np.ndarray:
         """(S,) log-odds of spans.
@@ -198,7 +202,7 @@ def fit_detector(
     labels = _token_labels([shadows[n] for n in chosen], part, spare_log_prob)
     tokens, log_odds = _fit_tokens(part, labels, folds)
     segmentation = fit_segmentation(log_odds, labels, part.starts)
-    found = segmentation.cut(log_odds, part.starts)
+    _, found = _find(segmentation, part, log_odds)
 
     units: dict[int, set[tuple[int, int]]] = {}
     for place, number in enumerate(chosen):
@@ -244,6 +248,17 @@ def fit_detector(
             "segmentation": {"bias": segmentation.bias, "switch": segmentation.switch},
         },
     )
+
+
+def _find(
+    segmentation: Segmentation, judged: Judged, log_odds: np.ndarray
+) -> tuple[np.ndarray, list[list[tuple[int, int]]]]:
+    memorized = segmentation.memorized(log_odds, judged.starts)
+    parts = np.split(memorized, judged.starts[1:-1])
+    return memorized, [
+        stretches(own, judged.words[judgement.document])
+        for own, judgement in zip(parts, judged.judgements, strict=True)
+    ]
 
 
 def _fit_tokens(judged: Judged, labels: np.ndarray, folds: np.ndarray) -> tuple[AttackModel, np.ndarray]:

@@ -220,23 +220,21 @@ def unaided_counts(
         truth: (N,) log-probability above the truth models', nats, NaN where a token is not scored.
 
     Returns:
-        `said`, `right`, `memorized`: tokens of member documents; `secret_found`, `secret`: characters of known spans
+        of member documents, tokens: `said` to be memorized (marked, inside a selected span), `right`ly so, `memorized`,
+        `inside` selected spans, `inside_memorized`; `secret_found`, `secret`: characters of known spans
         of members whose mean truth is above a nat; `false_tokens`, `tokens`: of non-member documents; `false_spans`,
         `spans`.
     """
     starts = judged.starts
-    found = [
-        (place, first, last)
-        for place, stretches in enumerate(detector.find(judged, log_odds))
-        for first, last in stretches
-    ]
-    spans = np.array(found, dtype=int).reshape(-1, 3)
+    marked, found = detector.find(judged, log_odds)
+    spans = np.array([(place, *unit) for place, units in enumerate(found) for unit in units], dtype=int).reshape(-1, 3)
     span_log_odds = detector.span_log_odds(judged, spans, folds)
     scored = ~np.isnan(judged.signals["log_prob"])
     spans = spans[detector.q(span_log_odds, kind="found", searched=float(scored.sum())) <= fdr]
-    said = np.zeros(len(truth), dtype=bool)
+    inside = np.zeros(len(truth), dtype=bool)
     for place, first, last in spans:
-        said[starts[place] + first : starts[place] + last] = True
+        inside[starts[place] + first : starts[place] + last] = True
+    said = inside & marked
     of_member = np.repeat(member, np.diff(starts)) & scored
     others = ~np.repeat(member, np.diff(starts)) & scored
     memorized = truth > MEMORIZED
@@ -260,7 +258,9 @@ def unaided_counts(
         "memorized": float((memorized & of_member).sum()),
         "secret_found": float(secret_found),
         "secret": float(secret),
-        "false_tokens": float((said & others).sum()),
+        "inside": float((inside & of_member).sum()),
+        "inside_memorized": float((inside & memorized & of_member).sum()),
+        "false_tokens": float((inside & others).sum()),
         "tokens": float(others.sum()),
         "false_spans": float((~member[spans[:, 0]]).sum()),
         "spans": float(len(spans)),
@@ -381,7 +381,7 @@ def _controls(
     _, clusters = np.unique(evidence.groups, return_inverse=True)
     place = spans[:, 0]
     rng = np.random.default_rng(target)
-    trained = np.asarray(evidence.member.any(axis=1))[documents]  # documents that never trained a model stay non-members
+    trained = np.asarray(evidence.member.any(axis=1))[documents]  # what trained no model stays as it is
     shuffled = member.copy()
     groups = np.unique(clusters[documents[trained]])
     of_group = dict(zip(clusters[documents[trained]], member[trained], strict=True))
@@ -425,6 +425,8 @@ def _unaided(counts: Sequence[Mapping[str, float]]) -> dict[str, float | None]:
         "recall": rate("right", "memorized"),
         "f1": 2 * total["right"] / (total["said"] + total["memorized"]) if total["said"] + total["memorized"] else None,
         "secret_recall": rate("secret_found", "secret"),
+        "span_precision": rate("inside_memorized", "inside"),
+        "span_recall": rate("inside_memorized", "memorized"),
         "non_member_share": rate("false_tokens", "tokens"),
         "realised_fdr": rate("false_spans", "spans"),
     }

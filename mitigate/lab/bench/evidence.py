@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from scipy.special import logsumexp
 
 from mitigate.detection.shadows import Judged, Shadow, deal_shadows, out_of
 from mitigate.detection.signals import Judgement, judge
 from mitigate.documents import Documents
 from mitigate.lab.bench.world import World
 from mitigate.models import Model, ModelStore
-from mitigate.tokenization import TokenizedDocument, span_tokens, tokenize_documents
+from mitigate.tokenization import TokenizedDocument, span_tokens, tokenize_documents, word_numbers
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Evidence:
         """(T,) log of the mean probability under the truth models that never saw a document."""
         models = self.member.shape[1] + np.flatnonzero(~self.truth_member[document])
         log_probs = np.stack([self.log_probs[document, int(model)] for model in models])
-        return np.logaddexp.reduce(log_probs, axis=0) - np.log(len(models))
+        return logsumexp(log_probs, axis=0) - np.log(len(models))
 
     @cached_property
     def _keys(self) -> list[str]:
@@ -128,8 +129,8 @@ def gather(
         offline_a=offline_a,
         description=f"Judging {len(tokenized)} documents by {len(models)} models",
     )
-    lengths = np.array([len(document.ids) for document in tokenized])
-    everything = Judged(judgements, signals, lengths)
+    words = [word_numbers(own.offsets, of.text) for own, of in zip(tokenized, world.documents, strict=True)]
+    everything = Judged(judgements, signals, words)
     starts = everything.starts
     log_probs = {
         (judgement.document, judgement.target): signals["log_prob"][starts[n] : starts[n + 1]]
