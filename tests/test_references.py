@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from world import World
 
@@ -15,6 +18,7 @@ from mitigate.detection.references import (
     References,
     crossfit_references,
     deal_halves,
+    draw,
     load_references,
 )
 from mitigate.documents import Document, Documents
@@ -48,18 +52,52 @@ def small_store() -> ModelStore:
 
 
 @pytest.mark.parametrize("each", [6, 7])
-def test_the_halves_of_a_pair_are_complementary_and_balanced_in_every_set(each: int) -> None:
+@pytest.mark.parametrize("count", [2, 4, 6])
+def test_each_group_is_in_half_of_the_references_and_the_halves_are_balanced(each: int, count: int) -> None:
     documents = people(each=each, in_group=2)
-    groups = {document.group for document in documents}
-    halves = deal_halves(documents, 6, seed=3)
-    for first, second in zip(halves[::2], halves[1::2], strict=True):
-        assert first | second == groups
-        assert not first & second
-        for half in (first, second):
-            counts = Counter(group.split("-")[0] for group in half)
-            assert all(abs(count - each / 2) < 1 for count in counts.values()), counts
-        assert abs(len(first) - len(second)) <= 1
-    assert len(set(halves)) == 6, "the pairs cut differently"
+    halves = deal_halves(documents, count, seed=3)
+    times = Counter(group for half in halves for group in half)
+    assert times == {document.group: count // 2 for document in documents}
+    for half in halves:
+        counts = Counter(group.split("-")[0] for group in half)
+        assert all(abs(counts[name] - each / 2) < 1 for name in ("forget", "retain", "holdout")), counts
+    sizes = [len(half) for half in halves]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_halves_are_balanced_in_sets_of_any_sizes() -> None:
+    for sizes in itertools.product((0, 1, 4, 5), repeat=3):
+        documents = tuple(
+            Document(f"{set_name}-{number}", "text", set=set_name)
+            for set_name, size in zip(("forget", "retain", "holdout"), sizes, strict=True)
+            for number in range(size)
+        )
+        if len(documents) < 2:
+            continue
+        halves = deal_halves(Documents(documents), 4, seed=sum(sizes))
+        totals = [len(half) for half in halves]
+        assert max(totals) - min(totals) <= 1
+        for set_name, size in zip(("forget", "retain", "holdout"), sizes, strict=True):
+            counts = [sum(group.startswith(set_name) for group in half) for half in halves]
+            assert all(abs(number - size / 2) <= 1 for number in counts), (sizes, counts)
+
+
+@pytest.mark.parametrize("count", [4, 6, 8])
+def test_any_two_references_are_related_alike(count: int) -> None:
+    documents = people(each=600)
+    halves = deal_halves(documents, count, seed=11)
+    expected = (count / 2 - 1) / (count - 1) * 900  # groups that two references share
+    overlaps = [len(first & second) for first, second in itertools.combinations(halves, 2)]
+    # each of 900 pairs of groups gives one shared group or none: three standard deviations and some
+    spread = math.sqrt(900 * (expected / 900) * (1 - expected / 900))
+    assert all(abs(overlap - expected) < 4 * spread for overlap in overlaps), overlaps
+    assert np.mean(overlaps) == pytest.approx(expected)
+
+
+def test_two_references_cut_the_groups_in_two() -> None:
+    first, second = deal_halves(people(each=5), 2, seed=0)
+    assert not first & second
+    assert len(first | second) == 15
 
 
 def test_halves_are_a_function_of_the_seed() -> None:
@@ -81,9 +119,8 @@ def test_every_document_is_judged_by_half_of_the_references_and_none_that_saw_it
     documents = people(each=5, in_group=2)
     references = crossfitted(documents, 6)
     for document, out in zip(documents, references.out_for(documents), strict=True):
+        assert out == tuple(n for n in range(6) if document.group not in (references.trained_on[n] or ()))
         assert len(out) == 3
-        assert [number // 2 for number in out] == [0, 1, 2], "one of each pair"
-        assert all(document.group not in (references.trained_on[number] or ()) for number in out)
 
 
 def test_unknown_documents_get_as_many_out_references_as_known_ones() -> None:
@@ -92,8 +129,38 @@ def test_unknown_documents_get_as_many_out_references_as_known_ones() -> None:
     out = references.out_for(strangers)
     assert out == references.out_for(strangers)
     assert {len(chosen) for chosen in out} == {3}
-    assert all([number // 2 for number in chosen] == [0, 1, 2] for chosen in out)
-    assert len(set(out)) > 4, "the side is drawn document by document"
+    assert all(list(chosen) == sorted(set(chosen)) for chosen in out)
+    assert len(set(out)) > 10, "they are drawn document by document"
+    assert {number for chosen in out for number in chosen} == set(range(6))
+
+
+def test_unknown_documents_of_one_group_have_the_same_out_references_whatever_their_order() -> None:
+    references = crossfitted(people(each=5), 6)
+    strangers = tuple(Document(f"new-{n}", f"text {n}", group=f"g{n % 3}") for n in range(9))
+    out = dict(zip((d.id for d in strangers), references.out_for(Documents(strangers)), strict=True))
+    assert all(out[f"new-{n}"] == out[f"new-{n % 3}"] for n in range(9))
+    again = tuple(reversed(strangers))
+    assert dict(zip((d.id for d in again), references.out_for(Documents(again)), strict=True)) == out
+
+
+def test_a_draw_is_a_function_of_its_key_and_takes_every_item_about_equally_often() -> None:
+    items = [3, 5, 8, 13]
+    assert draw(items, 2, key="a") == draw(items, 2, key="a")
+    drawn = [draw(items, 2, key=f"key {n}") for n in range(600)]
+    assert all(len(set(found)) == 2 and set(found) <= set(items) for found in drawn)
+    assert all(sorted(draw(items, 4, key=f"{n}")) == items for n in range(5))
+    assert all(draw(items, 4, key=f"key {n}")[:2] == found for n, found in enumerate(drawn)), "fewer are the first few"
+    for times in Counter(item for found in drawn for item in found).values():
+        assert times == pytest.approx(300, abs=60)
+    assert draw([], 0, key="a") == []
+
+
+def test_a_draw_is_the_same_in_every_process() -> None:
+    script = "from mitigate.detection.references import draw; print(draw(range(9), 9, key='Zoë'))"
+    here = draw(range(9), 9, key="Zoë")
+    environment = {**os.environ, "PYTHONHASHSEED": "7"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(list(here))
 
 
 def test_given_references_judge_every_document_beside_the_cross_fitted() -> None:
@@ -114,8 +181,9 @@ def test_a_document_that_every_reference_saw_is_refused_by_name() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
-def test_references_are_trained_in_pairs(count: int) -> None:
-    with pytest.raises(MitigateError, match=f"references.count: {count} is not an even number"):
+def test_the_number_of_references_is_even(count: int) -> None:
+    message = f"references.count: {count} is not an even number from 2; half of them see a document"
+    with pytest.raises(MitigateError, match=message):
         deal_halves(people(each=3), count, seed=0)
 
 

@@ -3,7 +3,7 @@
 Tokens: a two-state Viterbi decoding. A sequence's score is the sum of the log-odds of its memorized tokens, less a
 price for every change of state, which keeps single tokens from splitting a secret or from being one.
 
-Stretches: memorized tokens with no more than a few others between them are of one stretch, and a stretch does not end
+Stretches: memorized tokens with no more than a few words between them are of one stretch, and a stretch does not end
 inside a word. Of a memorized secret only some tokens are memorized: a dash, or the digit that any model guesses, is not.
 What must be shown, judged and hidden is the whole of it.
 """
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-GAP = 2  # other tokens between memorized ones of one stretch
+GAP = 1  # whole words between memorized tokens of one stretch
 _BIASES = (-1.5, -1.0, -0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0)
 _SWITCHES = (0.0, 0.25, 0.5, 1.0)
 
@@ -48,7 +48,7 @@ def stretches(memorized: np.ndarray, words: np.ndarray, *, gap: int = GAP) -> li
     Args:
         memorized: (T,) bool.
         words: (T,) the number of the word that each token is part of, −1 for special tokens; see `word_numbers`.
-        gap (`int`, *optional*, defaults to 2): other tokens between two memorized ones of one stretch.
+        gap (`int`, *optional*, defaults to 1): whole words between two memorized tokens of one stretch.
     """
     found: list[tuple[int, int]] = []
     for start, end in _runs(memorized):
@@ -56,7 +56,7 @@ def stretches(memorized: np.ndarray, words: np.ndarray, *, gap: int = GAP) -> li
             start -= 1
         while end < len(words) and words[end] == words[end - 1] >= 0:
             end += 1
-        if found and start - found[-1][1] <= gap:
+        if found and words[start] - words[found[-1][1] - 1] <= gap + 1:
             found[-1] = (found[-1][0], max(end, found[-1][1]))
         else:
             found.append((start, end))
