@@ -72,8 +72,17 @@ def run(
 
 @app.command()
 def audit(
+    recipe: Annotated[
+        Path | None, typer.Argument(help="YAML recipe: audit what it names and write the report, unlearn nothing.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="With a recipe: key=value, for instance detect.fdr=0.05.")
+    ] = None,
     documents: Annotated[str | None, typer.Option(help="JSONL, CSV, Parquet or text file, or hub data set.")] = None,
-    target: Annotated[str, typer.Option(help="Model to audit: hub id, directory or PEFT adapter directory.")] = ...,  # type: ignore[assignment]
+    target: Annotated[
+        str | None,
+        typer.Option(help="Model to audit: hub id, directory or PEFT adapter directory.", show_default=False),
+    ] = None,
     reference: Annotated[
         list[str] | None,
         typer.Option(
@@ -81,6 +90,20 @@ def audit(
         ),
     ] = None,
     out: Out = Path("audit"),
+    generate: Annotated[
+        bool, typer.Option("--generate", help="Audit what the model writes itself, instead of given documents.")
+    ] = False,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="With --generate (implied): prompts, one a line or JSON lines; default: the start token."),
+    ] = None,
+    match: Annotated[
+        Path | None, typer.Option(help="With --generate (implied): training documents to link what is found to.")
+    ] = None,
+    sampling: Annotated[
+        list[str] | None,
+        typer.Option(help="With --generate: key=value (count, max_tokens, temperature, top_k, top_p, batch_size)."),
+    ] = None,
     again: Annotated[
         Path | None,
         typer.Option(help="Re-audit: take documents, references, settings and spans from this earlier audit."),
@@ -98,22 +121,62 @@ def audit(
     Example: mitigate audit --target my-model --reference references --documents train.jsonl --out audit
 
     Example: mitigate audit --target adapter --again audit --out reaudit
+
+    Example: mitigate audit --target my-model --reference references --prompts prompts.txt --match train.jsonl
+
+    Example: mitigate audit recipes/lume.yaml data.root=lume detect.fdr=0.05 out=runs/lume-audit
     """
+    generate = generate or bool(prompts or match or sampling)
+    if recipe is not None:
+        if target or documents or reference or again or generate:
+            raise MitigateError(
+                "a recipe names target, documents and references itself: leave the options out and give key=value "
+                "after the recipe, for instance models.target=DIR"
+            )
+        from mitigate.recipe import load_recipe
+
+        loaded = load_recipe(recipe, [*(overrides or []), "unlearn=null"])
+        _quiet()
+        from mitigate.pipeline import run as run_recipe
+
+        _print_summary(run_recipe(loaded), loaded.out)
+        return
+    if target is None:
+        raise MitigateError("--target: missing; give the model to audit, or a recipe that names one")
     _check_free(out)
     _quiet()
-    from mitigate.detection.audit import Audit, Detect, reaudit
+    from mitigate.detection.audit import Audit, reaudit
     from mitigate.detection.audit import audit as audit_documents
+    from mitigate.detection.settings import Detect
 
     store = _store(base, device, dtype, trust_remote_code, allow_pickle)
     if again is not None:
-        if documents or reference or settings:
+        if documents or reference or settings or generate:
             raise MitigateError(
                 "--again takes documents, references and settings from that audit; leave those options out"
             )
         result = reaudit(Audit.load(again), target, store=store)
+    elif generate:
+        from mitigate.detection.generation import Sampling, audit_generated
+
+        if documents:
+            raise MitigateError("--generate audits the model's own text: leave --documents out (--match links to it)")
+        result = audit_generated(
+            target,
+            list(reference or []),
+            prompts=prompts,
+            match=match,
+            sampling=_settings(Sampling, sampling),
+            detect=_settings(Detect, settings),
+            store=store,
+            seed=seed,
+        )
     else:
         if documents is None:
-            raise MitigateError("--documents: missing; give the text to judge, or --again DIR for a re-audit")
+            raise MitigateError(
+                "--documents: missing; give the text to judge, --again DIR for a re-audit, or --generate for what the "
+                "model writes itself"
+            )
         detect = _settings(Detect, settings)
         result = audit_documents(
             target, list(reference or []), documents=documents, detect=detect, store=store, seed=seed
@@ -126,6 +189,15 @@ def audit(
             f"{len(result.documents)} documents, {len(result.tokens)} tokens: {len(spans)} memorized spans found, "
             f"{len(chosen)} selected for unlearning -> {out}"
         )
+        if generate:
+            from mitigate.detection.generation import memorized_stretches
+
+            stretches = memorized_stretches(result)
+            linked = sum(stretch["training_id"] is not None for stretch in stretches)
+            typer.echo(f"{len(stretches)} memorized stretches in what it wrote, {linked} linked to training text")
+            for stretch in [stretch for stretch in stretches if stretch["training_id"] is not None][:20]:
+                where = f"{stretch['doc_id']} [{stretch['char_start']}, {stretch['char_end']})"
+                typer.echo(f"  {where} score {stretch['score']:.2f} from {stretch['training_id']}")
         for line in result.metadata["skipped"]:
             typer.echo(f"skipped {line}", err=True)
 
@@ -281,6 +353,85 @@ def report(
     after = Audit.load(run_directory / "reaudit") if (run_directory / "reaudit").is_dir() else None
     Comparison(figures, Audit.load(run_directory / "audit"), after).save_into(run_directory)
     typer.echo(f"{run_directory / 'report.html'}")
+
+
+bench = typer.Typer(help="Measure the toolkit on models trained here, where the truth is known.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
+
+@bench.command("detect")
+def bench_detect(
+    more_seeds: Annotated[list[int] | None, typer.Argument(hidden=True)] = None,
+    seeds: Annotated[
+        list[int] | None, typer.Option(min=0, help="Seeds, for instance --seeds 0 1 2.", show_default="0")
+    ] = None,
+    documents: Annotated[
+        Path | None,
+        typer.Option(help="JSON lines with id, text and spans (see `mitigate documents`); default: invented people."),
+    ] = None,
+    models: Annotated[int, typer.Option(min=4, help="Models to train; even. Each is a target in turn.")] = 8,
+    references: Annotated[int, typer.Option(min=1, help="OUT references that judge a document.")] = 3,
+    truth_models: Annotated[int, typer.Option(min=2, help="Further models that only tell the truth; even.")] = 4,
+    fdr: Annotated[float, typer.Option(min=0.0, max=1.0, help="False discovery rate at which spans are taken.")] = 0.05,
+    base: Annotated[
+        str | None, typer.Option(help="Base model to fine-tune; default: one from scratch.", show_default=False)
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="Directory; models already in it are kept.")] = Path("runs/detect"),
+    plot: Annotated[bool, typer.Option("--plot", help="Draw ROC curves and reliability to OUT/detect.png.")] = False,
+    settings: Set = None,
+    device: Device = "auto",
+) -> None:
+    """Every detector against models whose training documents are known; writes OUT/results.json and a table.
+
+    An interrupted run goes on where it stopped. Under torchrun the models are shared between processes.
+    --set takes people.*, schedule.*, base.* and method, for instance schedule.epochs=5.
+
+    Example: mitigate bench detect --seeds 0 1 2 --out runs/detect --plot
+
+    Example: mitigate bench detect --documents people.jsonl --models 6 --references 2 --out runs/mine
+    """
+    _quiet()
+    from mitigate.lab.bench.detect import bench_detect as run_bench
+    from mitigate.lab.bench.show import detect_table, draw_detect
+    from mitigate.lab.bench.world import WorldSettings
+
+    chosen = _settings(WorldSettings, [f"models={models}", f"truth_models={truth_models}", *(settings or [])])
+    results = run_bench(
+        out,
+        seeds=[*(seeds or []), *(more_seeds or [])] or [0],
+        documents=documents,
+        references=references,
+        fdr=fdr,
+        settings=chosen,
+        base=base,
+        device=device,
+    )
+    if _is_main():
+        if plot:
+            draw_detect(results, out / "detect.png")
+        typer.echo(detect_table(results))
+        typer.echo(f"results: {out / 'results.json'}")
+
+
+@app.command()
+def documents(
+    recipe: Annotated[Path, typer.Argument(help="YAML recipe whose data.documents are read.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, for instance data.root=DIR.")] = None,
+    out: Annotated[Path, typer.Option("--out", help="JSON lines file to write.")] = Path("documents.jsonl"),
+) -> None:
+    """Write a recipe's documents as JSON lines: id, text, spans, set, group. For `bench detect --documents`.
+
+    Example: mitigate documents recipes/lume.yaml data.root=lume --out lume-people.jsonl
+    """
+    _quiet()
+    from mitigate.documents import read_documents
+    from mitigate.lab.people import write_jsonl
+    from mitigate.recipe import load_recipe
+
+    data = load_recipe(recipe, overrides or []).data
+    found = read_documents(data.documents, root=data.root)
+    write_jsonl(found, out)
+    typer.echo(f"{len(found)} documents, {sum(len(document.spans) for document in found)} spans -> {out}")
 
 
 def main() -> None:

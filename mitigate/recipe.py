@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from mitigate.detection.audit import Detect
+from mitigate.detection.settings import Detect
 from mitigate.documents import DocumentSource
 from mitigate.errors import MitigateError
 from mitigate.lab.tiny import TinyModel

@@ -10,14 +10,31 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from find_and_remove import find_and_remove
 from safetensors.torch import load_file
 from world import World
 
 from mitigate.detection.audit import Audit, reaudit
 from mitigate.detection.references import load_references
+from mitigate.lab.people import write_jsonl
 from mitigate.models import ModelStore
 from mitigate.unlearning.trainer import Unlearned
+
+
+def launch_two(script: Path, *arguments: Path) -> None:
+    """Run a script in two processes on CPUs."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, *launch, *map(str, arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.fixture(scope="module")
@@ -37,17 +54,7 @@ def runs(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     documents.write_text("".join(json.dumps(row) + "\n" for row in rows))
     inputs = (world.base, world.adapter, world.references, documents)
     script = Path(__file__).with_name("find_and_remove.py")
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, *launch, *map(str, inputs), str(root / "two")],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    launch_two(script, *inputs, root / "two")
     find_and_remove(*inputs, root / "one")
     return root / "one", root / "two"
 
@@ -97,3 +104,29 @@ def test_two_processes_train_the_references_that_one_trains(runs: tuple[Path, Pa
         assert expected.keys() == got.keys()
         for name, tensor in expected.items():
             np.testing.assert_allclose(got[name].numpy(), tensor.numpy(), rtol=0, atol=1e-4, err_msg=name)
+
+
+WHOLE_MODELS = """
+import sys
+from mitigate.detection.references import crossfit_references
+from mitigate.documents import read_documents
+from mitigate.models import ModelStore
+from mitigate.training import Schedule
+
+base, documents, out = sys.argv[1:]
+schedule, store = Schedule(epochs=1), lambda: ModelStore(device="cpu")
+options = {"count": 2, "method": "full", "schedule": schedule, "new_store": store}
+crossfit_references(base, read_documents(documents), out=out, **options)
+"""
+
+
+def test_two_processes_save_the_weights_of_whole_references(world: World, tmp_path: Path) -> None:
+    script, documents, out = (tmp_path / name for name in ("whole_models.py", "documents.jsonl", "references"))
+    script.write_text(WHOLE_MODELS)
+    write_jsonl(world.documents, documents)
+    launch_two(script, world.base, documents, out)
+    store = ModelStore(device="cpu")
+    models = [store.load(path).base.model for path in load_references([out]).paths]
+    before = store.load(world.base).base.model.state_dict()
+    for model in models:
+        assert any(not torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

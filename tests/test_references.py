@@ -155,12 +155,8 @@ def test_a_draw_is_a_function_of_its_key_and_takes_every_item_about_equally_ofte
     assert draw([], 0, key="a") == []
 
 
-def test_a_draw_is_the_same_in_every_process() -> None:
-    script = "from mitigate.detection.references import draw; print(draw(range(9), 9, key='Zoë'))"
-    here = draw(range(9), 9, key="Zoë")
-    environment = {**os.environ, "PYTHONHASHSEED": "7"}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == str(list(here))
+def test_a_draw_is_the_same_in_every_run() -> None:
+    assert draw(range(9), 9, key="Zoë") == [0, 7, 4, 1, 5, 8, 3, 6, 2]
 
 
 def test_given_references_judge_every_document_beside_the_cross_fitted() -> None:

@@ -14,7 +14,7 @@ from world import ARCHITECTURES, sentences
 import mitigate.models
 from mitigate.batches import collate, cut_pieces, make_batches
 from mitigate.detection.scores import token_scores
-from mitigate.detection.signals import token_signals
+from mitigate.detection.signals import Judgement, by_model, judge, offline_mixture, token_signals
 from mitigate.documents import Document, Documents
 from mitigate.errors import MitigateError
 from mitigate.models import Model, ModelStore, kept_logits
@@ -293,3 +293,135 @@ def test_batches_hold_every_piece_once_and_keep_to_their_bound(tokenized: list[T
     assert sorted(map(id, pieces)) == sorted(id(piece) for batch in batches for piece in batch.pieces)
     assert all(batch.input_ids.numel() <= 40 for batch in batches)
     assert sum(len(batch.targets) for batch in batches) == sum(document.audited.sum() for document in tokenized)
+
+
+LONG = whole_document("long", np.random.default_rng(2).integers(2, 400, size=50))
+JUDGEMENTS = (
+    Judgement(2, 0, (1, 2)),
+    Judgement(4, 1, (3,)),
+    Judgement(0, 3),
+    Judgement(2, 1, (0, 3, 2)),
+    Judgement(2, 1, (3,)),
+    Judgement(1, 0, (1, 2, 3)),
+    Judgement(4, 0, (1, 2)),
+    Judgement(2, 2),
+    Judgement(3, 2, (0,)),
+)  # documents, targets and references in no order, some documents many times
+
+
+@pytest.fixture(scope="module")
+def four(tiny_model: Callable[..., Path]) -> list[Model]:
+    store = ModelStore(device="cpu")
+    return [store.load(tiny_model("llama", seed=seed), name=f"model {seed}") for seed in range(4)]
+
+
+@pytest.fixture(scope="module")
+def judged_documents(tokenized: list[TokenizedDocument]) -> list[TokenizedDocument]:
+    return [*tokenized, LONG]
+
+
+@pytest.mark.parametrize(("temperature", "offline_a"), [(1.0, 1.0), (2.0, 0.6)])
+def test_many_judgements_equal_each_scored_alone(
+    four: list[Model], judged_documents: list[TokenizedDocument], temperature: float, offline_a: float
+) -> None:
+    options = {"temperature": temperature, "offline_a": offline_a, "context": 20, "stride": 6}
+    got = judge(four, JUDGEMENTS, documents=judged_documents, **options)
+    assert got["log_prob_references"].shape[1] == 3, "as many columns as the longest `out`"
+    end = 0
+    for judgement in JUDGEMENTS:
+        document = judged_documents[judgement.document]
+        start, end = end, end + len(document.ids)
+        alone = token_signals(four[judgement.target], [four[k] for k in judgement.out], documents=[document], **options)
+        references = alone.pop("log_prob_references", np.zeros((len(document.ids), 0)))
+        for name, column in got.items():
+            if name == "log_prob_references":
+                used = len(judgement.out)
+                np.testing.assert_allclose(column[start:end, :used], references, rtol=0, atol=1e-5)
+                assert np.isnan(column[start:end, used:]).all()
+            elif name in alone:
+                np.testing.assert_allclose(column[start:end], alone[name], rtol=0, atol=1e-4, err_msg=name)
+            else:
+                assert np.isnan(column[start:end]).all(), f"{name}: a judgement without references has none"
+    assert end == len(got["log_prob"])
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 40, 10_000])
+def test_judgements_do_not_depend_on_the_batch(
+    four: list[Model], judged_documents: list[TokenizedDocument], batch_tokens: int
+) -> None:
+    expected = judge(four, JUDGEMENTS, documents=judged_documents)
+    got = judge(four, JUDGEMENTS, documents=judged_documents, batch_tokens=batch_tokens)
+    assert_equal_signals(got, expected, tolerance=1e-4)
+
+
+def test_judgements_do_not_depend_on_their_order(four: list[Model], judged_documents: list[TokenizedDocument]) -> None:
+    expected = judge(four, JUDGEMENTS, documents=judged_documents)
+    bounds = np.cumsum([0, *(len(judged_documents[judgement.document].ids) for judgement in JUDGEMENTS)])
+    order = np.random.default_rng(0).permutation(len(JUDGEMENTS))
+    got = judge(four, [JUDGEMENTS[number] for number in order], documents=judged_documents)
+    rows = np.concatenate([np.arange(bounds[number], bounds[number + 1]) for number in order])
+    assert_equal_signals(got, {name: column[rows] for name, column in expected.items()}, tolerance=1e-4)
+
+
+def test_judgements_of_a_document_share_one_forward_of_each_model_they_need(
+    four: list[Model], judged_documents: list[TokenizedDocument]
+) -> None:
+    seen = [0] * len(four)
+    hooks = []
+    for number, model in enumerate(four):
+
+        def count(_module: object, arguments: object, named: dict[str, torch.Tensor], number: int = number) -> None:
+            seen[number] += int(named["attention_mask"].sum())
+
+        hooks.append(model.base.model.register_forward_pre_hook(count, with_kwargs=True))
+    judgements = [Judgement(1, 0, (1,)), Judgement(1, 1, (0,)), Judgement(1, 0, (1, 2)), Judgement(2, 0)]
+    judge(four, judgements, documents=judged_documents)
+    for hook in hooks:
+        hook.remove()
+    first, second = (len(judged_documents[number].ids) for number in (1, 2))
+    assert seen == [first + second, first, first, 0]
+
+
+def test_signals_by_model_stand_in_the_models_columns() -> None:
+    documents = [whole_document("a", np.arange(2)), whole_document("b", np.arange(3))]
+    judgements = [Judgement(1, 0, (3, 1)), Judgement(0, 2), Judgement(0, 1, (0,))]
+    log_probs = np.arange(14.0).reshape(7, 2)
+    log_probs[3:5] = np.nan
+    log_probs[5:, 1] = np.nan
+    got = by_model(log_probs, judgements, documents=documents, models=4)
+    nan = np.nan
+    expected = [
+        *([nan, 1, nan, 0], [nan, 3, nan, 2], [nan, 5, nan, 4]),
+        *([nan] * 4, [nan] * 4),
+        *([10, nan, nan, nan], [12, nan, nan, nan]),
+    ]
+    np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("a", [0.0, 0.3, 0.99])
+def test_the_offline_mixture_is_a_distribution_between_the_mean_and_an_even_one(a: float) -> None:
+    probabilities = np.random.default_rng(0).dirichlet(np.full(7, 0.3), size=5)
+    mixed = offline_mixture(torch.tensor(probabilities).log(), a).exp().numpy()
+    np.testing.assert_allclose(mixed, (1 + a) / 2 * probabilities + (1 - a) / 2 / 7, rtol=1e-10)
+    np.testing.assert_allclose(mixed.sum(1), 1, rtol=1e-10)
+
+
+def test_an_offline_mixture_with_a_one_changes_nothing() -> None:
+    log_mean = torch.tensor([[0.5, 0.5, 0.0]]).log()
+    assert torch.equal(offline_mixture(log_mean, 1.0), log_mean)
+    nearly = offline_mixture(log_mean, 1 - 1e-12).exp()
+    torch.testing.assert_close(nearly, log_mean.exp(), rtol=0, atol=1e-9)
+
+
+def test_the_offline_mixture_stands_for_the_references_in_the_joint_signals(
+    four: list[Model], tokenized: list[TokenizedDocument]
+) -> None:
+    a, number = 0.4, 1
+    signals = judge(four, [Judgement(number, 0, (1, 2))], documents=tokenized, offline_a=a)
+    plain = judge(four, [Judgement(number, 0, (1, 2))], documents=tokenized)
+    size = four[0].vocabulary_size
+    mixed = np.log((1 + a) / 2 * np.exp(plain["log_prob_out"].astype(float)) + (1 - a) / 2 / size)
+    np.testing.assert_allclose(signals["log_ratio"], plain["log_prob"] - mixed, rtol=0, atol=1e-4)
+    for name in ("log_prob", "log_prob_out", "log_prob_references"):
+        np.testing.assert_array_equal(signals[name], plain[name], err_msg=f"{name} is not corrected")
+    assert (signals["entropy_out"][1:] > plain["entropy_out"][1:]).all()

@@ -10,52 +10,30 @@ score (null, never 0). Higher = more memorized, always.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from mitigate import __version__
 from mitigate.artifacts import fingerprint, new_directory, read_json, read_table, write_json, write_table
+from mitigate.detection.checks import check_references
 from mitigate.detection.references import References, load_references
-from mitigate.detection.scores import TOKEN_SCORES, token_scores
-from mitigate.detection.signals import REFERENCE_SIGNALS, TARGET_SIGNALS, token_signals
-from mitigate.detection.spans import SpanRule, find_spans
+from mitigate.detection.settings import Detect
+from mitigate.detection.tables import document_table, span_table, token_table
+from mitigate.detection.verdicts import Seen, Verdict, judge_documents
 from mitigate.documents import Document, Documents, Span, read_documents
 from mitigate.errors import MitigateError
 from mitigate.models import Model, ModelStore, check_same_tokenizer, tokenizer_fingerprint
 from mitigate.runtime import library_versions
-from mitigate.tokenization import TokenizedDocument, span_tokens, tokenize_documents
+from mitigate.tokenization import TokenizedDocument
 
-
-class Detect(BaseModel):
-    """Settings of the detector."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    score: str = Field("log_ratio_clipped", description="token score that decides; see mitigate.detection.scores")
-    temperature: float = Field(1.0, gt=0, description="divides the logits of target and references in InfoRMIA")
-    select: str = Field(
-        "found",
-        pattern="^(found|known)$",
-        description="which spans are memorized: `found` by the detector, or the `known` sensitive ones as they stand",
-    )
-    spans: SpanRule = Field(default_factory=lambda: SpanRule(), description="how token scores become spans")
-    context: int | None = Field(None, ge=2, description="window length in tokens; default: the model's")
-    stride: int | None = Field(None, ge=1, description="tokens a next window adds; default: half the context")
-    batch_tokens: int | None = Field(None, ge=1, description="padded tokens in a batch; default: logits fit in 256 MiB")
-
-    @field_validator("score")
-    @classmethod
-    def _known_score(cls, score: str) -> str:
-        if score not in TOKEN_SCORES:
-            raise ValueError(f"{score!r} is not one of {', '.join(TOKEN_SCORES)}")
-        return score
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,11 +43,16 @@ class Audit:
     Attributes:
         tokens: one row per token: `doc_id, position, token_id, char_start, char_end, audited`, the signals (nats),
             `log_prob_references` (one per reference, null where it was not used), the scores `informia`, `min_k_pp`
-            and `score` (the one that decided), `span_id` (null outside found spans), `selected`.
-        documents: `doc_id, text, set, group, known_spans, out_references`.
+            and `score` (the one that the user chose), `log_odds` (calibrated; null without shadows), `memorized`,
+            `span_id` (null outside found spans), `selected`: to be unlearned.
+        documents: `doc_id, text, set, group, known_spans`, `out_references` that judge it, `in_references` that were
+            trained on it.
         spans: `span_id, doc_id, char_start, char_end, token_start, token_end, label, source` (`found` or `known`),
-            `score` (nats, mean over its tokens), `selected`.
-        metadata: fingerprints of target, references, tokenizer and documents; settings; versions.
+            `score` (nats, mean over its tokens), `probability` that the target was trained on it (as if half of all
+            spans were; null without shadows), `q` (the false discovery rate at which it is the last one selected; null
+            if not calibrated), `selected`.
+        metadata: fingerprints of target, references, tokenizer and documents; settings; versions; `calibration`: what
+            the certainty rests on (`kind`: `shadows`, `non_members` or `none`); `warnings` about references.
     """
 
     tokens: pa.Table
@@ -209,19 +192,21 @@ def audit(
     references = references if isinstance(references, References) else load_references(references)
     model = target if isinstance(target, Model) else store.load(target)
     documents = documents if isinstance(documents, Documents) else read_documents(documents, tokenizer=model.tokenizer)
-    out_references = references.out_for(documents)
     reference_models = [store.load(path) for path in references.paths]
-    tokenized, signals = _measure(model, reference_models, documents, out_references, detect)
-    score = token_scores(signals, detect.score)
-    return _assemble(
-        model,
-        reference_models,
-        documents,
-        (tokenized, signals, score),
-        out_references=out_references,
-        spans=_judge_spans(documents, tokenized, score, detect, forget_all=forget_all),
-        settings={"kind": references.kind, "detect": detect.model_dump(), "seed": seed},
+    seen = Seen(
+        out=references.out_for(documents),
+        trained=references.trained_for(documents),
+        crossfitted=references.crossfitted,
     )
+    eligible = _eligible_sets(documents) if not forget_all else {"forget", "retain", "holdout", None}
+    for reference in reference_models:
+        check_same_tokenizer(model, reference)
+    verdict = judge_documents(model, reference_models, documents, seen, detect=detect, eligible=eligible)
+    warnings = check_references(verdict.signals, documents, verdict.tokenized, names=[m.name for m in reference_models])
+    for warning in warnings:
+        logger.warning("%s", warning)
+    settings = {"kind": references.kind, "detect": detect.model_dump(), "seed": seed, "warnings": warnings}
+    return _assemble(model, reference_models, documents, seen, verdict, settings)
 
 
 def reaudit(before: Audit, target: str | Path | Model, *, store: ModelStore | None = None) -> Audit:
@@ -242,19 +227,30 @@ def reaudit(before: Audit, target: str | Path | Model, *, store: ModelStore | No
         raise MitigateError(
             f"{model.name}: its tokenizer differs from that of the earlier audit; give the same model family"
         )
-    documents, out_references = before.document_list(), before.documents["out_references"].to_pylist()
-    detect = Detect(**before.metadata["detect"])
-    tokenized, signals = _measure(model, reference_models, documents, out_references, detect)
-    score = token_scores(signals, detect.score)
-    return _assemble(
+    documents, table = before.document_list(), before.documents
+    for reference in reference_models:
+        check_same_tokenizer(model, reference)
+    seen = Seen(
+        out=table["out_references"].to_pylist(),
+        trained=table["in_references"].to_pylist(),
+        crossfitted=before.metadata["crossfitted"],
+    )
+    verdict = judge_documents(
         model,
         reference_models,
         documents,
-        (tokenized, signals, score),
-        out_references=out_references,
-        spans=_rescore_spans(before, score),
-        settings={name: before.metadata[name] for name in ("kind", "detect", "seed")},
+        seen,
+        detect=Detect(**before.metadata["detect"]),
+        eligible=_eligible_sets(documents),
+        given=[{name: value for name, value in row.items() if name != "span_id"} for row in before.spans.to_pylist()],
     )
+    settings = {name: before.metadata[name] for name in ("kind", "detect", "seed", "warnings")}
+    again = _assemble(model, reference_models, documents, seen, verdict, settings)
+    marks = {name: again.tokens.column_names.index(name) for name in ("memorized", "selected")}
+    tokens = again.tokens  # which tokens were memorized, and which were chosen, is the earlier audit's finding
+    for name, place in marks.items():
+        tokens = tokens.set_column(place, name, before.tokens[name])
+    return replace(again, tokens=tokens)
 
 
 def load_audited(entries: Sequence[Mapping[str, str]], *, store: ModelStore) -> list[Model]:
@@ -270,52 +266,35 @@ def load_audited(entries: Sequence[Mapping[str, str]], *, store: ModelStore) -> 
     return models
 
 
-def _measure(
-    model: Model,
-    references: Sequence[Model],
-    documents: Documents,
-    out_references: Sequence[Sequence[int]],
-    detect: Detect,
-) -> tuple[list[TokenizedDocument], dict[str, np.ndarray]]:
-    for reference in references:
-        check_same_tokenizer(model, reference)
-    tokenized = tokenize_documents(documents, model.tokenizer)
-    signals = token_signals(
-        model,
-        references,
-        documents=tokenized,
-        out_references=out_references,
-        temperature=detect.temperature,
-        context=detect.context,
-        stride=detect.stride,
-        batch_tokens=detect.batch_tokens,
-        description=f"Auditing {len(documents)} documents",
-    )
-    return tokenized, signals
-
-
 def _assemble(
     model: Model,
     references: Sequence[Model],
     documents: Documents,
-    measured: tuple[list[TokenizedDocument], dict[str, np.ndarray], np.ndarray],
-    *,
-    out_references: Sequence[Sequence[int]],
-    spans: pa.Table,
+    seen: Seen,
+    verdict: Verdict,
     settings: Mapping[str, Any],
 ) -> Audit:
-    tokenized, signals, score = measured
+    spans = span_table(verdict.spans)
     return Audit(
-        tokens=_token_table(tokenized, signals, score, spans),
-        documents=_document_table(documents, out_references),
+        tokens=token_table(
+            verdict.tokenized,
+            verdict.signals,
+            spans,
+            score=verdict.score,
+            log_odds=verdict.log_odds,
+            memorized=verdict.memorized,
+        ),
+        documents=document_table(documents, out_references=seen.out, in_references=seen.trained),
         spans=spans,
         metadata={
-            "schema": 1,
+            "schema": 2,
             "target": _identity(model),
             "references": [_identity(reference) for reference in references],
+            "crossfitted": list(seen.crossfitted),
             "tokenizer": tokenizer_fingerprint(model.tokenizer),
             "documents": documents.fingerprint,
             "skipped": list(documents.skipped),
+            "calibration": verdict.calibration,
             "code": __version__,
             "versions": library_versions(),
             **settings,
@@ -327,160 +306,6 @@ def _identity(model: Model) -> dict[str, str]:
     return {"name": model.name, "source": model.source, "fingerprint": model.fingerprint}
 
 
-def _judge_spans(
-    documents: Documents, tokenized: Sequence[TokenizedDocument], score: np.ndarray, detect: Detect, *, forget_all: bool
-) -> pa.Table:
-    """Spans found by the rule and known spans as they stand, each with its mean score."""
-    eligible = _eligible_sets(documents) if not forget_all else {"forget", "retain", "holdout", None}
-    rows: list[dict[str, Any]] = []
-    for document, tokens, own in _per_document(documents, tokenized, score):
-        for found in find_spans(own, offsets=tokens.offsets, text=document.text, rule=detect.spans):
-            labels = {
-                span.label for span in document.spans if span.start < found.char_end and found.char_start < span.end
-            }
-            rows.append(
-                {
-                    "doc_id": document.id,
-                    "char_start": found.char_start,
-                    "char_end": found.char_end,
-                    "token_start": found.token_start,
-                    "token_end": found.token_end,
-                    "label": "+".join(sorted(labels)),
-                    "source": "found",
-                    "score": found.score,
-                    "selected": detect.select == "found" and document.set in eligible,
-                }
-            )
-        for span in document.spans:
-            covered = span_tokens(tokens.offsets, span.start, span.end)
-            covered = covered[tokens.audited[covered]]
-            if covered.size:
-                rows.append(
-                    {
-                        "doc_id": document.id,
-                        "char_start": span.start,
-                        "char_end": span.end,
-                        "token_start": int(covered[0]),
-                        "token_end": int(covered[-1]) + 1,
-                        "label": span.label,
-                        "source": "known",
-                        "score": float(np.nanmean(own[covered])),
-                        "selected": detect.select == "known" and document.set in eligible,
-                    }
-                )
-    for number, row in enumerate(rows):
-        row["span_id"] = number
-    return pa.Table.from_pylist(rows, schema=_SPANS)
-
-
-def _rescore_spans(before: Audit, score: np.ndarray) -> pa.Table:
-    """The earlier audit's spans with the scores of now."""
-    rows = before.spans.to_pylist()
-    for row in rows:
-        first = before.rows[row["doc_id"]].start
-        row["score"] = float(np.nanmean(score[first + row["token_start"] : first + row["token_end"]]))
-    return pa.Table.from_pylist(rows, schema=_SPANS)
-
-
 def _eligible_sets(documents: Documents) -> set[str | None]:
     """The sets whose memorized spans are selected for unlearning."""
     return {"forget"} if any(document.set == "forget" for document in documents) else {None}
-
-
-def _per_document(
-    documents: Documents, tokenized: Sequence[TokenizedDocument], values: np.ndarray
-) -> list[tuple[Document, TokenizedDocument, np.ndarray]]:
-    bounds = np.cumsum([0, *(len(tokens.ids) for tokens in tokenized)])
-    return [
-        (document, tokens, values[bounds[number] : bounds[number + 1]])
-        for number, (document, tokens) in enumerate(zip(documents, tokenized, strict=True))
-    ]
-
-
-def _token_table(
-    tokenized: Sequence[TokenizedDocument], signals: dict[str, np.ndarray], score: np.ndarray, spans: pa.Table
-) -> pa.Table:
-    lengths = [len(tokens.ids) for tokens in tokenized]
-    first = dict(zip([tokens.id for tokens in tokenized], np.cumsum([0, *lengths[:-1]]).tolist(), strict=True))
-    span_id = np.full(sum(lengths), -1, dtype=np.int32)
-    selected = np.zeros(sum(lengths), dtype=bool)
-    audited = np.concatenate([tokens.audited for tokens in tokenized])
-    for span in spans.to_pylist():
-        rows = slice(first[span["doc_id"]] + span["token_start"], first[span["doc_id"]] + span["token_end"])
-        if span["source"] == "found":
-            span_id[rows] = span["span_id"]
-        if span["selected"]:
-            selected[rows] |= audited[rows]
-    columns: dict[str, Any] = {
-        "doc_id": np.repeat([tokens.id for tokens in tokenized], lengths),
-        "position": np.concatenate([np.arange(length, dtype=np.int32) for length in lengths]),
-        "token_id": np.concatenate([tokens.ids for tokens in tokenized]).astype(np.int32),
-        "char_start": np.concatenate([tokens.offsets[:, 0] for tokens in tokenized]).astype(np.int32),
-        "char_end": np.concatenate([tokens.offsets[:, 1] for tokens in tokenized]).astype(np.int32),
-        "audited": audited,
-    }
-    scores = {
-        "informia": token_scores(signals, "informia"),
-        "min_k_pp": token_scores(signals, "min_k_pp"),
-        "score": score,
-    }
-    for name, values in {**{n: signals[n] for n in TARGET_SIGNALS + REFERENCE_SIGNALS}, **scores}.items():
-        column = pa.array(values.astype(np.float32), from_pandas=True)
-        columns[name] = column.cast(pa.int32()) if name == "rank" else column
-    per_reference = signals["log_prob_references"]
-    columns["log_prob_references"] = pa.FixedSizeListArray.from_arrays(
-        pa.array(per_reference.ravel(), from_pandas=True), per_reference.shape[1]
-    ).cast(_list(pa.float32()))
-    columns["span_id"] = pa.array(span_id, mask=span_id < 0)
-    columns["selected"] = selected
-    return pa.table(columns)
-
-
-def _document_table(documents: Documents, out_references: Sequence[Sequence[int]]) -> pa.Table:
-    rows = [
-        {
-            "doc_id": document.id,
-            "text": document.text,
-            "set": document.set,
-            "group": document.group,
-            "special_tokens": document.special_tokens,
-            "audited_ranges": [list(limits) for limits in document.audited],
-            "known_spans": [{"start": s.start, "end": s.end, "label": s.label} for s in document.spans],
-            "out_references": list(out),
-        }
-        for document, out in zip(documents, out_references, strict=True)
-    ]
-    return pa.Table.from_pylist(rows, schema=_DOCUMENTS)
-
-
-def _list(of: pa.DataType) -> pa.DataType:
-    """A list type named as Parquet names it, so that a table read and written again has equal bytes."""
-    return pa.list_(pa.field("element", of))
-
-
-_SPANS = pa.schema(
-    [
-        ("span_id", pa.int32()),
-        ("doc_id", pa.string()),
-        ("char_start", pa.int32()),
-        ("char_end", pa.int32()),
-        ("token_start", pa.int32()),
-        ("token_end", pa.int32()),
-        ("label", pa.string()),
-        ("source", pa.string()),
-        ("score", pa.float32()),
-        ("selected", pa.bool_()),
-    ]
-)
-_DOCUMENTS = pa.schema(
-    [
-        ("doc_id", pa.string()),
-        ("text", pa.string()),
-        ("set", pa.string()),
-        ("group", pa.string()),
-        ("special_tokens", pa.bool_()),
-        ("audited_ranges", _list(_list(pa.int32()))),
-        ("known_spans", _list(pa.struct([("start", pa.int32()), ("end", pa.int32()), ("label", pa.string())]))),
-        ("out_references", _list(pa.int32())),
-    ]
-)

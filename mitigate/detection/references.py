@@ -41,6 +41,18 @@ class References:
         """`crossfit` if any reference was trained on some of the documents, else `given`."""
         return "given" if all(groups is None for groups in self.trained_on) else "crossfit"
 
+    @property
+    def crossfitted(self) -> list[int]:
+        """The references that were trained on some of the documents."""
+        return [number for number, groups in enumerate(self.trained_on) if groups is not None]
+
+    def trained_for(self, documents: Documents) -> list[tuple[int, ...]]:
+        """For each document, the references that were trained on it."""
+        return [
+            tuple(number for number, groups in enumerate(self.trained_on) if document.group in (groups or ()))
+            for document in documents
+        ]
+
     def out_for(self, documents: Documents) -> list[tuple[int, ...]]:
         """For each document, the references that never saw it: the same number for every document.
 
@@ -50,7 +62,7 @@ class References:
         Raises:
             MitigateError: a document has no OUT reference.
         """
-        crossfitted = [number for number, groups in enumerate(self.trained_on) if groups is not None]
+        crossfitted = self.crossfitted
         seen = frozenset().union(*(self.trained_on[number] or frozenset() for number in crossfitted))
         given = [number for number, groups in enumerate(self.trained_on) if groups is None]
         result, without = [], []

@@ -3,8 +3,8 @@
 Tokens: a two-state Viterbi decoding. A sequence's score is the sum of the log-odds of its memorized tokens, less a
 price for every change of state, which keeps single tokens from splitting a secret or from being one.
 
-Stretches: memorized tokens with no more than a few words between them are of one stretch, and a stretch does not end
-inside a word. Of a memorized secret only some tokens are memorized: a dash, or the digit that any model guesses, is not.
+Stretches: memorized tokens with no more than a word between them are of one stretch, and a stretch does not end
+inside a word. Of a memorized secret only some tokens are memorized: a dash, or a digit that any model guesses, is not.
 What must be shown, judged and hidden is the whole of it.
 """
 

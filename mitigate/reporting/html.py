@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from mitigate.reporting.cells import LEVELS, build_heat_map, figure_text
 from mitigate.reporting.figures import Figures
-from mitigate.reporting.plots import against_references, score_distribution
+from mitigate.reporting.plots import against_references, reliability_curve, score_distribution
 from mitigate.reporting.secrecy import Mask, visible
 from mitigate.reporting.verdict import CHANCE, CLOSER, STATUS_WORDS, TOLERANCE, judge
 
@@ -120,6 +120,9 @@ def _plots(before: Audit, after: Audit | None) -> list[str]:
             against_references(reference, model, title=f"Selected tokens {side}", lowest=lowest)
             for side, model in models.items()
         ]
+    curve = (before.metadata.get("calibration") or {}).get("reliability")
+    if curve:
+        drawn.append(reliability_curve(curve, title="Reliability on the shadows"))
     return drawn
 
 
@@ -152,7 +155,8 @@ def _selected_spans(before: Audit, after: Audit | None, mask: Mask) -> list[dict
     """The selected spans with the highest scores."""
     texts = dict(zip(before.documents["doc_id"].to_pylist(), before.documents["text"].to_pylist(), strict=True))
     now = _scores_after(after)
-    rows = sorted((row for row in before.spans.to_pylist() if row["selected"]), key=lambda row: -(row["score"] or 0.0))
+    rows = [row for row in before.spans.to_pylist() if row["selected"]]
+    rows.sort(key=lambda row: (-(row.get("probability") or 0.0), -(row["score"] or 0.0)))
     return [
         {
             "doc_id": mask.text(row["doc_id"]),
@@ -160,6 +164,8 @@ def _selected_spans(before: Audit, after: Audit | None, mask: Mask) -> list[dict
             "text": mask.span(texts[row["doc_id"]][row["char_start"] : row["char_end"]]),
             "before": row["score"],
             "after": now.get(row["span_id"]),
+            "probability": row.get("probability"),
+            "q": row.get("q"),
         }
         for row in rows[:_MOST_SPANS]
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from html import escape
 from io import StringIO
@@ -82,6 +82,28 @@ def against_references(
     axes.set_ylabel("under the model (nats)")
     axes.set_xlim(lowest, 0.03 * -lowest)
     axes.set_ylim(lowest, 0.03 * -lowest)
+    _legend(axes)
+    return _svg(figure, title)
+
+
+def reliability_curve(curve: Mapping[str, Sequence[float]], *, title: str) -> str:
+    """Stated probability against the share of members, on shadows that the attack model did not see.
+
+    Args:
+        curve: `probability`, `share` and `count` of each bin.
+        title: what is drawn.
+
+    Returns:
+        SVG text.
+    """
+    figure, axes = _canvas(title)
+    axes.plot([0, 1], [0, 1], color=_INK, linewidth=0.9, alpha=0.6, label="as stated")
+    x, y = curve["probability"], curve["share"]
+    axes.plot(x, y, marker="o", markersize=4, color=_COLOURS[1], linewidth=1.4, label="shadows")
+    axes.set_xlabel("stated probability")
+    axes.set_ylabel("share of members")
+    axes.set_xlim(0, 1.02)
+    axes.set_ylim(0, 1.02)
     _legend(axes)
     return _svg(figure, title)
 

@@ -114,6 +114,7 @@ def compare(
         "selected_token_share": view.selected_share,
         "selected": view.selection(),
         "over_forgotten_share": _over_forgotten(view, after),
+        "calibration": before.metadata["calibration"],
         "counts": view.counts(),
         "skipped": before.metadata["skipped"],
         "unlearn": _unlearn_summary(unlearned),
@@ -230,14 +231,24 @@ class _View:
             first = self.audit.rows[row["doc_id"]].start
             hit += bool(self.selected[first + row["token_start"] : first + row["token_end"]].any())
         detect = self.audit.metadata["detect"]
-        rule = detect["spans"]
         where = "the forget documents" if "forget" in self.sets.values() else "documents outside retain and holdout"
-        why = (
-            f"known sensitive spans in {where}"
-            if detect["select"] == "known"
-            else f"spans in {where} whose {detect['score']} score, averaged over {rule['window']} tokens, reaches "
-            f"{rule['threshold']:g} nats; gaps of up to {rule['gap']} tokens joined, words completed"
-        )
+        calibration = self.audit.metadata["calibration"]
+        if detect["select"] == "known":
+            why = f"known sensitive spans in {where}"
+        elif calibration["kind"] == "shadows":
+            why = f"spans in {where} around tokens that the calibrated detector calls memorized"
+        else:
+            rule = detect["spans"]
+            why = (
+                f"spans in {where} whose {detect['score']} score, averaged over {rule['window']} tokens, reaches "
+                f"{rule['threshold']:g} nats; gaps of up to {rule['gap']} tokens joined, words completed"
+            )
+        if detect["fdr"] is not None:
+            why += f"; of these, the ones selected at a false discovery rate of {detect['fdr']:.0%}"
+        if detect["min_score"] is not None:
+            why += f"; with a mean score of {detect['min_score']:g} nats or more"
+        if detect["share"] is not None:
+            why += f"; the strongest {detect['share']:.0%} of them"
         return {
             "spans": len(spans),
             "tokens": int(self.selected.sum()),
@@ -266,7 +277,21 @@ class _View:
                 "One given reference: it cannot tell text memorized from a domain learned. "
                 "Cross-fitted references (mitigate references) give a sharper judgement."
             )
-        notes.append("Spans are found by a threshold on an uncalibrated score: their error rate is not known.")
+        notes += self.audit.metadata["warnings"]
+        calibration = self.audit.metadata["calibration"]
+        if calibration["kind"] == "none":
+            notes.append("Spans are found by a threshold on an uncalibrated score: their error rate is not known.")
+        elif calibration["kind"] == "shadows":
+            notes.append(
+                f"Calibrated on {calibration['shadows']} cross-fitted references standing in for the target, each "
+                f"document judged by {calibration['references']} of the others. A probability is as if half of all "
+                "spans were memorized; a false discovery rate is as if none were, so it is on the safe side."
+            )
+        else:
+            notes.append(
+                f"False discovery rates come from the {calibration['documents']} holdout documents, searched alike; "
+                "without shadows there is no probability for each span."
+            )
         return notes
 
 

@@ -311,6 +311,11 @@ def figures(measured: Sequence[Sequence[Measured]], *, fdr: float) -> dict[str, 
         name: _plain(over_targets([[t.controls[name] for t in of_seed] for of_seed in measured], weighted_auc))
         for name in every[0].controls
     }
+    grid = np.geomspace(1e-3, 1.0, 40)
+    results["roc"] = {"fpr": [round(float(fpr), 5) for fpr in grid]} | {
+        name: [round(float(np.mean([_tpr_of(target.spans[name], fpr) for target in every])), 4) for fpr in grid]
+        for name in results["span"]
+    }
     results["by_copies"] = _by_copies(every)
     results["seconds"] = {name: round(sum(target.seconds[name] for target in every), 2) for name in every[0].seconds}
     return results
@@ -444,6 +449,11 @@ def _by_copies(every: Sequence[Measured]) -> dict[str, dict[str, float]]:
         str(number): {"tpr_at_1pct_fpr": float(np.concatenate(parts).mean()), "spans": sum(map(len, parts))}
         for number, parts in sorted(found.items())
     }
+
+
+def _tpr_of(scored: Scored, fpr: float) -> float:
+    counts = scored.counts(np.ones((1, int(scored.clusters.max()) + 1)))
+    return float(weighted_tpr(*counts, fpr=fpr)[0])
 
 
 def _means(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
