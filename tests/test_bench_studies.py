@@ -82,7 +82,8 @@ def _sequences(seed: int) -> Sequences:
         log_prob=log_prob + rng.normal(0, 1, log_prob.shape),
         length=length,
         out=out,
-        population_log_prob=(rng.normal(-2.5, 0.5, (others, 1)) + shift) * population_length[:, None],
+        population_log_prob=(rng.normal(-2.5, 0.5, (others, 1)) + rng.normal(shift, 0.1, (others, models)))
+        * population_length[:, None],
         population_length=population_length,
         population_out=np.array([[[m for m in range(models) if m != t][:references] for t in range(models)]] * others),
         token_based={name: rng.normal(size=member.shape) + member for name in population.TOKEN_BASED},
@@ -102,7 +103,8 @@ def _rows(results: dict[str, Any], score: str, **keys: object) -> list[dict[str,
 def test_population_results_have_every_score_size_and_reading(bench: Path) -> None:
     results = read_json(bench / "population.json")
     assert results["sizes"] == [2, 10]
-    assert {row["score"] for row in results["rows"]} == {"informia", "informia_mean", "rmia", *population.TOKEN_BASED}
+    sequence_scores = {"informia", "informia_mean", "rmia", "log_ratio_sequence"}
+    assert {row["score"] for row in results["rows"]} == sequence_scores | set(population.TOKEN_BASED)
     assert len(_rows(results, "rmia")) == 2 * 2 * 2 * 2  # statistics, a, γ, sizes
     for row in results["rows"]:
         assert 0 <= row["per_target"]["auc"]["low"] <= row["per_target"]["auc"]["high"] <= 1
@@ -131,7 +133,10 @@ def test_informia_orders_one_targets_documents_alike_whatever_the_population(res
 
 def test_the_constant_of_informia_matters_under_one_threshold(results: dict[str, Any]) -> None:
     few, many = _rows(results, "informia_mean", statistic="mean", a=1.0)
+    (without,) = _rows(results, "log_ratio_sequence", statistic="mean", a=1.0)
     assert few["pooled"] != many["pooled"]
+    assert many["pooled"]["auc"]["value"] > without["pooled"]["auc"]["value"]  # the targets differ by a shift
+    assert many["per_target"]["auc"]["value"] == pytest.approx(without["per_target"]["auc"]["value"])
 
 
 def test_sequence_figures_equal_a_naive_computation(sequences: list[Sequences], results: dict[str, Any]) -> None:

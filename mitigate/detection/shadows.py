@@ -125,7 +125,7 @@ class Detector:
         segmentation: how token log-odds become spans.
         null: log-odds of the spans that non-members have: `known` ones, and those `found` in them.
         searched: how much of non-members gave these: number of known spans, and of tokens.
-        quality: figures on held-out shadows: `ece`, `reliability`, `spans`, `kind`.
+        quality: figures on held-out shadows: `ece`, `reliability`, `spans`, `attack_model`.
     """
 
     tokens: AttackModel
@@ -241,7 +241,7 @@ def fit_detector(
         },
         searched={"known": float((judged_rows & ~truth).sum()), "found": non_member_tokens},
         quality={
-            "kind": attack.kind,
+            "attack_model": attack.kind,
             "spans": int(judged_rows.sum()),
             "ece": expected_calibration_error(probability, truth[judged_rows]),
             "reliability": reliability(probability, truth[judged_rows]),

@@ -304,7 +304,7 @@ def figures(measured: Sequence[Sequence[Measured]], *, fdr: float) -> dict[str, 
         "selected": float(selected.mean()),
         "recall": float(selected[labels].mean()),
         "reliability": reliability(probability, labels),
-        "attack_models": sorted({str(target.quality["kind"]) for target in every}),
+        "attack_models": sorted({str(target.quality["attack_model"]) for target in every}),
     }
     results["unaided"] = _unaided([target.unaided for target in every])
     results["controls"] = {

@@ -203,12 +203,12 @@ def study_population(
         store (*optional*): loads the models.
 
     Returns:
-        `rows`: one for each score (`informia` as published, `informia_mean` with every z weighted alike, `rmia`, and
-        `TOKEN_BASED`, whose population is 0), statistic of a document (`mean` or `sum` of token log-probabilities), a,
-        γ and population size, with figures `per_target` and `pooled`, `values` (distinct scores for a target),
-        `top_fpr` (share of non-members that have a target's highest score) and `seconds` (scoring, all targets of all
-        seeds, one population); `forward_seconds`: by population size; `documents`, `non_members`: for a target;
-        `findings`: sentences made from the figures.
+        `rows`: one for each score (`informia` as published, `informia_mean` with every z weighted alike, `rmia`, and,
+        with a population of 0, `log_ratio_sequence`, InfoRMIA without its KL, and `TOKEN_BASED`), statistic of a
+        document (`mean` or `sum` of token log-probabilities), a, γ and population size, with figures `per_target` and
+        `pooled`, `values` (distinct scores for a target), `top_fpr` (share of non-members that have a target's highest
+        score) and `seconds` (scoring, all targets of all seeds, one population); `forward_seconds`: by population size;
+        `documents`, `non_members`: for a target; `findings`: sentences made from the figures.
     """
     count = min(max(sizes), *map(len, populations))
     every = [
@@ -308,6 +308,11 @@ def population_results(
         scored[choice] = _read(every, [[seed.token_based[name].T] for seed in every])
         seconds[choice] = sum(seed.seconds[name] for seed in every)
     for statistic, a in variants:
+        choice = ("log_ratio_sequence", statistic, a, None, 0)
+        started = time.monotonic()
+        unshifted = [[_log_ratios(seed, statistic=statistic, a=a)] for seed in every]
+        seconds[choice] = time.monotonic() - started
+        scored[choice] = _read(every, unshifted)
         for size in sizes:
             drawn = _populations(every, size, draws=1 if size == sizes[-1] else draws)
             for name, gamma, score in _population_scores(gammas):
@@ -453,6 +458,12 @@ def _scores(
     return np.stack(found)
 
 
+def _log_ratios(seed: Sequences, *, statistic: str, a: float) -> np.ndarray:
+    """(M, D) log p_θ(x) − log p̄(x): InfoRMIA without its constant."""
+    targets = range(seed.member.shape[1])
+    return np.stack([np.subtract(*seed.judged(target, statistic=statistic, a=a)) for target in targets])
+
+
 def _population_scores(gammas: Sequence[float]) -> list[tuple[str, float | None, Callable[..., np.ndarray]]]:
     """Name, γ, and a score of log p_θ(x), log p̄(x), log p_θ(z), log p̄(z)."""
 
@@ -524,6 +535,8 @@ def _findings(scored: Mapping[_Choice, _Read], sizes: Sequence[int], gammas: Seq
                     f"{begins} RMIA (γ={gamma:g}) with {most} {against[most]}; "
                     + (f"the fewest with which RMIA does not lose are {even[0]}." if even else "RMIA always loses.")
                 )
+            without = units["log_ratio_sequence", "mean", 1.0, None, 0]
+            sentences.append(f"{begins} the same without the KL {compare(ours, without, rate)}.")
             best = max(tokens, key=lambda name: _value(tokens[name], rate))
             sentences.append(f"{begins} {best}, the best without a population, {compare(ours, tokens[best], rate)}.")
     return sentences

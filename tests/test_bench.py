@@ -1,0 +1,298 @@
+"""A whole tiny benchmark: every figure is there, finished models are kept, the truth stays out of the detectors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mitigate.artifacts import read_json
+from mitigate.detection.signals import token_log_probs
+from mitigate.documents import read_documents
+from mitigate.errors import MitigateError
+from mitigate.lab.bench.detect import bench_detect
+from mitigate.lab.bench.evidence import Evidence, gather
+from mitigate.lab.bench.world import World, WorldSettings, make_world
+from mitigate.lab.people import write_jsonl
+from mitigate.lab.tiny import TinyModel
+from mitigate.models import ModelStore
+from mitigate.training import Schedule
+
+SETTINGS = WorldSettings(
+    models=4,
+    truth_models=2,
+    people={0: 4, 1: 24, 2: 6},
+    schedule=Schedule(epochs=6, learning_rate=1e-2, batch_size=4),
+    base=TinyModel(
+        vocabulary=400,
+        hidden_size=32,
+        layers=1,
+        heads=2,
+        context=320,
+        schedule=Schedule(epochs=1, learning_rate=1e-2, batch_size=16),
+    ),
+    base_documents=100,
+)
+K = 1
+UNIT_DETECTORS = {"loss", "zlib", "min_k", "min_k_pp", "log_ratio", "log_ratio_clipped", "informia", "informia_no_kl"}
+UNIT_DETECTORS |= {"informia_z", "rmia", "lira", "window_votes", "ez", "calibrated"}
+TOKEN_DETECTORS = UNIT_DETECTORS - {"zlib", "min_k", "rmia", "window_votes", "ez"}
+
+
+def measured_in(out: Path, **options: Any) -> dict[str, Any]:
+    return bench_detect(out, references=K, settings=SETTINGS, device="cpu", **options)
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished benchmark; not to be changed by a test."""
+    directory = tmp_path_factory.mktemp("bench")
+    measured_in(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def results(out: Path) -> dict[str, Any]:
+    return read_json(out / "results.json")
+
+
+@pytest.fixture(scope="module")
+def made(out: Path) -> World:
+    return make_world(out, seed=0, settings=SETTINGS, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def evidence(made: World) -> Evidence:
+    return gather(made, references=K, store=ModelStore(device="cpu"))
+
+
+# results --------------------------------------------------------------------------------------------------------------
+
+
+def test_results_hold_every_detector_with_its_figures(results: dict[str, Any]) -> None:
+    rates = {"auc", "tpr_at_1pct_fpr", "tpr_at_0.1pct_fpr"}
+    for kind, detectors, figures in (
+        ("span", UNIT_DETECTORS, rates),
+        ("document", UNIT_DETECTORS, rates),
+        ("token", TOKEN_DETECTORS, rates),
+        ("localisation", TOKEN_DETECTORS, {"auc", "ap"}),
+    ):
+        assert set(results[kind]) == detectors, kind
+        for name, row in results[kind].items():
+            assert set(row) == figures
+            for figure, value in row.items():
+                assert set(value) == {"value", "low", "high"}
+                if value["value"] is None:
+                    assert figure == "tpr_at_0.1pct_fpr", (kind, name)
+                else:
+                    assert 0 <= value["low"] <= value["value"] <= value["high"] <= 1, (kind, name, figure)
+
+
+def test_results_hold_calibration_unaided_detection_controls_and_seconds(results: dict[str, Any]) -> None:
+    calibration = results["calibration"]
+    assert {"ece", "realised_fdr", "selected", "recall", "reliability", "attack_models"} <= set(calibration)
+    assert all(0 <= calibration[name] <= 1 for name in ("ece", "realised_fdr", "selected", "recall"))
+    assert set(calibration["attack_models"]) <= {"logistic", "boosted", "both"}
+    unaided = {"precision", "recall", "f1", "secret_recall", "span_precision", "span_recall"}
+    assert set(results["unaided"]) == unaided | {"non_member_share", "realised_fdr"}
+    assert all(value is None or 0 <= value <= 1 for value in results["unaided"].values())
+    assert set(results["controls"]) == {"shuffled_labels", "target_is_reference", "bag_of_words"}
+    assert set(results["seconds"]) == UNIT_DETECTORS | {"models", "judging"}
+    assert set(results["by_copies"]) == {"1", "2"}
+    json.dumps(results, allow_nan=False)
+
+
+def test_results_say_how_they_were_made(results: dict[str, Any], made: World) -> None:
+    settings = results["settings"]
+    assert (settings["seeds"], settings["references"], settings["documents"]) == ([0], K, "invented people")
+    assert WorldSettings(**{name: settings[name] for name in WorldSettings.model_fields}) == SETTINGS
+    assert results["documents_per_seed"] == [len(made.documents)]
+    assert {"python", "mitigate", "torch"} <= set(results["versions"])
+
+
+def test_memorization_is_found_and_where_there_is_nothing_chance_is_read(results: dict[str, Any]) -> None:
+    for name in ("log_ratio", "informia", "calibrated"):
+        assert results["span"][name]["auc"]["value"] > 0.65, name
+        assert results["document"][name]["auc"]["value"] > 0.7, name
+    for name, figure in results["controls"].items():
+        assert 0.25 < figure["value"] < 0.75, name
+
+
+def test_a_rate_of_one_in_a_thousand_is_not_given_from_few_spans(results: dict[str, Any]) -> None:
+    assert results["non_member_spans"] < 1000
+    assert results["non_member_documents"] < results["non_member_spans"]
+    for kind in ("span", "document"):
+        for row in results[kind].values():
+            assert row["tpr_at_0.1pct_fpr"] == {"value": None, "low": None, "high": None}
+
+
+# what is kept, and what is refused ------------------------------------------------------------------------------------
+
+
+def weights(out: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
+
+
+def test_a_second_run_trains_nothing_and_gives_the_same_figures(out: Path, results: dict[str, Any]) -> None:
+    before = weights(out)
+    assert len(before) == 1 + 4 + 2, "a base, the detector's models, the truth's"
+    again = json.loads(json.dumps(measured_in(out)))
+    assert weights(out) == before
+    for name in ("span", "token", "document", "localisation", "calibration", "unaided", "controls", "by_copies"):
+        assert again[name] == results[name], name
+
+
+def test_other_documents_in_the_same_directory_are_refused(out: Path, tmp_path: Path) -> None:
+    before = weights(out)
+    first, *others = read_documents(out / "seed-0" / "documents.jsonl")
+    write_jsonl(others, tmp_path / "other.jsonl")
+    with pytest.raises(MitigateError, match=r"documents\.jsonl: other documents than before; choose another --out"):
+        measured_in(out, documents=tmp_path / "other.jsonl")
+    assert weights(out) == before
+    assert first.id in {document.id for document in read_documents(out / "seed-0" / "documents.jsonl")}
+
+
+def test_other_settings_in_the_same_directory_are_refused(out: Path) -> None:
+    settings = SETTINGS.model_copy(update={"schedule": Schedule(epochs=1)})
+    with pytest.raises(MitigateError, match="holds references of other documents, base or settings"):
+        bench_detect(out, references=K, settings=settings, device="cpu")
+
+
+@pytest.mark.parametrize("references", [0, 2, 3])
+def test_more_references_than_half_of_the_models_can_give_are_refused(tmp_path: Path, references: int) -> None:
+    with pytest.raises(MitigateError, match=rf"references: {references} OUT references of 4 models; .* give 1 to 1"):
+        bench_detect(tmp_path / "bench", references=references, settings=SETTINGS, device="cpu")
+    assert not (tmp_path / "bench").exists(), "before anything is trained"
+
+
+# the world ------------------------------------------------------------------------------------------------------------
+
+
+def test_half_of_the_models_saw_each_planted_document_and_none_a_twin(made: World) -> None:
+    for document, member, truth in zip(made.documents, made.member, made.truth_member, strict=True):
+        trained = document.set != "holdout"
+        assert member.sum() == (2 if trained else 0)
+        assert truth.sum() == (1 if trained else 0)
+
+
+def test_detectors_and_truth_are_dealt_apart(made: World) -> None:
+    assert not set(made.models.paths) & set(made.truth.paths)
+    halves = [half for models in (made.models, made.truth) for half in models.trained_on]
+    assert len(set(halves)) == 6
+
+
+def test_a_twin_has_the_copies_and_the_owner_of_whom_it_mirrors(made: World) -> None:
+    copies: dict[str, set[int]] = {}
+    for document in made.documents:
+        group = made.owner.get(document.group, document.group)
+        copies.setdefault(group, set()).add(made.copies[document.id])
+    assert all(len(found) == 1 for found in copies.values())
+    held = [len([d for d in made.documents if d.group == group]) for group in copies]
+    assert held == [found.pop() or 1 for found in copies.values()]
+    twins = [document for document in made.documents if document.group in made.owner]
+    assert len(twins) == 30
+    assert all(document.set == "holdout" for document in twins)
+
+
+def test_documents_of_ones_own_are_all_trained_on(tmp_path: Path, made: World) -> None:
+    texts = tmp_path / "texts.jsonl"
+    write_jsonl(list(made.documents)[:12], texts)
+    settings = SETTINGS.model_copy(update={"schedule": Schedule(epochs=1)})
+    own = make_world(tmp_path / "bench", seed=3, settings=settings, documents=texts, base=made_base(made), device="cpu")
+    assert (own.member.sum(1) == 2).all()
+    assert (own.truth_member.sum(1) == 1).all()
+    assert not own.copies
+    assert not own.owner
+    assert not (tmp_path / "bench" / "base").exists()
+
+
+def made_base(made: World) -> str:
+    return str(Path(made.models.paths[0]).parents[2] / "base")
+
+
+# evidence -------------------------------------------------------------------------------------------------------------
+
+
+def test_truth_models_judge_nothing_and_are_no_shadow(evidence: Evidence, made: World) -> None:
+    models = made.member.shape[1]
+    with_references = [judgement for judgement in evidence.everything.judgements if judgement.out]
+    assert with_references
+    assert all(judgement.target < models and max(judgement.out) < models for judgement in with_references)
+    assert len(set(evidence.everything.judgements)) == len(evidence.everything.judgements)
+
+
+@pytest.mark.parametrize("target", range(4))
+def test_a_target_is_no_judge_of_itself_and_no_reference_saw_what_it_judges(evidence: Evidence, target: int) -> None:
+    judged = evidence.of_target(target)
+    assert [judgement.document for judgement in judged.judgements] == list(range(len(evidence.documents)))
+    for judgement in judged.judgements:
+        assert judgement.target == target
+        assert len(judgement.out) == K
+        assert target not in judgement.out
+        assert not evidence.member[judgement.document, list(judgement.out)].any()
+    dealt, shadows = evidence.shadows(target)
+    assert [shadow.judgement for shadow in dealt] == list(shadows.judgements)
+    assert all(target not in (shadow.judgement.target, *shadow.judgement.out, shadow.spare) for shadow in dealt)
+
+
+def test_the_control_puts_a_judging_reference_in_the_targets_place(evidence: Evidence) -> None:
+    for own, control in zip(evidence.of_target(2).judgements, evidence.of_reference(2).judgements, strict=True):
+        assert (control.document, control.out, control.target) == (own.document, own.out, own.out[0])
+    ratio = evidence.of_reference(2).signals["log_ratio"]
+    assert np.nanmax(np.abs(ratio)) < 1e-4, "with one reference, it is compared with itself"
+
+
+def test_the_rows_of_a_judgement_are_those_of_its_document_and_models(evidence: Evidence, made: World) -> None:
+    store = ModelStore(device="cpu")
+    judged = evidence.of_target(1)
+    expected = token_log_probs(store.load(made.models.paths[1]), evidence.tokenized)
+    np.testing.assert_allclose(judged.signals["log_prob"], expected, rtol=0, atol=1e-4)
+    for place in (0, 7, 30):
+        rows = slice(judged.starts[place], judged.starts[place + 1])
+        judgement = judged.judgements[place]
+        [judge] = judgement.out
+        np.testing.assert_allclose(
+            judged.signals["log_prob_out"][rows], evidence.log_probs[judgement.document, judge], rtol=0, atol=1e-4
+        )
+
+
+def test_the_counterfactual_is_the_mean_of_the_truth_models_that_never_saw_the_document(
+    evidence: Evidence, made: World
+) -> None:
+    store = ModelStore(device="cpu")
+    numbers = [0, 1, 2, 3, next(n for n, document in enumerate(made.documents) if document.set == "holdout")]
+    truths = [store.load(path) for path in made.truth.paths]
+    for number in numbers:
+        out = [model for model, saw in zip(truths, made.truth_member[number], strict=True) if not saw]
+        assert len(out) == (1 if made.member[number].any() else 2)
+        alone = [token_log_probs(model, [evidence.tokenized[number]]).astype(float) for model in out]
+        expected = np.log(np.mean(np.exp(alone), axis=0))
+        np.testing.assert_allclose(evidence.counterfactual(number), expected, rtol=0, atol=1e-4)
+
+
+def test_known_spans_are_the_tokens_of_the_secrets(evidence: Evidence) -> None:
+    for document, own, known in zip(evidence.documents, evidence.tokenized, evidence.known, strict=True):
+        assert len(known) == len(document.spans) > 0
+        for (first, last), span in zip(known, document.spans, strict=True):
+            assert own.offsets[first, 0] <= span.start < own.offsets[first, 1]
+            assert own.offsets[last - 1, 0] < span.end <= own.offsets[last - 1, 1]
+
+
+def test_a_person_and_the_twin_share_a_group(evidence: Evidence, made: World) -> None:
+    groups = {document.group: group for document, group in zip(evidence.documents, evidence.groups, strict=True)}
+    assert all(groups[twin] == groups[person] for twin, person in made.owner.items())
+    assert len(set(evidence.groups)) == 34
+
+
+def test_members_are_likelier_under_the_models_that_saw_them(evidence: Evidence) -> None:
+    def gain(model: int) -> Callable[[int], float]:
+        return lambda number: float(np.nanmean(evidence.log_probs[number, model] - evidence.counterfactual(number)))
+
+    for model in range(4):
+        gains = np.array([gain(model)(number) for number in range(len(evidence.documents))])
+        member = evidence.member[:, model]
+        assert gains[member].mean() > gains[~member].mean() + 0.2
