@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Audit": "mitigate.detection.audit",
     "Comparison": "mitigate.verification.compare",
-    "Detect": "mitigate.detection.audit",
+    "Detect": "mitigate.detection.settings",
     "Document": "mitigate.documents",
     "DocumentSource": "mitigate.documents",
     "Documents": "mitigate.documents",
@@ -27,6 +27,8 @@ _HOMES = {
     "Unlearn": "mitigate.unlearning.trainer",
     "Unlearned": "mitigate.unlearning.trainer",
     "audit": "mitigate.detection.audit",
+    "audit_generated": "mitigate.detection.generation",
+    "bench_detect": "mitigate.lab.bench.detect",
     "compare": "mitigate.verification.compare",
     "crossfit_references": "mitigate.detection.references",
     "load_recipe": "mitigate.recipe",

@@ -5,10 +5,26 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mitigate.cli_bench import bench
+from mitigate.cli_options import (
+    BaseModelPath,
+    Device,
+    Dtype,
+    Out,
+    Pickle,
+    Remote,
+    Seed,
+    Set,
+    check_free_out,
+    is_main_process,
+    model_store,
+    quiet,
+    settings_from,
+)
 from mitigate.errors import MitigateError
 
 if TYPE_CHECKING:
@@ -25,20 +41,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Out = Annotated[Path, typer.Option("--out", help="Directory for the result; must be new or empty.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Dtype = Annotated[str, typer.Option(help="auto (float32 on a CPU, else the checkpoint's), float32, bfloat16, float16.")]
-Remote = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that comes with a checkpoint.")]
-Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Accept weights that are not safetensors.")]
-BaseModelPath = Annotated[
-    str | None,
-    typer.Option("--base", help="Base to use for adapters instead of the one they name.", show_default=False),
-]
-Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="A setting as key=value, as in a recipe; may be given again.", show_default=False),
-]
+app.add_typer(bench, name="bench")
 
 
 @app.command()
@@ -64,7 +67,7 @@ def run(
     if recipe is None:
         raise MitigateError("no recipe given; start from one in recipes/, for instance recipes/finetuned.yaml")
     loaded = load_recipe(recipe, overrides or [])
-    _quiet()
+    quiet()
     from mitigate.pipeline import run as run_recipe
 
     _print_summary(run_recipe(loaded, replace=replace), loaded.out)
@@ -136,20 +139,20 @@ def audit(
         from mitigate.recipe import load_recipe
 
         loaded = load_recipe(recipe, [*(overrides or []), "unlearn=null"])
-        _quiet()
+        quiet()
         from mitigate.pipeline import run as run_recipe
 
         _print_summary(run_recipe(loaded), loaded.out)
         return
     if target is None:
         raise MitigateError("--target: missing; give the model to audit, or a recipe that names one")
-    _check_free(out)
-    _quiet()
+    check_free_out(out)
+    quiet()
     from mitigate.detection.audit import Audit, reaudit
     from mitigate.detection.audit import audit as audit_documents
     from mitigate.detection.settings import Detect
 
-    store = _store(base, device, dtype, trust_remote_code, allow_pickle)
+    store = model_store(base, device, dtype, trust_remote_code, allow_pickle)
     if again is not None:
         if documents or reference or settings or generate:
             raise MitigateError(
@@ -166,8 +169,8 @@ def audit(
             list(reference or []),
             prompts=prompts,
             match=match,
-            sampling=_settings(Sampling, sampling),
-            detect=_settings(Detect, settings),
+            sampling=settings_from(Sampling, sampling),
+            detect=settings_from(Detect, settings),
             store=store,
             seed=seed,
         )
@@ -177,11 +180,11 @@ def audit(
                 "--documents: missing; give the text to judge, --again DIR for a re-audit, or --generate for what the "
                 "model writes itself"
             )
-        detect = _settings(Detect, settings)
+        detect = settings_from(Detect, settings)
         result = audit_documents(
             target, list(reference or []), documents=documents, detect=detect, store=store, seed=seed
         )
-    if _is_main():
+    if is_main_process():
         result.save(out)
         spans = [row for row in result.spans.to_pylist() if row["source"] == "found"]
         chosen = [row for row in result.spans.to_pylist() if row["selected"]]
@@ -224,15 +227,15 @@ def references(
 
     Example: mitigate references --base gpt2 --documents train.jsonl --count 4 --out references
     """
-    _quiet()
+    quiet()
     from mitigate.detection.references import crossfit_references
     from mitigate.documents import read_documents
     from mitigate.recipe import ReferenceSettings
 
-    chosen = _settings(ReferenceSettings, settings)
+    chosen = settings_from(ReferenceSettings, settings)
 
     def store() -> ModelStore:
-        return _store(None, device, dtype, trust_remote_code, allow_pickle)
+        return model_store(None, device, dtype, trust_remote_code, allow_pickle)
 
     tokenizer = store().load(base).tokenizer
     made = crossfit_references(
@@ -246,7 +249,7 @@ def references(
         seed=seed,
         new_store=store,
     )
-    if _is_main():
+    if is_main_process():
         typer.echo(f"{len(made.paths)} references -> {out}")
 
 
@@ -271,15 +274,15 @@ def unlearn(
 
     Example: mitigate unlearn --audit audit --retain other.jsonl --objective hinge --out adapter
     """
-    _check_free(out)
+    check_free_out(out)
     from mitigate.unlearning.objectives import parse_objective
 
     chosen_objective = parse_objective(objective) if objective else None
-    _quiet()
+    quiet()
     from mitigate.unlearning.trainer import Unlearn
     from mitigate.unlearning.trainer import unlearn as train
 
-    chosen = _settings(Unlearn, settings)
+    chosen = settings_from(Unlearn, settings)
     if chosen_objective:
         chosen = chosen.model_copy(update={"objective": chosen_objective})
     result = train(
@@ -288,10 +291,10 @@ def unlearn(
         retain=retain,
         settings=chosen,
         target=target,
-        store=_store(base, device, dtype, trust_remote_code, allow_pickle),
+        store=model_store(base, device, dtype, trust_remote_code, allow_pickle),
         seed=seed,
     )
-    if _is_main():
+    if is_main_process():
         summary = result.summary
         typer.echo(
             f"{summary['steps']} steps, {summary['stopped']}; "
@@ -321,19 +324,19 @@ def compare(
 
     Example: mitigate compare --before audit --after reaudit --out report
     """
-    _check_free(out)
-    _quiet()
+    check_free_out(out)
+    quiet()
     from mitigate.detection.audit import Audit
     from mitigate.verification.compare import compare as compare_audits
     from mitigate.verification.compare import measure
 
     audits = Audit.load(before), Audit.load(after)
-    store = _store(None, device, dtype, trust_remote_code, allow_pickle)
+    store = model_store(None, device, dtype, trust_remote_code, allow_pickle)
     oracle_log_probs, extracted = measure(*audits, oracle=oracle, extraction=extraction, store=store)
     comparison = compare_audits(
         *audits, oracle_log_probs=oracle_log_probs, extraction=extracted, name=name, show_text=show_text
     )
-    if _is_main():
+    if is_main_process():
         comparison.save(out)
         _print_summary(comparison, out)
 
@@ -344,7 +347,7 @@ def report(
     show_text: Annotated[bool, typer.Option("--show-text/--mask-text", help="Show or mask sensitive text.")] = False,
 ) -> None:
     """Write a finished run's report.html anew, with its sensitive text shown or masked."""
-    _quiet()
+    quiet()
     from mitigate.artifacts import read_json
     from mitigate.detection.audit import Audit
     from mitigate.verification.compare import Comparison
@@ -353,64 +356,6 @@ def report(
     after = Audit.load(run_directory / "reaudit") if (run_directory / "reaudit").is_dir() else None
     Comparison(figures, Audit.load(run_directory / "audit"), after).save_into(run_directory)
     typer.echo(f"{run_directory / 'report.html'}")
-
-
-bench = typer.Typer(help="Measure the toolkit on models trained here, where the truth is known.", no_args_is_help=True)
-app.add_typer(bench, name="bench")
-
-
-@bench.command("detect")
-def bench_detect(
-    more_seeds: Annotated[list[int] | None, typer.Argument(hidden=True)] = None,
-    seeds: Annotated[
-        list[int] | None, typer.Option(min=0, help="Seeds, for instance --seeds 0 1 2.", show_default="0")
-    ] = None,
-    documents: Annotated[
-        Path | None,
-        typer.Option(help="JSON lines with id, text and spans (see `mitigate documents`); default: invented people."),
-    ] = None,
-    models: Annotated[int, typer.Option(min=4, help="Models to train; even. Each is a target in turn.")] = 8,
-    references: Annotated[int, typer.Option(min=1, help="OUT references that judge a document.")] = 3,
-    truth_models: Annotated[int, typer.Option(min=2, help="Further models that only tell the truth; even.")] = 4,
-    fdr: Annotated[float, typer.Option(min=0.0, max=1.0, help="False discovery rate at which spans are taken.")] = 0.05,
-    base: Annotated[
-        str | None, typer.Option(help="Base model to fine-tune; default: one from scratch.", show_default=False)
-    ] = None,
-    out: Annotated[Path, typer.Option("--out", help="Directory; models already in it are kept.")] = Path("runs/detect"),
-    plot: Annotated[bool, typer.Option("--plot", help="Draw ROC curves and reliability to OUT/detect.png.")] = False,
-    settings: Set = None,
-    device: Device = "auto",
-) -> None:
-    """Every detector against models whose training documents are known; writes OUT/results.json and a table.
-
-    An interrupted run goes on where it stopped. Under torchrun the models are shared between processes.
-    --set takes people.*, schedule.*, base.* and method, for instance schedule.epochs=5.
-
-    Example: mitigate bench detect --seeds 0 1 2 --out runs/detect --plot
-
-    Example: mitigate bench detect --documents people.jsonl --models 6 --references 2 --out runs/mine
-    """
-    _quiet()
-    from mitigate.lab.bench.detect import bench_detect as run_bench
-    from mitigate.lab.bench.show import detect_table, draw_detect
-    from mitigate.lab.bench.world import WorldSettings
-
-    chosen = _settings(WorldSettings, [f"models={models}", f"truth_models={truth_models}", *(settings or [])])
-    results = run_bench(
-        out,
-        seeds=[*(seeds or []), *(more_seeds or [])] or [0],
-        documents=documents,
-        references=references,
-        fdr=fdr,
-        settings=chosen,
-        base=base,
-        device=device,
-    )
-    if _is_main():
-        if plot:
-            draw_detect(results, out / "detect.png")
-        typer.echo(detect_table(results))
-        typer.echo(f"results: {out / 'results.json'}")
 
 
 @app.command()
@@ -423,7 +368,7 @@ def documents(
 
     Example: mitigate documents recipes/lume.yaml data.root=lume --out lume-people.jsonl
     """
-    _quiet()
+    quiet()
     from mitigate.documents import read_documents
     from mitigate.lab.people import write_jsonl
     from mitigate.recipe import load_recipe
@@ -451,43 +396,8 @@ def main() -> None:
         sys.exit(130)
 
 
-def _quiet() -> None:
-    from mitigate.runtime import is_main, quiet_libraries
-
-    quiet_libraries()
-    if not is_main():
-        logging.getLogger("mitigate").setLevel(logging.WARNING)
-
-
-def _is_main() -> bool:
-    from mitigate.runtime import is_main
-
-    return is_main()
-
-
-def _check_free(out: Path) -> None:
-    """Refuse an occupied directory before the work, not after it."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise MitigateError(f"{out}: already holds something; choose another --out or remove it")
-
-
-def _store(base: str | None, device: str, dtype: str, trust_remote_code: bool, allow_pickle: bool) -> ModelStore:
-    from mitigate.models import ModelStore
-
-    return ModelStore(
-        device=device, dtype=dtype, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, base=base
-    )
-
-
-def _settings(kind: Any, assignments: list[str] | None) -> Any:
-    """Settings from `key=value` options, checked like a recipe's."""
-    from mitigate.recipe import check_settings
-
-    return check_settings(kind, assignments or [])
-
-
 def _print_summary(comparison: Comparison, out: Path) -> None:
-    if not _is_main():
+    if not is_main_process():
         return
     figures = comparison.report
     before, after = figures["leakage"]["before"], figures["leakage"]["after"] or {}

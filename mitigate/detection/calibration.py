@@ -83,7 +83,7 @@ def fit_attack_model(
     Raises:
         MitigateError: too few rows of a class to fit without a fold.
     """
-    count = int(folds.max()) + 1 if len(folds) else 0
+    count = max(FOLDS, int(folds.max(initial=0)) + 1)  # also a fold that has no row here is asked for later
     fitted: dict[str, list[Any]] = {kind: [] for kind in kinds}
     raw = {kind: np.empty(len(features)) for kind in kinds}
     for fold in range(count):

@@ -1,0 +1,162 @@
+"""The verbs of `mitigate bench`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mitigate.cli_options import Device, Set, is_main_process, quiet, settings_from
+
+BenchSeeds = Annotated[
+    list[int] | None, typer.Option("--seeds", min=0, help="Seeds, for instance --seeds 0 1 2.", show_default="0")
+]
+BenchDocuments = Annotated[
+    Path | None,
+    typer.Option(help="JSON lines with id, text and spans (see `mitigate documents`); default: invented people."),
+]
+BenchModels = Annotated[int, typer.Option(min=4, help="Models to train; even. Each is a target in turn.")]
+BenchReferences = Annotated[int, typer.Option(min=1, help="OUT references that judge a document.")]
+BenchBase = Annotated[
+    str | None, typer.Option("--base", help="Base model to fine-tune; default: one from scratch.", show_default=False)
+]
+BenchOut = Annotated[Path, typer.Option("--out", help="Directory; models already in it are kept.")]
+
+bench = typer.Typer(help="Measure the toolkit on models trained here, where the truth is known.", no_args_is_help=True)
+
+
+@bench.command("detect")
+def bench_detect(
+    more_seeds: Annotated[list[int] | None, typer.Argument(hidden=True)] = None,
+    seeds: BenchSeeds = None,
+    documents: BenchDocuments = None,
+    models: BenchModels = 8,
+    references: BenchReferences = 3,
+    truth_models: Annotated[int, typer.Option(min=2, help="Further models that only tell the truth; even.")] = 4,
+    fdr: Annotated[float, typer.Option(min=0.0, max=1.0, help="False discovery rate at which spans are taken.")] = 0.05,
+    base: Annotated[
+        str | None, typer.Option(help="Base model to fine-tune; default: one from scratch.", show_default=False)
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="Directory; models already in it are kept.")] = Path("runs/detect"),
+    plot: Annotated[bool, typer.Option("--plot", help="Draw ROC curves and reliability to OUT/detect.png.")] = False,
+    settings: Set = None,
+    device: Device = "auto",
+) -> None:
+    """Every detector against models whose training documents are known; writes OUT/results.json and a table.
+
+    An interrupted run goes on where it stopped. Under torchrun the models are shared between processes.
+    --set takes people.*, schedule.*, base.* and method, for instance schedule.epochs=5.
+
+    Example: mitigate bench detect --seeds 0 1 2 --out runs/detect --plot
+
+    Example: mitigate bench detect --documents people.jsonl --models 6 --references 2 --out runs/mine
+    """
+    quiet()
+    from mitigate.lab.bench.detect import bench_detect as run_bench
+    from mitigate.lab.bench.show import detect_table, draw_detect
+    from mitigate.lab.bench.world import WorldSettings
+
+    chosen = settings_from(WorldSettings, [f"models={models}", f"truth_models={truth_models}", *(settings or [])])
+    results = run_bench(
+        out,
+        seeds=_seeds(seeds, more_seeds),
+        documents=documents,
+        references=references,
+        fdr=fdr,
+        settings=chosen,
+        base=base,
+        device=device,
+    )
+    if is_main_process():
+        if plot:
+            draw_detect(results, out / "detect.png")
+        typer.echo(detect_table(results))
+        typer.echo(f"results: {out / 'results.json'}")
+
+
+@bench.command("ablation")
+def bench_ablation(
+    more_seeds: Annotated[list[int] | None, typer.Argument(hidden=True)] = None,
+    seeds: BenchSeeds = None,
+    documents: BenchDocuments = None,
+    models: BenchModels = 8,
+    references: BenchReferences = 3,
+    targets: Annotated[
+        int | None, typer.Option(min=1, help="How many models are targets; fewer take less time.", show_default="all")
+    ] = None,
+    lora: Annotated[bool, typer.Option(help="Train adapters too, and compare them as references.")] = True,
+    base: BenchBase = None,
+    out: BenchOut = Path("runs/detect"),
+    settings: Set = None,
+    device: Device = "auto",
+) -> None:
+    """What each part of token InfoRMIA and of its references is worth; writes OUT/ablation.json.
+
+    Models of `bench detect` in OUT are used as they are.
+
+    Example: mitigate bench ablation --seeds 0 --targets 4 --out runs/detect
+    """
+    quiet()
+    from mitigate.lab.bench.ablation import bench_ablation as run_bench
+    from mitigate.lab.bench.world import WorldSettings
+
+    results = run_bench(
+        out,
+        seeds=_seeds(seeds, more_seeds),
+        documents=documents,
+        references=references,
+        targets=targets,
+        lora=lora,
+        settings=settings_from(WorldSettings, [f"models={models}", *(settings or [])]),
+        base=base,
+        device=device,
+    )
+    _echo_findings(results, out / "ablation.json")
+
+
+@bench.command("population")
+def bench_population(
+    more_seeds: Annotated[list[int] | None, typer.Argument(hidden=True)] = None,
+    seeds: BenchSeeds = None,
+    documents: BenchDocuments = None,
+    models: BenchModels = 8,
+    references: BenchReferences = 3,
+    base: BenchBase = None,
+    out: BenchOut = Path("runs/detect"),
+    settings: Set = None,
+    device: Device = "auto",
+) -> None:
+    """Sequence InfoRMIA against RMIA with populations of 10, 100 and 1000; writes OUT/population.json.
+
+    Models of `bench detect` in OUT are used as they are. With --documents a third of them becomes the population, so
+    OUT must be of this study's own.
+
+    Example: mitigate bench population --seeds 0 1 2 --out runs/detect
+    """
+    quiet()
+    from mitigate.lab.bench.population import bench_population as run_bench
+    from mitigate.lab.bench.world import WorldSettings
+
+    results = run_bench(
+        out,
+        seeds=_seeds(seeds, more_seeds),
+        documents=documents,
+        references=references,
+        settings=settings_from(WorldSettings, [f"models={models}", *(settings or [])]),
+        base=base,
+        device=device,
+    )
+    _echo_findings(results, out / "population.json")
+
+
+def _seeds(named: list[int] | None, more: list[int] | None) -> list[int]:
+    """`--seeds 0 1 2`: the option takes one number, the others arrive as arguments."""
+    return [*(named or []), *(more or [])] or [0]
+
+
+def _echo_findings(results: dict[str, Any], path: Path) -> None:
+    if is_main_process():
+        for sentence in results["findings"]:
+            typer.echo(sentence)
+        typer.echo(f"results: {path}")
