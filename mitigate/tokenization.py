@@ -133,8 +133,10 @@ def word_numbers(offsets: np.ndarray, text: str) -> np.ndarray:
     """
     space = np.fromiter(map(str.isspace, text), dtype=bool, count=len(text))
     number = np.cumsum(~space & np.append(True, space[:-1])) - 1
-    first = np.minimum(offsets[:, 0], max(len(text) - 1, 0))
-    return np.where(offsets[:, 0] < offsets[:, 1], number[first], -1)
+    words = np.full(len(offsets), -1)
+    solid = offsets[:, 0] < offsets[:, 1]
+    words[solid] = number[offsets[solid, 0]]
+    return words
 
 
 def _tokenized(document: Document, ids: np.ndarray, offsets: np.ndarray, special: np.ndarray) -> TokenizedDocument:

@@ -143,7 +143,16 @@ def test_report_json_has_the_documented_keys_and_types(finished: tuple[Path, Com
     report = json.loads((finished[0] / "report.json").read_text())
     assert set(report) == {
         *("schema", "name", "created", "leakage", "oracle_distance", "out_distance", "utility", "extraction"),
-        *("selected_token_share", "selected", "over_forgotten_share", "counts", "skipped", "unlearn", "seconds"),
+        *(
+            "selected_token_share",
+            "selected",
+            "over_forgotten_share",
+            "calibration",
+            "counts",
+            "skipped",
+            "unlearn",
+            "seconds",
+        ),
         *("fingerprints", "versions", "recipe", "notes", "show_text"),
     }
     assert report["schema"] == 1

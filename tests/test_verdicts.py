@@ -252,7 +252,7 @@ def test_an_audit_names_a_given_reference_that_was_trained_on_the_documents(
 ) -> None:
     result = audit(
         calibrated.target,
-        [str(world.base), str(calibrated.target)],
+        [str(calibrated.references), str(calibrated.target)],
         documents=calibrated.documents.subset(["forget", "holdout"]),
         store=cpu(),
     )

@@ -202,7 +202,10 @@ def audit(
     for reference in reference_models:
         check_same_tokenizer(model, reference)
     verdict = judge_documents(model, reference_models, documents, seen, detect=detect, eligible=eligible)
-    warnings = check_references(verdict.signals, documents, verdict.tokenized, names=[m.name for m in reference_models])
+    names = [reference.name for reference in reference_models]
+    warnings = check_references(
+        verdict.signals, documents, verdict.tokenized, names=names, vocabulary=model.vocabulary_size
+    )
     for warning in warnings:
         logger.warning("%s", warning)
     settings = {"kind": references.kind, "detect": detect.model_dump(), "seed": seed, "warnings": warnings}

@@ -13,7 +13,6 @@ from mitigate.tokenization import TokenizedDocument
 _NEAR_UNIFORM = 0.9  # of the entropy of a uniform distribution over the tokens that the target finds likely
 _MISMATCH = 1.5  # nats a token that a reference is worse than the others together
 _CONTAMINATION = 1.0  # nats a token that a reference is better on one document than the best of the others
-_DEVIATIONS = 6.0  # and so many robust standard deviations
 
 
 def check_references(
@@ -65,8 +64,8 @@ def check_references(
             )
             continue
         above = own - np.nanmax(rest, axis=1)
-        spread = 1.4826 * float(np.median(np.abs(above - np.median(above)))) + 1e-3
-        seen = (above > _CONTAMINATION) & (above - np.median(above) > _DEVIATIONS * spread)
+        usual = float(np.quantile(above, 0.1))  # a reference that is better on every document is only a better model
+        seen = (above > _CONTAMINATION) & (above - usual > _CONTAMINATION)
         if seen.any():
             ids = [documents[int(number)].id for number in np.flatnonzero(used)[known][seen]]
             found.append(

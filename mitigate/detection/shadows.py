@@ -222,7 +222,7 @@ def fit_detector(
     known_mask = np.array(is_known, dtype=bool)[kept]
     features, _ = span_features(judged.signals, _rows_of(rows_array, judged))
     truth = np.array([shadow.member for shadow in shadows])[rows_array[:, 0]]
-    span_folds = folds[np.array([judgement.document for judgement in judged.judgements])[rows_array[:, 0]]]
+    span_folds = folds[np.array([judgement.document for judgement in judged.judgements], dtype=int)[rows_array[:, 0]]]
     attack = fit_attack_model(features, truth, span_folds)
 
     decoys = [(place, *stretch) for place in np.flatnonzero(~member) for stretch in found[place]]
@@ -265,7 +265,7 @@ def _fit_tokens(judged: Judged, labels: np.ndarray, folds: np.ndarray) -> tuple[
     """The token model, and the out-of-fold log-odds of the tokens it was fitted on (NaN where there is no label)."""
     place = np.repeat(np.arange(len(judged.judgements)), np.diff(judged.starts))
     features, _ = token_features(judged.signals, place)
-    token_folds = folds[np.array([judgement.document for judgement in judged.judgements])[place]]
+    token_folds = folds[np.array([judgement.document for judgement in judged.judgements], dtype=int)[place]]
     usable = ~np.isnan(labels) & ~np.isnan(judged.signals["log_prob"])
     model = fit_attack_model(features[usable], labels[usable] > 0, token_folds[usable], kinds=("boosted",))
     log_odds = np.full(len(labels), np.nan)
@@ -319,7 +319,7 @@ def _span_log_odds(model: AttackModel, judged: Judged, spans: np.ndarray, folds:
     if not len(spans):
         return np.zeros(0)
     features, _ = span_features(judged.signals, _rows_of(spans, judged))
-    documents = np.array([judgement.document for judgement in judged.judgements])[spans[:, 0]]
+    documents = np.array([judgement.document for judgement in judged.judgements], dtype=int)[spans[:, 0]]
     return model.log_odds(features, folds[documents])
 
 

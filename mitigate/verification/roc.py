@@ -103,9 +103,9 @@ def over_targets(
         weights = np.concatenate([np.ones((1, clusters), dtype=np.float32), weights])
         results = np.array([statistic(*target.counts(weights)) for target in of_seed if len(target.scores)])
         values.append(results[:, 0])
-        drawn.append(results[:, 1:].mean(0))
+        drawn.append(results[:, 1:])
     value = np.concatenate(values).mean() if values else np.nan
     if np.isnan(value):
         return UNMEASURED
-    low, high = np.nanquantile(np.mean(drawn, axis=0), [0.025, 0.975])
+    low, high = np.nanquantile(np.concatenate(drawn).mean(0), [0.025, 0.975])
     return Figure(float(value), float(low), float(high))
