@@ -176,13 +176,21 @@ def test_a_paired_difference_is_that_of_the_means_and_narrower_than_its_parts() 
     ours = np.repeat(rng.normal(size=100), 4) + rng.normal(size=400) + labels
     one = [[Scored(ours, labels, clusters)]]
     other = [[Scored(ours - 0.3 * labels, labels, clusters)]]
-    gap = difference(one, other, weighted_auc)
+    gap = difference(one, other, "auc")
     figures = [over_targets(units, weighted_auc) for units in (one, other)]
     assert gap.value == pytest.approx(figures[0].value - figures[1].value, abs=1e-6)
     assert gap.high - gap.low < min(figure.high - figure.low for figure in figures) / 2
     assert compare(one, other, "auc").startswith("wins")
     assert compare(other, one, "auc").startswith("loses")
     assert compare(one, one, "auc").startswith("is not told apart")
+
+
+def test_rates_are_the_figures_over_targets(sequences: list[Sequences]) -> None:
+    units = [
+        [Scored(seed.log_prob[:, target], seed.member[:, target], seed.clusters) for target in range(4)]
+        for seed in sequences
+    ]
+    assert rates(units)["auc"] == pytest.approx(over_targets(units, weighted_auc)._asdict(), abs=1e-6)
 
 
 def test_one_in_a_thousand_needs_a_thousand_non_members_of_every_target() -> None:

@@ -41,7 +41,7 @@ from mitigate.models import Model, ModelStore
 from mitigate.runtime import library_versions, process_state, progress
 from mitigate.tokenization import TokenizedDocument, tokenize_documents
 from mitigate.verification.metrics import UNMEASURED, Figure
-from mitigate.verification.roc import RESAMPLES, Scored, over_targets, weighted_auc, weighted_tpr
+from mitigate.verification.roc import RESAMPLES, Scored, weighted_auc, weighted_tpr
 
 SIZES = (10, 100, 1000)
 GAMMAS = (1.0, 2.0)
@@ -58,7 +58,7 @@ _CHOICE = ("score", "statistic", "a", "gamma", "population")
 
 READINGS = {"per_target": "A threshold for each target", "pooled": "One threshold for all targets"}
 RATES = {"auc": "AUC", "tpr_at_1pct_fpr": "TPR at 1 % FPR", "tpr_at_0.1pct_fpr": "TPR at 0.1 % FPR"}
-STATISTICS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+_STATISTICS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "auc": weighted_auc,
     "tpr_at_1pct_fpr": partial(weighted_tpr, fpr=0.01),
     "tpr_at_0.1pct_fpr": partial(weighted_tpr, fpr=0.001),
@@ -345,46 +345,31 @@ def population_results(
 
 def rates(scored: Units) -> dict[str, dict[str, float | None]]:
     """AUC and TPR at 1 % and 0.1 % FPR, each with its interval; 0.1 % only with 1,000 non-members for every target."""
-    return {
-        name: (over_targets(scored, statistic) if _resolves(scored, name) else UNMEASURED)._asdict()
-        for name, statistic in STATISTICS.items()
-    }
+    names = [name for name in RATES if _resolves(scored, name)]
+    resamples = dict(zip(names, _resampled(scored, names), strict=True))
+    return {name: (_figure(resamples[name]) if name in resamples else UNMEASURED)._asdict() for name in RATES}
 
 
-def compare(ours: Units, theirs: Units, rate: str) -> str:
-    """Both figures, and whether ours wins: where the interval of their difference excludes 0."""
-    gap = difference(ours, theirs, STATISTICS[rate])
-    if gap.value is None or gap.low is None or gap.high is None:
-        return "cannot be measured"
-    verdict = "wins" if gap.low > 0 else "loses" if gap.high < 0 else "is not told apart"
-    return (
-        f"{verdict}: {_value(ours, rate):.3f} to {_value(theirs, rate):.3f}, "
-        f"difference {gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]"
-    )
-
-
-def difference(ours: Units, theirs: Units, statistic: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Figure:
-    """The mean of a statistic over ours less that over theirs; both see the same resamples of the clusters.
+def difference(ours: Units, theirs: Units, rate: str) -> Figure:
+    """A rate of ours less that of theirs; both see the same resamples of the clusters.
 
     As `over_targets`, but paired: what makes a resample hard for both does not widen the interval.
 
     Args:
         ours, theirs: for each seed, scored units of the same targets' documents.
-        statistic: (R, G) true and false positives -> (R,).
+        rate: a key of `RATES`.
     """
-    rng = np.random.default_rng(0)
-    gaps = []
-    for pair in zip(ours, theirs, strict=True):
-        clusters = 1 + max(int(target.clusters.max()) for side in pair for target in side)
-        drawn = rng.multinomial(clusters, np.full(clusters, 1 / clusters), size=RESAMPLES)
-        weights = np.concatenate([np.ones((1, clusters)), drawn]).astype(np.float32)
-        one, other = (np.mean([statistic(*target.counts(weights)) for target in side], axis=0) for side in pair)
-        gaps.append(one - other)
-    gap = np.mean(gaps, axis=0)
-    if np.isnan(gap[0]):
-        return UNMEASURED
-    low, high = np.nanquantile(gap[1:], [0.025, 0.975])
-    return Figure(float(gap[0]), float(low), float(high))
+    return _figure(_resampled(ours, [rate])[0] - _resampled(theirs, [rate])[0])
+
+
+def compare(ours: Units, theirs: Units, rate: str) -> str:
+    """Both figures, and whether ours wins: where the interval of their difference excludes 0."""
+    one, other = (_resampled(units, [rate])[0] for units in (ours, theirs))
+    gap = _figure(one - other)
+    if gap.value is None or gap.low is None or gap.high is None:
+        return "cannot be measured"
+    verdict = "wins" if gap.low > 0 else "loses" if gap.high < 0 else "is not told apart"
+    return f"{verdict}: {one[0]:.3f} to {other[0]:.3f}, difference {gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]"
 
 
 def fresh_people(count: int, *, seed: int) -> Documents:
@@ -537,7 +522,7 @@ def _findings(scored: Mapping[_Choice, _Read], sizes: Sequence[int], gammas: Seq
                 )
             without = units["log_ratio_sequence", "mean", 1.0, None, 0]
             sentences.append(f"{begins} the same without the KL {compare(ours, without, rate)}.")
-            best = max(tokens, key=lambda name: _value(tokens[name], rate))
+            best = max(tokens, key=lambda name: _resampled(tokens[name], [rate])[0, 0])
             sentences.append(f"{begins} {best}, the best without a population, {compare(ours, tokens[best], rate)}.")
     return sentences
 
@@ -564,5 +549,21 @@ def _resolves(scored: Units, rate: str) -> bool:
     return rate != "tpr_at_0.1pct_fpr" or fewest >= _RESOLVES_ONE_IN_A_THOUSAND
 
 
-def _value(scored: Units, rate: str) -> float:
-    return over_targets(scored, STATISTICS[rate], resamples=1).value or 0.0
+def _resampled(scored: Units, names: Sequence[str]) -> np.ndarray:
+    """(rates, 1 + R): each rate's mean over targets, as it is and in R resamples of the clusters, as `over_targets`."""
+    rng = np.random.default_rng(0)
+    found = []
+    for of_seed in scored:
+        clusters = 1 + max(int(target.clusters.max()) for target in of_seed)
+        drawn = rng.multinomial(clusters, np.full(clusters, 1 / clusters), size=RESAMPLES)
+        weights = np.concatenate([np.ones((1, clusters)), drawn]).astype(np.float32)
+        counts = (target.counts(weights) for target in of_seed)
+        found.append(np.mean([[_STATISTICS[name](*of_target) for name in names] for of_target in counts], axis=0))
+    return np.mean(found, axis=0)
+
+
+def _figure(resamples: np.ndarray) -> Figure:
+    if np.isnan(resamples[0]):
+        return UNMEASURED
+    low, high = np.nanquantile(resamples[1:], [0.025, 0.975])
+    return Figure(float(resamples[0]), float(low), float(high))
