@@ -27,7 +27,7 @@ from mitigate.detection.shadows import MEMORIZED, Judged
 from mitigate.detection.signals import Judgement, judge
 from mitigate.documents import Documents
 from mitigate.errors import MitigateError
-from mitigate.lab.bench.evidence import Evidence, _target_judgements
+from mitigate.lab.bench.evidence import Evidence, target_judgements
 from mitigate.lab.bench.population import RATES, Units, compare, rates
 from mitigate.lab.bench.world import World, WorldSettings, make_bench_base, make_world
 from mitigate.models import ModelStore
@@ -242,7 +242,7 @@ def measure_seed(
     keys = [document.id for document in world.documents]
 
     def judgements(variant: Variant, target: int) -> list[Judgement]:
-        by_models = _target_judgements(world.member, target, variant.count, keys)
+        by_models = target_judgements(world.member, target, variant.count, keys)
         if variant.references == "base":
             return [Judgement(judgement.document, target, (base_at,)) for judgement in by_models]
         if variant.references == "lora":  # adapter k was trained on what model k was, so it serves where model k does

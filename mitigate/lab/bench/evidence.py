@@ -62,11 +62,11 @@ class Evidence:
 
     def of_target(self, target: int) -> Judged:
         """Every document judged with the target; a document with fewer than K OUT references is left out."""
-        return self._take(_target_judgements(self.member, target, self.references, self._keys))
+        return self._take(target_judgements(self.member, target, self.references, self._keys))
 
     def of_reference(self, target: int) -> Judged:
         """As `of_target`, but with one of the judging references in the target's place: a control without any truth."""
-        judgements = _target_judgements(self.member, target, self.references, self._keys)
+        judgements = target_judgements(self.member, target, self.references, self._keys)
         return self._take([Judgement(j.document, j.out[0], j.out) for j in judgements])
 
     def shadows(self, target: int) -> tuple[list[Shadow], Judged]:
@@ -112,7 +112,7 @@ def gather(
     keys = [document.id for document in world.documents]
     wanted: dict[Judgement, None] = {}
     for target in range(world.member.shape[1]) if targets is None else targets:
-        own = _target_judgements(world.member, target, references, keys)
+        own = target_judgements(world.member, target, references, keys)
         available = [model for model in range(world.member.shape[1]) if model != target]
         dealt = deal_shadows(world.member, available=available, count=references, keys=keys)
         for judgement in (*own, *(shadow.judgement for shadow in dealt)):
@@ -149,7 +149,7 @@ def gather(
     )
 
 
-def _target_judgements(member: np.ndarray, target: int, references: int, keys: Sequence[str]) -> list[Judgement]:
+def target_judgements(member: np.ndarray, target: int, references: int, keys: Sequence[str]) -> list[Judgement]:
     available = [model for model in range(member.shape[1]) if model != target]
     judgements = []
     for document, key in enumerate(keys):

@@ -34,7 +34,7 @@ from mitigate.detection.shadows import Judged, out_of
 from mitigate.detection.signals import Judgement, judge
 from mitigate.documents import Documents, read_documents
 from mitigate.errors import MitigateError
-from mitigate.lab.bench.evidence import _target_judgements
+from mitigate.lab.bench.evidence import target_judgements
 from mitigate.lab.bench.world import World, WorldSettings, make_world
 from mitigate.lab.people import plant, write_jsonl
 from mitigate.models import Model, ModelStore
@@ -237,7 +237,7 @@ def read_sequences(
     judgements = [
         judgement
         for target in range(len(models))
-        for judgement in _target_judgements(world.member, target, references, keys)
+        for judgement in target_judgements(world.member, target, references, keys)
     ]
     judged = Judged(
         judgements,
