@@ -30,6 +30,7 @@ Set = Annotated[
 
 
 def quiet() -> None:
+    """Silence the libraries' own output, and other processes than the first."""
     from mitigate.runtime import is_main, quiet_libraries
 
     quiet_libraries()
@@ -38,6 +39,7 @@ def quiet() -> None:
 
 
 def is_main_process() -> bool:
+    """Whether this process is the one that writes and prints."""
     from mitigate.runtime import is_main
 
     return is_main()
@@ -50,6 +52,7 @@ def check_free_out(out: Path) -> None:
 
 
 def model_store(base: str | None, device: str, dtype: str, trust_remote_code: bool, allow_pickle: bool) -> ModelStore:
+    """A store with the options' device, number format and permissions."""
     from mitigate.models import ModelStore
 
     return ModelStore(

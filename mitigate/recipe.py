@@ -131,7 +131,9 @@ class Recipe(_Section):
         if self.lab and self.lab.people and self.data.documents:
             problems.append("data.documents: lab.people writes the documents; remove one of the two")
         if self.references.count % 2:
-            problems.append(f"references.count: {self.references.count} is odd; each document is in half of the references")
+            problems.append(
+                f"references.count: {self.references.count} is odd; each document is in half of the references"
+            )
         if not self.references.count and not self.references.given:
             problems.append("references: none; set references.count (needs models.base) or list references.given")
         if self.references.count and not self.models.base and not (self.lab and self.lab.base):

@@ -150,6 +150,7 @@ def gather(
 
 
 def target_judgements(member: np.ndarray, target: int, references: int, keys: Sequence[str]) -> list[Judgement]:
+    """Every document with `references` OUT references, judged with the target by these; see `out_of`."""
     available = [model for model in range(member.shape[1]) if model != target]
     judgements = []
     for document, key in enumerate(keys):
