@@ -304,7 +304,6 @@ TOKEN_SCORES: dict[str, Callable[[Mapping[str, Array]], Array]] = {
     "loss": lambda s: loss(s["log_prob"]),
     "min_k_pp": lambda s: min_k_pp(s["log_prob"], s["entropy"], s["log_prob_std"]),
 }
-DOCUMENT_SCORES: dict[str, Callable[[Array], float]] = {"mean": mean, "min_k": min_k}
 SPAN_SCORES: dict[str, Callable[[Mapping[str, Array], str], float]] = {
     "loss": lambda s, text: mean(TOKEN_SCORES["loss"](s)),
     "zlib": lambda s, text: zlib_ratio(s["log_prob"], text),
