@@ -17,16 +17,8 @@ from pydantic import ValidationError
 from world import World
 
 from mitigate.detection.audit import Audit
-from mitigate.detection.generation import (
-    Link,
-    Sampling,
-    audit_generated,
-    link,
-    memorized_stretches,
-    read_prompts,
-    sample,
-    with_groups,
-)
+from mitigate.detection.generation import Sampling, audit_generated, memorized_stretches, read_prompts, sample
+from mitigate.detection.linking import Link, link, with_groups
 from mitigate.detection.references import References, load_references
 from mitigate.documents import Document, Documents
 from mitigate.errors import MitigateError
