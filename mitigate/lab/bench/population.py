@@ -50,6 +50,7 @@ DRAWS = 5  # populations drawn of each size below the largest
 NON_MEMBERS = 600  # fresh people's documents that are judged besides, so that a target has 1,000 non-members
 _LARGEST_SET_ASIDE = 1000
 _RESOLVES_ONE_IN_A_THOUSAND = 1000
+_EVEN = 5e-4  # a difference that three decimals do not show
 
 Units = Sequence[Sequence[Scored]]  # for each seed, the scored units of each target
 _Read = dict[str, Units]
@@ -363,12 +364,13 @@ def difference(ours: Units, theirs: Units, rate: str) -> Figure:
 
 
 def compare(ours: Units, theirs: Units, rate: str) -> str:
-    """Both figures, and whether ours wins: where the interval of their difference excludes 0."""
+    """Both figures, and whether ours wins: by half a thousandth or more, where the difference's interval excludes 0."""
     one, other = (_resampled(units, [rate])[0] for units in (ours, theirs))
     gap = _figure(one - other)
     if gap.value is None or gap.low is None or gap.high is None:
         return "cannot be measured"
     verdict = "wins" if gap.low > 0 else "loses" if gap.high < 0 else "is not told apart"
+    verdict = "is even" if abs(gap.value) < _EVEN else verdict
     return f"{verdict}: {one[0]:.3f} to {other[0]:.3f}, difference {gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]"
 
 
