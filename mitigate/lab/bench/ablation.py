@@ -39,7 +39,7 @@ from mitigate.verification.roc import Scored, over_targets, weighted_auc
 TEMPERATURES = (0.5, 1.0, 2.0)
 OFFLINE_A = (1.0, 0.9, 0.5)
 LORA = Lora(rank=32, alpha=64)
-LORA_RATE = 3e-3  # a small model's adapters need a larger rate than its weights
+LORA_RATE = 1e-2  # a small model's adapters need a larger rate than its weights; 3e-3 fits their documents less well
 _TOKENS = 5_000  # tokens of a target's member documents, drawn at random, on which localisation is measured
 
 SCORES: dict[str, Callable[[Mapping[str, np.ndarray]], np.ndarray]] = {
