@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mitigate.cli_bench import bench
+from mitigate.cli_guard import guard
 from mitigate.cli_options import (
     BaseModelPath,
     Device,
@@ -42,6 +43,7 @@ app = typer.Typer(
 )
 
 app.add_typer(bench, name="bench")
+app.add_typer(guard, name="guard")
 
 
 @app.command()
