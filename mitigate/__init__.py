@@ -23,6 +23,7 @@ _HOMES = {
     "ModelStore": "mitigate.models",
     "Recipe": "mitigate.recipe",
     "References": "mitigate.detection.references",
+    "Request": "mitigate.documents",
     "Span": "mitigate.documents",
     "Unlearn": "mitigate.unlearning.trainer",
     "Unlearned": "mitigate.unlearning.trainer",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +16,10 @@ from mitigate.cli_options import (
     BaseModelPath,
     Device,
     Dtype,
+    ForgetContains,
+    ForgetIds,
+    ForgetWhere,
+    Linked,
     Out,
     Pickle,
     Remote,
@@ -24,9 +29,10 @@ from mitigate.cli_options import (
     is_main_process,
     model_store,
     quiet,
+    request_from,
     settings_from,
 )
-from mitigate.errors import MitigateError
+from mitigate.errors import MitigateError, summarize
 
 if TYPE_CHECKING:
     from mitigate.models import ModelStore
@@ -113,6 +119,10 @@ def audit(
         Path | None,
         typer.Option(help="Re-audit: take documents, references, settings and spans from this earlier audit."),
     ] = None,
+    forget_ids: ForgetIds = None,
+    forget_contains: ForgetContains = None,
+    forget_where: ForgetWhere = None,
+    forget_linked: Linked = True,
     settings: Set = None,
     base: BaseModelPath = None,
     device: Device = "auto",
@@ -130,8 +140,16 @@ def audit(
     Example: mitigate audit --target my-model --reference references --prompts prompts.txt --match train.jsonl
 
     Example: mitigate audit recipes/lume.yaml data.root=lume detect.fdr=0.05 out=runs/lume-audit
+
+    Example: mitigate audit --target my-model --reference references --documents a.jsonl --forget-contains "Jane Roe"
     """
     generate = generate or bool(prompts or match or sampling)
+    request = request_from(forget_ids, forget_contains, forget_where, linked=forget_linked)
+    if request is not None and (recipe or again or generate):
+        raise MitigateError(
+            "the --forget options go with --target and --documents: in a recipe give forget.ids, forget.contains or "
+            "forget.where; a re-audit keeps the request of its audit; generated text has no documents to forget"
+        )
     if recipe is not None:
         if target or documents or reference or again or generate:
             raise MitigateError(
@@ -184,7 +202,7 @@ def audit(
             )
         detect = settings_from(Detect, settings)
         result = audit_documents(
-            target, list(reference or []), documents=documents, detect=detect, store=store, seed=seed
+            target, list(reference or []), documents=documents, detect=detect, store=store, forget=request, seed=seed
         )
     if is_main_process():
         result.save(out)
@@ -194,6 +212,7 @@ def audit(
             f"{len(result.documents)} documents, {len(result.tokens)} tokens: {len(spans)} memorized spans found, "
             f"{len(chosen)} selected for unlearning -> {out}"
         )
+        _print_erasure(result.metadata["erasure"])
         if generate:
             from mitigate.detection.generation import memorized_stretches
 
@@ -304,6 +323,8 @@ def unlearn(
         )
 
 
+
+
 @app.command()
 def compare(
     before: Annotated[Path, typer.Option(help="Directory of the audit.")],
@@ -398,6 +419,20 @@ def main() -> None:
         sys.exit(130)
 
 
+def _print_erasure(erasure: Mapping[str, Any] | None) -> None:
+    """What an erasure request selected: counts, and the documents that its secrets stand in besides; no text."""
+    if erasure is None:
+        return
+    places = erasure["linked"]
+    line = f"erasure request: {len(erasure['documents'])} documents to forget"
+    if places:
+        elsewhere = dict.fromkeys(place["doc_id"] for place in places)
+        chosen = sum(place["selected"] for place in places)
+        line += f"; their secrets stand in {len(places)} places of other documents, {chosen} selected: "
+        line += summarize(elsewhere, most=20)
+    typer.echo(line)
+
+
 def _print_summary(comparison: Comparison, out: Path) -> None:
     if not is_main_process():
         return
@@ -409,6 +444,7 @@ def _print_summary(comparison: Comparison, out: Path) -> None:
         typer.echo(f"  {label:<42}{shown}")
 
     typer.echo(f"{figures['name']}: {figures['selected']['spans']} spans selected")
+    _print_erasure(figures["erasure"])
     line("span AUC (0.5 = as if never seen)", before["span_auc"], after.get("span_auc"))
     line("secrets extracted", figures["extraction"]["before"], figures["extraction"]["after"])
     line("distance to the oracle, nats", figures["oracle_distance"]["before"], figures["oracle_distance"]["after"])

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import yaml
 
 from mitigate.errors import MitigateError
 
 if TYPE_CHECKING:
+    from mitigate.documents import Request
     from mitigate.models import ModelStore
 
 Out = Annotated[Path, typer.Option("--out", help="Directory for the result; must be new or empty.")]
@@ -26,6 +29,32 @@ Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="A setting as key=value, as in a recipe; may be given again.", show_default=False),
+]
+
+ForgetIds = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Erasure request: ids of documents to forget, with commas between them; may be given again.",
+        show_default=False,
+    ),
+]
+ForgetContains = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Erasure request: a text, such as a name, that stands in the documents; may be given again.",
+        show_default=False,
+    ),
+]
+ForgetWhere = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Erasure request: field=value that the documents' rows have; given again, all must hold.",
+        show_default=False,
+    ),
+]
+Linked = Annotated[
+    bool,
+    typer.Option("--linked/--no-linked", help="Forget the same secrets in other documents too, or only list them."),
 ]
 
 
@@ -65,3 +94,33 @@ def settings_from(kind: Any, assignments: list[str] | None) -> Any:
     from mitigate.recipe import check_settings
 
     return check_settings(kind, assignments or [])
+
+
+def request_from(
+    ids: list[str] | None, contains: list[str] | None, where: list[str] | None, *, linked: bool
+) -> Request | None:
+    """The erasure request of the --forget options; None where there is none of them.
+
+    Raises:
+        MitigateError: a --forget-where that is not field=value, or --no-linked without a request.
+    """
+    from mitigate.documents import Request
+    from mitigate.mistakes import checked
+
+    if not (ids or contains or where):
+        if not linked:
+            raise MitigateError("--no-linked belongs to an erasure request: give --forget-ids, -contains or -where")
+        return None
+    values: dict[str, Any] = {"contains": contains or [], "where": {}, "linked": linked}
+    values["ids"] = [doc_id for row in csv.reader(ids or [], skipinitialspace=True) for doc_id in row]
+    for condition in where or []:
+        name, equals, text = condition.partition("=")
+        if not equals or not name:
+            raise MitigateError(f"--forget-where {condition}: written field=value, for instance customer=17")
+        try:
+            values["where"][name] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise MitigateError(
+                f"--forget-where {condition}: the value is not YAML ({' '.join(str(error).split())})"
+            ) from None
+    return checked(Request, values, name="erasure request")

@@ -109,8 +109,13 @@ class Pipeline:
         self._stage("lab.documents", [people.model_dump(), self.recipe.seed], make, self._documents_file)
 
     def make_models(self) -> None:
-        """Lab: train the base from scratch, the target and the oracle; then the cross-fitted references."""
+        """Lab: train the base from scratch, the target and the oracle; then the cross-fitted references.
+
+        Target and references are trained on the documents as they come, so another erasure request leaves them as they
+        are; the oracle is trained on what is left to retain when the request's documents are gone.
+        """
         recipe, lab = self.recipe, self.recipe.lab
+        audited = self.audited  # before the training: a request may select nothing
         if lab is not None:
             if lab.base is not None:
                 text = (
@@ -127,9 +132,9 @@ class Pipeline:
                     ),
                     self.out / "lab/base",
                 )
-            trained = {"target": ("forget", "retain"), **({"oracle": ("retain",)} if lab.oracle else {})}
-            for name, sets in trained.items():
-                chosen = self.documents.subset(sets)
+            trained = {"target": self.documents.subset(["forget", "retain"])}
+            trained |= {"oracle": audited.subset("retain")} if lab.oracle else {}
+            for name, chosen in trained.items():
                 self._stage(
                     f"lab.{name}",
                     [lab.target.model_dump(), model_fingerprint(self.base), chosen.fingerprint, recipe.seed],
@@ -181,7 +186,7 @@ class Pipeline:
             result = audit(
                 self.target,
                 self.references,
-                documents=self.documents,
+                documents=self.audited,
                 detect=recipe.detect,
                 store=self.store(),
                 seed=recipe.seed,
@@ -191,7 +196,8 @@ class Pipeline:
 
         references = [self._fingerprint(reference) for reference in self.references.paths]
         target = self._fingerprint(self.target)
-        inputs = [recipe.detect.model_dump(), target, references, self.documents.fingerprint, recipe.seed]
+        inputs = [recipe.detect.model_dump(), target, references, self.audited.fingerprint, recipe.seed]
+        inputs += [recipe.forget.model_dump()] if recipe.forget else []
         self._stage("audit", inputs, make, path, every_process=True)
         return Audit.load(path)
 
@@ -274,10 +280,11 @@ class Pipeline:
 
     @cached_property
     def documents(self) -> Documents:
-        """The documents to audit: the user's, or the lab's."""
+        """The documents as they come: the user's, or the lab's."""
         recipe = self.recipe
+        mark = recipe.forget.where if recipe.forget else None
         if recipe.lab is not None and recipe.lab.people is not None:
-            return read_documents(self._documents_file)
+            return read_documents(self._documents_file, mark=mark)
         chat = any(source.messages for source in recipe.data.documents)
         tokenizer = None
         if recipe.lab is None or chat:
@@ -285,7 +292,15 @@ class Pipeline:
             tokenizer = load_tokenizer(
                 source, base=self._base_of_adapters, trust_remote_code=recipe.models.trust_remote_code
             )
-        return read_documents(recipe.data.documents, root=recipe.data.root, tokenizer=tokenizer)
+        return read_documents(recipe.data.documents, root=recipe.data.root, tokenizer=tokenizer, mark=mark)
+
+    @cached_property
+    def audited(self) -> Documents:
+        """The documents to audit: as they come, or with those of the erasure request as the forget set."""
+        if self.recipe.forget is None:
+            return self.documents
+        never_trained = ("holdout",) if self.recipe.lab is None else ("holdout", None)
+        return self.recipe.forget.apply(self.documents, never_trained=never_trained)
 
     @cached_property
     def references(self) -> References:
@@ -347,7 +362,7 @@ class Pipeline:
             if source is not None:
                 store.check(source)
         if self.recipe.lab is None or self.recipe.lab.people is None:
-            _ = self.documents
+            _ = self.audited
 
     def _open(self, *, replace: bool) -> dict[str, Any]:
         """Make or check the run's directory.

@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mitigate.detection.settings import Detect
-from mitigate.documents import DocumentSource
+from mitigate.documents import DocumentSource, Request
 from mitigate.errors import MitigateError
 from mitigate.lab.tiny import TinyModel
 from mitigate.mistakes import Settings, checked, keys_of
@@ -110,6 +110,9 @@ class Recipe(_Section):
     out: Path = Field(Path("runs/run"), description="directory of the run's artifacts")
     seed: int = Field(0, ge=0, description="of everything random")
     data: Data = Field(default_factory=lambda: Data(), description="documents")
+    forget: Request | None = Field(
+        None, description="erasure request: the documents to forget, instead of the forget set that they come with"
+    )
     models: Models = Field(default_factory=lambda: Models(), description="models")
     references: ReferenceSettings = Field(default_factory=lambda: ReferenceSettings(), description="references")
     detect: Detect = Field(default_factory=lambda: Detect(), description="detector")

@@ -23,11 +23,12 @@ import pyarrow as pa
 from mitigate import __version__
 from mitigate.artifacts import fingerprint, new_directory, read_json, read_table, write_json, write_table
 from mitigate.detection.checks import check_references
+from mitigate.detection.linked import with_linked
 from mitigate.detection.references import References, load_references
 from mitigate.detection.settings import Detect
 from mitigate.detection.tables import document_table, span_table, token_table
 from mitigate.detection.verdicts import Seen, Verdict, judge_documents
-from mitigate.documents import Document, Documents, Span, read_documents
+from mitigate.documents import Document, Documents, Request, Span, read_documents
 from mitigate.errors import MitigateError
 from mitigate.models import Model, ModelStore, check_same_tokenizer, tokenizer_fingerprint
 from mitigate.runtime import library_versions
@@ -47,12 +48,14 @@ class Audit:
             `span_id` (null outside found spans), `selected`: to be unlearned.
         documents: `doc_id, text, set, group, known_spans`, `out_references` that judge it, `in_references` that were
             trained on it.
-        spans: `span_id, doc_id, char_start, char_end, token_start, token_end, label, source` (`found` or `known`),
-            `score` (nats, mean over its tokens), `probability` that the target was trained on it (as if half of all
-            spans were; null without shadows), `q` (the false discovery rate at which it is the last one selected; null
-            if not calibrated), `selected`.
+        spans: `span_id, doc_id, char_start, char_end, token_start, token_end, label, source` (`found`, `known`, or
+            `linked`: a secret of an erasure request's documents in another document), `score` (nats, mean over its
+            tokens), `probability` that the target was trained on it (as if half of all spans were; null without
+            shadows), `q` (the false discovery rate at which it is the last one selected; null if not calibrated),
+            `selected`.
         metadata: fingerprints of target, references, tokenizer and documents; settings; versions; `calibration`: what
-            the certainty rests on (`kind`: `shadows`, `non_members` or `none`); `warnings` about references.
+            the certainty rests on (`kind`: `shadows`, `non_members` or `none`); `warnings` about references; `erasure`:
+            what an erasure request selected and where its secrets stand besides (null without a request).
     """
 
     tokens: pa.Table
@@ -168,6 +171,7 @@ def audit(
     documents: str | Path | Documents,
     detect: Detect | None = None,
     store: ModelStore | None = None,
+    forget: Request | None = None,
     forget_all: bool = False,
     seed: int = 0,
 ) -> Audit:
@@ -179,19 +183,26 @@ def audit(
         documents: what to judge: a file, a hub data set, or documents read before.
         detect (*optional*): score, temperature and span rule.
         store (*optional*): loads the models; settles device and number format.
+        forget (*optional*): an erasure request, which makes the forget set; the secrets of its documents are looked for
+            in all others. Its `where` needs documents that are read here, or were read with `mark`.
         forget_all (`bool`, *optional*, defaults to `False`): select memorized spans in every document, also those of
             the sets retain and holdout. By default: in the forget set, or everywhere outside retain and holdout if
             no document belongs to a forget set.
         seed (`int`, *optional*, defaults to 0): recorded with the audit.
 
     Raises:
-        MitigateError: no reference, a reference with another tokenizer, no OUT reference for a document, NaN logits.
+        MitigateError: no reference, a reference with another tokenizer, no OUT reference for a document, NaN logits, an
+            erasure request that selects nothing.
     """
+    if forget is not None and forget_all:
+        raise MitigateError("audit: forget names what to forget, and forget_all says everything; give one of them")
     detect = detect or Detect()
     store = store or ModelStore()
     references = references if isinstance(references, References) else load_references(references)
     model = target if isinstance(target, Model) else store.load(target)
-    documents = documents if isinstance(documents, Documents) else read_documents(documents, tokenizer=model.tokenizer)
+    if not isinstance(documents, Documents):
+        documents = read_documents(documents, tokenizer=model.tokenizer, mark=forget.where if forget else None)
+    documents = forget.apply(documents) if forget is not None else documents
     reference_models = [store.load(path) for path in references.paths]
     seen = Seen(
         out=references.out_for(documents),
@@ -208,7 +219,11 @@ def audit(
     )
     for warning in warnings:
         logger.warning("%s", warning)
+    erasure = None
+    if documents.erasure is not None:
+        verdict, erasure = with_linked(verdict, documents)
     settings = {"kind": references.kind, "detect": detect.model_dump(), "seed": seed, "warnings": warnings}
+    settings |= {"erasure": erasure}
     return _assemble(model, reference_models, documents, seen, verdict, settings)
 
 
@@ -248,6 +263,7 @@ def reaudit(before: Audit, target: str | Path | Model, *, store: ModelStore | No
         given=[{name: value for name, value in row.items() if name != "span_id"} for row in before.spans.to_pylist()],
     )
     settings = {name: before.metadata[name] for name in ("kind", "detect", "seed", "warnings")}
+    settings["erasure"] = before.metadata.get("erasure")
     again = _assemble(model, reference_models, documents, seen, verdict, settings)
     marks = {name: again.tokens.column_names.index(name) for name in ("memorized", "selected")}
     tokens = again.tokens  # which tokens were memorized, and which were chosen, is the earlier audit's finding

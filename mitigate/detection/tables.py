@@ -42,7 +42,7 @@ def token_table(
         if span["source"] == "found":
             span_id[rows] = span["span_id"]
         if span["selected"]:
-            selected[rows] |= audited[rows] & (memorized[rows] | (span["source"] == "known"))
+            selected[rows] |= audited[rows] & (memorized[rows] | (span["source"] != "found"))
     columns: dict[str, Any] = {
         "doc_id": np.repeat([tokens.id for tokens in tokenized], lengths),
         "position": np.concatenate([np.arange(length, dtype=np.int32) for length in lengths]),

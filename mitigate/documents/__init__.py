@@ -8,8 +8,9 @@ A document's text is secret and hostile: it is never logged, and no message repe
 
 from __future__ import annotations
 
+from mitigate.documents.erasure import Request
 from mitigate.documents.reading import read_documents
 from mitigate.documents.sources import DocumentSource
 from mitigate.documents.types import SETS, Document, Documents, Span
 
-__all__ = ["SETS", "Document", "DocumentSource", "Documents", "Span", "read_documents"]
+__all__ = ["SETS", "Document", "DocumentSource", "Documents", "Request", "Span", "read_documents"]

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from mitigate.documents.chat import check_messages, render_chat
 from mitigate.documents.rows import Row, read_rows
-from mitigate.documents.sources import Condition, DocumentSource, SpanSettings, equals_any, template_fields
-from mitigate.documents.types import SETS, Document, Documents, Span
+from mitigate.documents.sources import DocumentSource, SpanSettings, Where, conditions_met, template_fields
+from mitigate.documents.types import SETS, Document, Documents, Marks, Span
 from mitigate.errors import MitigateError, summarize
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def read_documents(
     *,
     root: Path | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    mark: Where | None = None,
 ) -> Documents:
     """Read files or hub data sets as documents.
 
@@ -36,6 +37,8 @@ def read_documents(
         source: a path, a hub id, a `DocumentSource` or several of these.
         root (*optional*): folder that relative paths start from; default: the current one.
         tokenizer (*optional*): renders chat messages; needed for these only.
+        mark (*optional*): conditions on the fields of rows, as in a source's `where`. `Documents.marks` says which
+            documents meet them all; those of a source without the fields do not.
 
     Raises:
         MitigateError: a missing or empty file, bad rows (all in one message) where `on_error` is `raise`, equal ids, a
@@ -46,12 +49,47 @@ def read_documents(
     skipped: list[str] = []
     ids: dict[str, str] = {}
     groups: dict[str, str] = {}
+    markers = []
     for one in sources:
         settings = one if isinstance(one, DocumentSource) else DocumentSource(path=str(one))
-        reader = _Reader(settings, tokenizer, ids=ids, groups=groups)
+        marker = _Marker(mark or {})
+        reader = _Reader(settings, tokenizer, marker, ids=ids, groups=groups)
         items += reader.read(root)
         skipped += [f"{where}: {reason}" for where, reason in reader.problems]
-    return Documents(tuple(items), tuple(skipped))
+        markers.append(marker)
+    there = {document.id for document in items}
+    return Documents(tuple(items), tuple(skipped), _joined(markers, there) if mark else None)
+
+
+class _Marker:
+    """Which documents of one source meet each of some conditions, and the fields of its rows."""
+
+    def __init__(self, where: Where) -> None:
+        self.where = where
+        self.fields: dict[str, None] = {}
+        self.met: dict[str, set[str]] = {name: set() for name in where}
+
+    def note(self, values: dict[str, Any], doc_ids: Sequence[str]) -> None:
+        if self.where:
+            self.fields |= dict.fromkeys(values)
+        for name, holds in conditions_met(values, self.where).items():
+            if holds:
+                self.met[name].update(doc_ids)
+
+
+def _joined(markers: Sequence[_Marker], there: set[str]) -> Marks:
+    """The marks of all sources; a field that a source does not have is no condition met, not even `{not: ...}`."""
+    met: dict[str, set[str]] = {name: set() for name in markers[0].where}
+    fields: dict[str, None] = {}
+    for marker in markers:
+        fields |= marker.fields
+        for name, doc_ids in marker.met.items():
+            met[name] |= (doc_ids & there) if name in marker.fields else set()
+    return Marks(
+        doc_ids=frozenset(set.intersection(*met.values())),
+        met={name: len(doc_ids) for name, doc_ids in met.items()},
+        fields=tuple(fields),
+    )
 
 
 class _Reader:
@@ -61,12 +99,14 @@ class _Reader:
         self,
         source: DocumentSource,
         tokenizer: PreTrainedTokenizerBase | None,
+        marker: _Marker,
         *,
         ids: dict[str, str],
         groups: dict[str, str],
     ) -> None:
         self.source = source
         self.tokenizer = tokenizer
+        self.marker = marker
         self.ids = ids  # of the documents so far, and where each was read
         self.groups = groups  # text -> group, for documents without a group of their own
         self.problems: list[tuple[str, str]] = []
@@ -107,12 +147,7 @@ class _Reader:
                 continue
             seen += 1
             known |= dict.fromkeys(row.values)
-            holds = {
-                name: test.holds(row.values.get(name))
-                if isinstance(test, Condition)
-                else equals_any(row.values.get(name), test)
-                for name, test in where.items()
-            }
+            holds = conditions_met(row.values, where)
             for name in where:
                 passed[name] += holds[name]
             if all(holds.values()):
@@ -165,6 +200,7 @@ class _Reader:
                     "set id to a field or template that is unique, such as 'name-{row}'"
                 )
         self.ids |= dict.fromkeys((piece.id for piece in pieces), row.where)
+        self.marker.note(values, [piece.id for piece in pieces])
         return [replace(piece, group=group or self.groups.setdefault(piece.text, piece.id)) for piece in pieces]
 
     def _text(self, values: dict[str, Any]) -> tuple[str, tuple[tuple[int, int], ...], bool]:

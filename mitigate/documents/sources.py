@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from string import Formatter
 from typing import Annotated, Literal
 
@@ -83,6 +84,17 @@ def equals_any(value: object, wanted: Scalar | list[Scalar]) -> bool:
     return any(value == choice or (None not in (value, choice) and str(value) == str(choice)) for choice in choices)
 
 
+Where = dict[str, Condition | Scalar | list[Scalar]]
+
+
+def conditions_met(values: Mapping[str, object], where: Where) -> dict[str, bool]:
+    """Whether a row meets each condition of a `where`; a field that it does not have counts as empty."""
+    return {
+        name: test.holds(values.get(name)) if isinstance(test, Condition) else equals_any(values.get(name), test)
+        for name, test in where.items()
+    }
+
+
 class Replacement(_Settings):
     """A rewrite of the text before anything else looks at it."""
 
@@ -148,7 +160,7 @@ class DocumentSource(_Settings):
         default=None, description="random split by group: a number of groups, a share of them in (0, 1), or rest"
     )
     seed: int = Field(default=0, description="seed of `sets`")
-    where: dict[str, Condition | Scalar | list[Scalar]] = Field(
+    where: Where = Field(
         default_factory=dict,
         description="rows to keep, field: value, list of values, {matches: regex} or {not: value}",
     )

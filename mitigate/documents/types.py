@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import get_args, overload
+from typing import Any, get_args, overload
 
 from mitigate.artifacts import fingerprint
 from mitigate.documents.sources import SetName
@@ -67,12 +67,50 @@ class Document:
 
 
 @dataclass(frozen=True)
+class Marks:
+    """Which documents come from rows that meet the conditions of a `where`.
+
+    Attributes:
+        doc_ids: of the documents that meet all of them.
+        met: condition's field -> documents that meet this one.
+        fields: the fields that rows have.
+    """
+
+    doc_ids: frozenset[str]
+    met: Mapping[str, int]
+    fields: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Erasure:
+    """What an erasure request selected; the documents of the set forget are its documents.
+
+    Attributes:
+        doc_ids: documents to forget.
+        never_trained: requested too, but of a set that the target was not trained on; they stay in it.
+        same_group: not requested, but of the same group (person, duplicates) as a requested document.
+        matches: (doc_id, start, end) of each place where a text of the request's `contains` stands.
+        linked: select the same secrets in other documents, too.
+        criteria: how many ids and texts, and which fields, the request named; nothing of what they hold.
+    """
+
+    doc_ids: tuple[str, ...]
+    never_trained: tuple[str, ...]
+    same_group: tuple[str, ...]
+    matches: tuple[tuple[str, int, int], ...]
+    linked: bool
+    criteria: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Documents(Sequence[Document]):
     """Documents in order, their ids unique.
 
     Attributes:
         items: the documents.
         skipped: `file:line: reason` of each row that was left out.
+        marks: which of them `read_documents` was asked to mark.
+        erasure: the erasure request that made the forget set, if one did.
 
     Raises:
         MitigateError: two documents have one id.
@@ -80,6 +118,8 @@ class Documents(Sequence[Document]):
 
     items: tuple[Document, ...]
     skipped: tuple[str, ...] = ()
+    marks: Marks | None = None
+    erasure: Erasure | None = None
 
     def __post_init__(self) -> None:
         counts = Counter(document.id for document in self.items)

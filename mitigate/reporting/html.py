@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mitigate.detection.audit import Audit
 
 _MOST_SPANS = 25
+_MOST_LINKED = 50
 _MOST_SKIPPED = 50
 _NATS = ("log_ratio", "log_ratio_clipped", "informia", "loss")
 
@@ -69,6 +70,7 @@ def render_report(
         selected=_selected_spans(before, after, mask),
         labels=_labels(before, after, mask),
         models=_models(before, after, mask),
+        most_linked=_MOST_LINKED,
         selection={"spans": 0, "tokens": 0, "documents": 0, "known_recall": None, "rule": ""}
         | (report["selected"] or {}),
         objective=_objective(report["unlearn"] or {}),
@@ -255,8 +257,8 @@ def _source(name: str) -> str:
     return loader.get_source(_ENVIRONMENT, name)[0]
 
 
-_KEYS = ("name", "created", "selected", "selected_token_share", "over_forgotten_share", "counts", "skipped")
-_MORE_KEYS = ("unlearn", "seconds", "fingerprints", "versions", "recipe", "notes")
+_KEYS = ("name", "created", "selected", "selected_token_share", "over_forgotten_share", "erasure", "counts")
+_MORE_KEYS = ("skipped", "unlearn", "seconds", "fingerprints", "versions", "recipe", "notes")
 _EMPTY: dict[str, Any] = dict.fromkeys((*_KEYS, *_MORE_KEYS))
 _ENVIRONMENT = Environment(
     loader=PackageLoader("mitigate.reporting", "templates"),

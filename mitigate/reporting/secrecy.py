@@ -21,7 +21,7 @@ _LEAST_PIECE = 5  # same for one word of a secret, with a digit or an @ in it
 
 
 class Mask:
-    """Hides the text of found and known spans, wherever it turns up.
+    """Hides the text of found and known spans and what an erasure request was looked up by, wherever it turns up.
 
     Every character of a span becomes a bullet. The span's whole text (4 characters or more), and each of its words of
     5 characters or more that holds a digit or an @, is also hidden in all other documents and strings, with case and
@@ -41,6 +41,8 @@ class Mask:
                 self._ranges[row["doc_id"]] |= {(span["start"], span["end"]) for span in row["known_spans"] or ()}
             for row in audit.spans.select(["doc_id", "char_start", "char_end"]).to_pylist():
                 self._ranges[row["doc_id"]].add((row["char_start"], row["char_end"]))
+            for doc_id, start, end in (audit.metadata.get("erasure") or {}).get("matches", ()):
+                self._ranges[doc_id].add((start, end))
         secrets: set[str] = set()
         for doc_id, ranges in self._ranges.items():
             for start, end in ranges:

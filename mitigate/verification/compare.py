@@ -23,6 +23,7 @@ from mitigate.detection.signals import token_log_probs
 from mitigate.errors import MitigateError
 from mitigate.models import ModelStore, tokenizer_fingerprint
 from mitigate.runtime import library_versions
+from mitigate.verification.erasure import erasure_figures, erasure_notes, without_request
 from mitigate.verification.extraction import extract, secrets_of
 from mitigate.verification.metrics import UNMEASURED, Figure, auc, clustered, mean, share, tpr_at_fpr
 
@@ -114,6 +115,7 @@ def compare(
         "selected_token_share": view.selected_share,
         "selected": view.selection(),
         "over_forgotten_share": _over_forgotten(view, after),
+        "erasure": erasure_figures(before, after),
         "calibration": before.metadata["calibration"],
         "counts": view.counts(),
         "skipped": before.metadata["skipped"],
@@ -127,11 +129,11 @@ def compare(
             "documents": before.metadata["documents"],
         },
         "versions": library_versions(),
-        "recipe": dict(recipe or {}),
+        "recipe": dict(recipe or {}) if show_text else without_request(recipe or {}),
         "notes": [],
         "show_text": show_text,
     }
-    report["notes"] = list(dict.fromkeys(notes + view.notes()))
+    report["notes"] = list(dict.fromkeys(notes + view.notes() + erasure_notes(report["erasure"])))
     return Comparison(report, before, after)
 
 
@@ -249,6 +251,8 @@ class _View:
             why += f"; with a mean score of {detect['min_score']:g} nats or more"
         if detect["share"] is not None:
             why += f"; the strongest {detect['share']:.0%} of them"
+        if linked := sum(row["source"] == "linked" for row in spans):
+            why += f"; and {linked} places in other documents that hold the same secrets"
         return {
             "spans": len(spans),
             "tokens": int(self.selected.sum()),
@@ -350,12 +354,12 @@ def _out_distance(view: _View, audits: Mapping[str, Audit | None]) -> dict[str, 
 
 
 def _utility(view: _View, audits: Mapping[str, Audit | None], oracle: np.ndarray | None) -> dict[str, Any]:
-    """Mean negative log-likelihood of retain and holdout documents, nats per token."""
+    """Mean negative log-likelihood of retain and holdout documents' tokens that are not to be forgotten, nats."""
     values = {key: audit.columns["log_prob"] if audit is not None else None for key, audit in audits.items()}
     values["oracle"] = oracle
     result = {}
     for name in ("retain", "holdout"):
-        rows = (view.token_set == name) & view.scored
+        rows = (view.token_set == name) & view.scored & ~view.selected
         groups = view.token_group[rows].tolist()
         result[f"{name}_nll"] = _flat(
             {key: clustered(mean, (-v[rows], groups)) if v is not None else UNMEASURED for key, v in values.items()}
