@@ -1,0 +1,417 @@
+"""Exact unlearning: the model fitted anew from its base, on the training text without what is to be forgotten.
+
+    result = retrain("audit", base="my-base", out="retrained", redact="placeholder", shards=4)
+
+With shards, documents are dealt to adapters of their own, which are summed into one. Forgetting more later, into the
+same directory, fits only the shards concerned; what was removed there once stays removed.
+
+    out/adapter_config.json, adapter_model.safetensors   the result: a PEFT adapter (with method full a whole model)
+    out/retrain.json     what was removed (counts only), and what the result is conditional on
+    out/shard-N/         the shards' adapters, to go on from
+    out/plan.json        base and settings; with others another directory is needed
+    out/private.json     which characters were removed, and the key of the fakes: not to be given away
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from mitigate.artifacts import fingerprint, read_json, write_json
+from mitigate.detection.audit import Audit
+from mitigate.documents import Document, Documents, Span, read_documents
+from mitigate.errors import MitigateError, NothingToUnlearnError, summarize
+from mitigate.models import ModelStore, load_tokenizer, model_fingerprint, tokenizer_fingerprint
+from mitigate.runtime import library_versions, process_state
+from mitigate.tokenization import span_tokens, tokenize_documents
+from mitigate.training import Lora, Schedule
+from mitigate.unlearning.redaction import find_copies, redact_document
+from mitigate.unlearning.shards import RESULT, Fitting, deal, default_weight, fit_shards
+
+logger = logging.getLogger(__name__)
+REDACTIONS = ("mask", "placeholder", "fake", "drop")
+_PLAN, _PRIVATE = "plan.json", "private.json"
+_COMMON = 0.05  # a text in more than this share of the documents (and in more than five) is hardly one secret
+
+
+@dataclass(frozen=True)
+class Retrained:
+    """The model that was fitted anew.
+
+    Attributes:
+        directory: PEFT adapter directory (or whole model); its path serves wherever `mitigate` takes a model.
+        summary: `exact`: what the result is and is conditional on; `warnings`; `removed`: counts; `shards`; `refitted`:
+            the numbers of the shards that this call fitted; settings, fingerprints, versions.
+    """
+
+    directory: Path
+    summary: dict[str, Any]
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Retrained:
+        """Read a finished directory.
+
+        Raises:
+            MitigateError: `retrain` did not finish there.
+        """
+        return cls(Path(directory), read_json(Path(directory) / RESULT))
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What is removed from one document.
+
+    Attributes:
+        spans: the characters that an audit selected.
+        copies: characters that are a copy of what was selected elsewhere.
+        tokens: positions of the tokens that get no loss where text stays as it is.
+    """
+
+    spans: frozenset[Span] = frozenset()
+    copies: frozenset[Span] = frozenset()
+    tokens: frozenset[int] = frozenset()
+
+    def __or__(self, other: Removal) -> Removal:
+        return Removal(self.spans | other.spans, self.copies | other.copies, self.tokens | other.tokens)
+
+    @property
+    def text(self) -> list[Span]:
+        """All characters to be removed."""
+        return sorted(self.spans | self.copies)
+
+
+def retrain(
+    audit: Audit | str | Path,
+    *,
+    base: str | Path,
+    out: str | Path,
+    redact: str = "mask",
+    documents: Documents | str | Path | None = None,
+    copies: bool = True,
+    method: str = "lora",
+    lora: Lora | None = None,
+    schedule: Schedule | None = None,
+    shards: int = 1,
+    shard_weight: float | None = None,
+    seed: int = 0,
+    new_store: Callable[[], ModelStore] = ModelStore,
+) -> Retrained:
+    """Fit the model anew on the training documents without the audit's selected spans.
+
+    Training documents are the audit's (of the sets forget and retain, and of none; never holdout) and `documents`.
+    Interrupted, it goes on shard by shard; under several processes each fits a share of the shards.
+
+    Args:
+        audit: the audit that selected what is to be forgotten, or its directory.
+        base: the model that the target was fine-tuned from. The result is exact if it never saw what is removed.
+        out: a new directory, or that of an earlier `retrain` with this base and these settings: shards whose documents
+            are unchanged are kept.
+        redact (`str`, *optional*, defaults to `mask`): `mask` takes no loss on the selected tokens, which are still
+            read as the context of what follows them; `placeholder` and `fake` replace the selected spans' characters,
+            see `redact_document`; `drop` leaves out the documents that hold selected spans.
+        documents (*optional*): more text that the target was trained on; documents that the audit has count once.
+        copies (`bool`, *optional*, defaults to `True`): remove the selected spans' text wherever else it stands in the
+            training documents as well, see `find_copies`; with `mask`, all tokens of these places.
+        method (`str`, *optional*, defaults to `lora`): `lora`, or `full` for a whole model (one shard).
+        lora, schedule (*optional*): as the target was trained, where that is known.
+        shards (`int`, *optional*, defaults to 1): adapters that the documents are dealt to, by group.
+        shard_weight (`float`, *optional*): factor of each shard's update in the sum; default: see `default_weight`.
+        seed (`int`, *optional*, defaults to 0): of the shards, the initialization and the order.
+        new_store (*optional*): makes a store for each shard; settles device and number format.
+
+    Raises:
+        NothingToUnlearnError: no training document has a selected token.
+        MitigateError: base, settings or documents that cannot be used together, or `out` holds something else.
+    """
+    audit = audit if isinstance(audit, Audit) else Audit.load(audit)
+    out, lora, schedule = Path(out), lora or Lora(), schedule or Schedule()
+    _check_settings(redact, method=method, lora=lora, shards=shards, shard_weight=shard_weight)
+    weight = shard_weight or default_weight(shards)
+    store = new_store()
+    doubts = _check_base(audit, str(base), store, method=method)
+    tokenizer = load_tokenizer(base, trust_remote_code=store.trust_remote_code)
+    if tokenizer_fingerprint(tokenizer) != audit.metadata["tokenizer"]:
+        raise MitigateError(f"{base}: its tokenizer is not the audited model's; give the base that this was made from")
+    more = read_documents(documents, tokenizer=tokenizer) if isinstance(documents, str | Path) else documents
+    training = training_documents(audit, more)
+    selected = selected_removals(audit, training)
+
+    plan = {
+        "base": model_fingerprint(base),
+        "tokenizer": audit.metadata["tokenizer"],
+        "redact": redact,
+        "method": method,
+        "lora": lora.model_dump() if method == "lora" else None,
+        "schedule": schedule.model_dump(),
+        "shards": shards,
+        "seed": seed,
+    }
+    private = _open(out, plan)
+    earlier = _earlier_removals(private["removed"], training)
+    removals = {id: earlier.get(id, Removal()) | selected.get(id, Removal()) for id in {**earlier, **selected}}
+    too_short, common = 0, []
+    if copies:
+        found = find_copies(training, {id: removal.text for id, removal in removals.items()})
+        too_short, common = found.too_short, _common(found.documents_of, len(training))
+        removals = _with_copies(removals, found.places, training, tokenizer, mask=redact == "mask")
+    texts, unscored = _redacted(training, removals, tokenizer, redact=redact, key=private["key"])
+    if not texts:
+        raise MitigateError(
+            "no document is left to train on: all hold selected text; replace it (--redact placeholder)"
+        )
+    for warning in [*doubts, *common]:
+        logger.warning("%s", warning)
+
+    state = process_state()
+    if state.is_main_process:
+        write_json(out / _PRIVATE, {**private, "removed": {**private["removed"], **_as_json(removals, training)}})
+    fitting = Fitting(str(base), method, lora, schedule, seed, plan)
+    dealt = deal(texts, unscored, shards=shards, seed=seed)
+    records, refitted = fit_shards(dealt, fitting=fitting, weight=weight, out=out, new_store=new_store)
+    if state.is_main_process:
+        summary = {
+            "exact": _statement(redact, exact=not _is_target(audit, str(base))),
+            "warnings": [*doubts, *common],
+            "removed": {
+                "documents": len(removals),
+                "documents_left_out": len(training) - len(texts),
+                "spans": sum(len(removal.spans) for removal in removals.values()),
+                "copies": sum(len(removal.copies) for removal in removals.values()),
+                "copies_documents": sum(bool(removal.copies) for removal in removals.values()),
+                "copies_not_sought": too_short,
+                "tokens": sum(len(removal.tokens) for removal in removals.values()) if redact == "mask" else None,
+            },
+            "shards": records,
+            "shard_weight": weight,
+            "refitted": refitted,
+            "audit": audit.fingerprint,
+            "target": audit.metadata["target"],
+            "base_source": str(base),
+            "plan": plan,
+            "versions": library_versions(),
+        }
+        write_json(out / RESULT, summary)
+    state.wait_for_everyone()
+    return Retrained.load(out)
+
+
+def training_documents(audit: Audit, more: Documents | None = None) -> Documents:
+    """What the target was trained on: the audit's documents but for the holdout set, and those given besides.
+
+    Raises:
+        MitigateError: the audit judged generated text; nothing but holdout documents; one id with two texts.
+    """
+    if "generated" in audit.metadata:
+        raise MitigateError(
+            "the audit judged text that the model wrote, not text that it was trained on; audit the training documents"
+        )
+    own = {document.id: document for document in audit.document_list()}
+    extra = [document for document in more or () if document.id not in own]
+    if other := [one.id for one in more or () if one.id in own and one.text != own[one.id].text]:
+        raise MitigateError(
+            f"documents: {summarize(map(repr, other))} have another text in the audit; give other documents other ids"
+        )
+    training = Documents(tuple(one for one in [*own.values(), *extra] if one.set != "holdout"))
+    if not training:
+        raise MitigateError(
+            "the audit holds holdout documents only, which no model is trained on; give the training text (--documents)"
+        )
+    return training
+
+
+def selected_removals(audit: Audit, training: Documents) -> dict[str, Removal]:
+    """The selected spans and tokens of the training documents.
+
+    Raises:
+        NothingToUnlearnError: there are none.
+    """
+    trained = {document.id for document in training}
+    spans: dict[str, list[Span]] = {}
+    for row in audit.spans.to_pylist():
+        if row["selected"] and row["doc_id"] in trained:
+            spans.setdefault(row["doc_id"], []).append(Span(row["char_start"], row["char_end"], row["label"] or ""))
+    chosen = audit.columns["selected"].astype(bool)
+    tokens = {id: np.flatnonzero(chosen[rows]).tolist() for id, rows in audit.rows.items() if id in trained}
+    removals = {
+        id: Removal(frozenset(spans.get(id, ())), tokens=frozenset(positions))
+        for id, positions in tokens.items()
+        if positions or id in spans
+    }
+    if not any(removal.tokens for removal in removals.values()):
+        where = "in a training document, only in holdout documents" if chosen.any() else "by this audit"
+        raise NothingToUnlearnError(
+            f"no token is selected {where}: there is nothing to forget; lower the detector's threshold, or select the "
+            "known spans with detect.select: known"
+        )
+    return removals
+
+
+def _check_settings(redact: str, *, method: str, lora: Lora, shards: int, shard_weight: float | None) -> None:
+    problems = []
+    if redact not in REDACTIONS:
+        problems.append(f"redact: {redact!r} is not one of {', '.join(REDACTIONS)}")
+    if method not in ("lora", "full"):
+        problems.append(f"method: {method!r} is not lora or full")
+    if shards < 1:
+        problems.append(f"shards: {shards} is not a number from 1")
+    if shards > 1 and method == "full":
+        problems.append("method: full fits one whole model, and whole models cannot be summed; use lora with shards")
+    if shards > 1 and method == "lora" and getattr(lora.config(), "use_dora", False):
+        problems.append("lora: DoRA's magnitudes cannot be summed over shards; use plain LoRA, or one shard")
+    if shard_weight is not None and (shards == 1 or not shard_weight > 0):
+        problems.append(f"shard_weight: {shard_weight} must be above 0, and with more than one shard")
+    if problems:
+        raise MitigateError("\n".join(problems))
+
+
+def _check_base(audit: Audit, base: str, store: ModelStore, *, method: str) -> list[str]:
+    """What speaks against exactness, as far as it can be seen.
+
+    Raises:
+        MitigateError: there is no such base, or it does not fit the method.
+    """
+    stack, _ = store.check(base)
+    if stack and method == "full":
+        raise MitigateError(f"{base}: an adapter; method full trains a whole model: merge it first, or use lora")
+    doubts = []
+    if _is_target(audit, base):
+        doubts.append(f"{base}: the base is the audited model itself, which saw all of it: nothing will be forgotten")
+    elif stack:
+        doubts.append(f"{base}: the base lies over an adapter; make sure that this never saw the training documents")
+    return doubts
+
+
+def _is_target(audit: Audit, base: str) -> bool:
+    """Whether the base is, or lies over, the model that was found leaking."""
+    target = audit.metadata["target"]
+    if model_fingerprint(base) == target["fingerprint"]:
+        return True
+    stack, plain = ModelStore(device="cpu").check(base)
+    return any(Path(part).resolve() == Path(target["source"]).resolve() for part in (*stack, plain))
+
+
+def _open(out: Path, plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Make the directory or find it to be of this plan; returns what is private to it.
+
+    Raises:
+        MitigateError: it holds something else.
+    """
+    state = process_state()
+    if (out / _PLAN).is_file():
+        if differing := [name for name, value in read_json(out / _PLAN).items() if plan.get(name) != value]:
+            raise MitigateError(
+                f"{out}: holds a model that was fitted with another {summarize(differing)}; choose another directory "
+                "or remove it"
+            )
+    elif out.exists() and (not out.is_dir() or any(path.name != _PRIVATE for path in out.iterdir())):
+        raise MitigateError(f"{out}: already holds something else (no {_PLAN}); choose another directory")
+    state.wait_for_everyone()  # all have looked before one writes
+    if state.is_main_process and not (out / _PLAN).is_file():
+        write_json(out / _PRIVATE, {"key": secrets.token_hex(16), "removed": {}})
+        write_json(out / _PLAN, plan)
+    state.wait_for_everyone()
+    private: dict[str, Any] = read_json(out / _PRIVATE)
+    state.wait_for_everyone()  # all have read before one adds to it
+    return private
+
+
+def _earlier_removals(kept: Mapping[str, Any], training: Documents) -> dict[str, Removal]:
+    """What was removed into this directory before, from documents that are still trained on."""
+    removals = {}
+    for document in training:
+        if document.id in kept:
+            if kept[document.id]["text"] != fingerprint(document.text):
+                raise MitigateError(
+                    f"document {document.id!r}: its text is not that of the earlier audit, from which something was "
+                    "removed; give it another id, or choose another directory"
+                )
+            spans, copies = (frozenset(Span(*one) for one in kept[document.id][name]) for name in ("spans", "copies"))
+            removals[document.id] = Removal(spans, copies, frozenset(kept[document.id]["tokens"]))
+    return removals
+
+
+def _as_json(removals: Mapping[str, Removal], training: Documents) -> dict[str, Any]:
+    return {
+        document.id: {
+            "text": fingerprint(document.text),
+            "spans": [[one.start, one.end, one.label] for one in sorted(removals[document.id].spans)],
+            "copies": [[one.start, one.end, one.label] for one in sorted(removals[document.id].copies)],
+            "tokens": sorted(removals[document.id].tokens),
+        }
+        for document in training
+        if document.id in removals
+    }
+
+
+def _with_copies(
+    removals: Mapping[str, Removal],
+    places: Mapping[str, Sequence[Span]],
+    training: Documents,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    mask: bool,
+) -> dict[str, Removal]:
+    """The removals and the copies, with all their tokens if the loss is masked."""
+    result = dict(removals)
+    holders = [document for document in training if document.id in places]
+    offsets = {one.id: one.offsets for one in tokenize_documents(holders, tokenizer)} if mask else {}
+    for id, spans in places.items():
+        tokens = (int(token) for span in spans if mask for token in span_tokens(offsets[id], span.start, span.end))
+        result[id] = result.get(id, Removal()) | Removal(copies=frozenset(spans), tokens=frozenset(tokens))
+    return result
+
+
+def _redacted(
+    training: Documents,
+    removals: Mapping[str, Removal],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    redact: str,
+    key: str,
+) -> tuple[list[Document], dict[str, list[int]]]:
+    """The documents as the model will see them, and the tokens that get no loss.
+
+    A document of which no token would get a loss is left out.
+    """
+    if redact == "mask":
+        touched = tokenize_documents([document for document in training if document.id in removals], tokenizer)
+        unscored = {one.id: sorted(removals[one.id].tokens) for one in touched}
+        silent = {one.id for one in touched if not np.delete(one.audited, unscored[one.id]).any()}
+        return [document for document in training if document.id not in silent], unscored
+    if redact == "drop":
+        return [document for document in training if document.id not in removals], {}
+    return [
+        redact_document(document, removals[document.id].text, redact=redact, key=key)
+        if document.id in removals
+        else document
+        for document in training
+    ], {}
+
+
+def _common(documents_of: Mapping[tuple[str, Span], int], total: int) -> list[str]:
+    """Warnings of selected text that stands in so many documents that it is hardly a secret."""
+    return [
+        f"the selected text {id!r} [{span.start}, {span.end}) stands in {count} of {total} training documents and is "
+        "removed from all; if it is no secret, keep it there with copies off (--no-copies)"
+        for (id, span), count in documents_of.items()
+        if count > max(5, _COMMON * total)
+    ]
+
+
+def _statement(redact: str, *, exact: bool) -> str:
+    if not exact:
+        return "not exact: the base is, or lies over, the audited model itself"
+    how = {
+        "mask": "no loss was taken on the removed tokens, which were read only as the context of those after them",
+        "placeholder": "the removed text was replaced by placeholders before training",
+        "fake": "the removed text was replaced by fakes before training",
+        "drop": "the documents that held the removed text were left out",
+    }
+    return f"exact, given that the base never saw it: fitted anew from the base; {how[redact]}"

@@ -1,0 +1,275 @@
+"""Text without its secrets: spans replaced by placeholders or by fakes, and the other places where a secret stands.
+
+Text is redacted by spans, that is by characters: of a memorized secret only some tokens are memorized, but what must
+not be learned again is the whole of it. Where spans overlap, labelled ones (known secrets) are replaced first and each
+for itself, and what a found span holds besides them after that; so a phone number gets the same fake wherever it
+stands, and alone or inside a longer found span alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from random import Random
+
+from mitigate.documents import Document, Documents, Span
+from mitigate.errors import MitigateError
+
+SHORTEST_COPY = 6  # letters and digits; shorter strings stand in other texts by chance
+_WIDEST_GAP = 3  # characters between two words of one secret
+_WORD = re.compile("(?:[^\\W_][\u0300-\u036f]*)+")  # letters and digits, with combining accents
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Where secrets stand besides the spans that were selected.
+
+    Attributes:
+        places: document id -> the further places, in order.
+        too_short: secrets of less than `SHORTEST_COPY` letters and digits, which were not looked for.
+        documents_of: (document id, span) of a secret -> number of documents that hold it, its own included.
+    """
+
+    places: dict[str, tuple[Span, ...]]
+    too_short: int
+    documents_of: dict[tuple[str, Span], int]
+
+
+def redact_document(document: Document, spans: Sequence[Span], *, redact: str, key: str = "") -> Document:
+    """Replace the characters of spans, and move the document's other spans and its audited ranges along.
+
+    A known span that lies wholly in replaced characters is gone; of one that reaches into them, the edge inside moves
+    to the edge of the replacement. Audited ranges are never lost.
+
+    Args:
+        document: the text.
+        spans: what to replace; they may overlap.
+        redact: `placeholder` writes `[PHONE]` for the label phone and `[REDACTED]` without a label; `fake` writes what
+            `fake` makes.
+        key (`str`, *optional*): of the fakes.
+
+    Raises:
+        MitigateError: another `redact`, or a span outside the text.
+    """
+    if redact not in ("placeholder", "fake"):
+        raise MitigateError(f"redact: {redact!r} does not change text; placeholder and fake do")
+    if outside := [span for span in spans if not 0 <= span.start < span.end <= len(document.text)]:
+        raise MitigateError(
+            f"document {document.id!r}: span [{outside[0].start}, {outside[0].end}) is not within its text of "
+            f"{len(document.text)} characters; the spans belong to another version of it"
+        )
+    edits = []
+    for span in _disjoint(document.text, spans):
+        secret = document.text[span.start : span.end]
+        edits.append((span.start, span.end, placeholder(span.label) if redact == "placeholder" else fake(secret, key)))
+    kept = [
+        span for span in document.spans if not any(start <= span.start and span.end <= end for start, end, _ in edits)
+    ]
+    parts, at = [], 0
+    for start, end, new in edits:
+        parts += [document.text[at:start], new]
+        at = end
+    return replace(
+        document,
+        text="".join([*parts, document.text[at:]]),
+        audited=tuple((_moved(start, edits, 0), _moved(end, edits, 1)) for start, end in document.audited),
+        spans=tuple(replace(s, start=_moved(s.start, edits, 0), end=_moved(s.end, edits, 1)) for s in kept),
+    )
+
+
+def placeholder(label: str) -> str:
+    """`[PHONE]` for the label phone; `[REDACTED]` for none."""
+    name = re.sub(r"\W+", "_", label.strip()).strip("_").upper()
+    return f"[{name or 'REDACTED'}]"
+
+
+def fake(secret: str, key: str) -> str:
+    """A string of the secret's format that is not the secret: a digit for a digit, a letter of its case for a letter.
+
+    All other characters stay. Letters and digits are drawn by HMAC-SHA256(key, secret's letters and digits), so that a
+    secret has one fake in all its spellings (555-0101, 555 0101), in every document and run of that key. Whoever has
+    the key can try all secrets and see which one gives a fake: the key must be as private as the secrets.
+
+    A string with nothing to replace (no letter or digit, or only characters without others of their kind) becomes
+    `[REDACTED]`.
+    """
+    bare = normalized(secret)
+    draw = Random(hmac.new(key.encode(), bare.encode(), hashlib.sha256).digest())
+    for _ in range(100):
+        made = "".join(_alike(character, draw) if character.isalnum() else character for character in secret)
+        if normalized(made) != bare:
+            return made
+    return placeholder("")
+
+
+def find_copies(documents: Documents, spans: Mapping[str, Sequence[Span]]) -> Copies:
+    """Find the other places where the text of spans stands, as it is or written otherwise.
+
+    Compared are letters and digits, without case, accents and width. Characters between them may differ next to a digit
+    (555-0101, 555 0101, 5550101), and between letters in kind but not in being there (Ann Lee, ann-lee, not annlee). A
+    place begins and ends where a word does: Lee does not stand in Leeds.
+
+    Args:
+        documents: where to look; the spans' own documents among them.
+        spans: document id -> its spans.
+    """
+    sought: dict[str, list[_Form]] = defaultdict(list)
+    lengths: set[int] = set()
+    too_short: set[str] = set()
+    texts = {document.id: document.text for document in documents}
+    for doc_id, own in spans.items():
+        for span in own:
+            words = _words(texts[doc_id][span.start : span.end])
+            bare = "".join(word for word, _, _ in words)
+            if len(bare) < SHORTEST_COPY:
+                too_short.add(bare)
+                continue
+            lengths.add(len(bare))
+            sought[bare].append(_Form(_joints([word for word, _, _ in words]), (doc_id, span)))
+    places: dict[str, tuple[Span, ...]] = {}
+    holders: dict[str, set[str]] = defaultdict(set)
+    for document in documents if sought else ():
+        own = spans.get(document.id, ())
+        found = set()
+        for start, end, bare, form in _occurrences(_words(document.text), sought, sorted(lengths)):
+            holders[bare].add(document.id)
+            if not _covered(start, end, own):
+                found.add(Span(start, end, form.of[1].label))
+        if found:
+            places[document.id] = tuple(sorted(found))
+    documents_of = {form.of: len(holders[bare] | {form.of[0]}) for bare, forms in sought.items() for form in forms}
+    return Copies(places, len(too_short), documents_of)
+
+
+def normalized(text: str) -> str:
+    """The letters and digits of a text, without case, accents and width."""
+    if text.isascii():
+        return re.sub(r"[\W_]+", "", text).lower()
+    return "".join(c for c in unicodedata.normalize("NFKD", text) if c.isalnum()).casefold()
+
+
+@dataclass(frozen=True)
+class _Form:
+    """A spelling of a secret: the places between its letters and digits where other characters stand, and its span."""
+
+    joints: frozenset[int]
+    of: tuple[str, Span]
+
+
+def _occurrences(
+    words: Sequence[tuple[str, int, int]], sought: Mapping[str, Sequence[_Form]], lengths: Sequence[int]
+) -> list[tuple[int, int, str, _Form]]:
+    """Runs of words that are a secret: characters [start, end), its letters and digits, and the form that it matches.
+
+    A secret begins with a word, so a document costs as many look-ups as it has words, times the secrets' lengths.
+    """
+    joined = "".join(word for word, _, _ in words)
+    firsts = [0]
+    for word, _, _ in words:
+        firsts.append(firsts[-1] + len(word))
+    ends = {at: number for number, at in enumerate(firsts)}
+    found = []
+    for number, first in enumerate(firsts[:-1]):
+        for length in lengths:
+            after = ends.get(first + length)
+            if after is None or (forms := sought.get(joined[first : first + length])) is None:
+                continue
+            run = words[number:after]
+            if any(later[1] - word[2] > _WIDEST_GAP for word, later in pairwise(run)):
+                continue
+            bare, joints = joined[first : first + length], _joints([word for word, _, _ in run])
+            for form in forms:
+                if all(bare[at - 1].isdigit() or bare[at].isdigit() for at in joints ^ form.joints):
+                    found.append((run[0][1], run[-1][2], bare, form))
+                    break
+    return found
+
+
+def _words(text: str) -> list[tuple[str, int, int]]:
+    """The words of a text, normalized, with their characters; each letter of a script without case is a word."""
+    found = []
+    for match in _WORD.finditer(text):
+        word, start = match.group(), match.start()
+        if word.isascii():
+            found.append((word.lower(), start, match.end()))
+        elif any(unicodedata.category(character) == "Lo" for character in word):
+            found += [(bare, at, at + 1) for at, one in enumerate(word, start=start) if (bare := normalized(one))]
+        elif bare := normalized(word):
+            found.append((bare, start, match.end()))
+    return found
+
+
+def _joints(words: Sequence[str]) -> frozenset[int]:
+    at, joints = 0, set()
+    for word in words[:-1]:
+        at += len(word)
+        joints.add(at)
+    return frozenset(joints)
+
+
+def _covered(start: int, end: int, spans: Sequence[Span]) -> bool:
+    """Whether all letters and digits of [start, end), which begins and ends with one, lie in spans."""
+    for span in sorted(spans):
+        if span.start <= start < span.end:
+            start = span.end
+    return start >= end
+
+
+def _disjoint(text: str, spans: Sequence[Span]) -> list[Span]:
+    """Spans that replace the given ones and do not overlap; see the top of this file."""
+    labelled = _merged([span for span in spans if span.label])
+    rest = []
+    for span in _merged([span for span in spans if not span.label]):
+        inside = [one for one in labelled if one.start < span.end and one.end > span.start]
+        edges = [span.start, *(edge for one in inside for edge in (one.start, one.end)), span.end]
+        for start, end in zip(edges[::2], edges[1::2], strict=True):
+            if start < end and (not inside or normalized(text[start:end])):
+                piece = text[start:end]
+                rest.append(Span(end - len(piece.lstrip()), start + len(piece.rstrip())) if inside else span)
+    return sorted([*labelled, *rest])
+
+
+def _merged(spans: Sequence[Span]) -> list[Span]:
+    """Overlapping spans as one with the longest one's label; touching ones only if they have the same label."""
+    result: list[Span] = []
+    longest = 0
+    for span in sorted(spans, key=lambda span: (span.start, -span.end)):
+        last = result[-1] if result else None
+        if last and (span.start < last.end or (span.start == last.end and span.label == last.label)):
+            label = span.label if span.end - span.start > longest else last.label
+            result[-1] = Span(last.start, max(last.end, span.end), label)
+            longest = max(longest, span.end - span.start)
+        else:
+            result.append(span)
+            longest = span.end - span.start
+    return result
+
+
+def _moved(position: int, edits: Sequence[tuple[int, int, str]], edge: int) -> int:
+    """Where a position of the old text is in the new; one inside a replacement of another length goes to its edge."""
+    shift = 0
+    for start, end, new in edits:
+        if position <= start:
+            break
+        if position >= end:
+            shift += len(new) - (end - start)
+        elif len(new) != end - start:
+            return start + shift + edge * len(new)
+    return position + shift
+
+
+def _alike(character: str, draw: Random) -> str:
+    """Another character of the same kind; always one draw, so that spellings of a secret draw alike."""
+    if character.isascii():
+        kind = "0123456789" if character.isdigit() else "abcdefghijklmnopqrstuvwxyz"
+    else:
+        category, block = unicodedata.category(character), ord(character) & ~63
+        kind = "".join(c for c in map(chr, range(block, block + 64)) if unicodedata.category(c) == category)
+    made = kind[int(draw.random() * len(kind))]
+    return made.upper() if character.isascii() and character.isupper() else made
