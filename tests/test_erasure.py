@@ -228,12 +228,21 @@ def test_the_number_in_a_longer_found_span_is_a_secret_of_its_own() -> None:
 
 
 def test_a_common_phrase_is_no_secret_unless_it_is_known_as_one() -> None:
-    many = {f"d{n}": f"Document {n}: in the morning, after all." for n in range(8)}
-    few = {f"e{n}": f"The violet lantern, number {n}." for n in range(3)}
-    found = linked_of(many | few, ["in the morning", "violet lantern"], source="found")
+    phrases = ["in the morning after the storm", "the violet lantern of the watchman"]
+    many = {f"d{n}": f"Document {n}: {phrases[0]}, at last." for n in range(8)}
+    few = {f"e{n}": f"It was {phrases[1]}, number {n}." for n in range(3)}
+    found = linked_of(many | few, phrases, source="found")
     assert {hit.doc_id for hit in found.hits} == set(few)
     assert (found.secrets, found.too_common, found.too_short) == (1, 1, 0)
-    assert len(linked_of(many | few, ["in the morning", "violet lantern", "at 9"]).hits) == 11
+    assert len(linked_of(many | few, phrases).hits) == 11
+
+
+def test_a_few_words_that_the_detector_found_are_no_secret_but_known_ones_are() -> None:
+    words = ["Orange,", "1984, in the United", "in May"]
+    texts = {"other": "Born in May 1984, in the United States, near Orange."}
+    found = linked_of(texts, words, source="found")
+    assert (found.hits, found.secrets, found.too_short) == ((), 0, 3)
+    assert len(linked_of(texts, words).hits) == 2, "in May has five letters"
 
 
 def test_of_places_within_one_another_the_longest_counts() -> None:
@@ -468,6 +477,31 @@ def test_one_request_through_a_whole_lab_recipe(tmp_path: Path) -> None:
         again = json.loads((tmp_path / "run/run.json").read_text())["stages"]["lab.oracle"]["fingerprint"]
         assert again != trained, "the oracle is trained on everything but the requested documents"
         assert given[0].id not in {document.id for document in other.audited.subset("retain")}
+
+
+def test_linked_secrets_are_unlearned_with_the_requested_ones(world: World, tmp_path: Path) -> None:
+    with working_in(tmp_path):
+        write_jsonl(with_copies(world), tmp_path / "train.jsonl")
+        values = {
+            "out": "run",
+            "data": {"documents": [{"path": "train.jsonl"}]},
+            "forget": {"where": {"id": "forget-0"}},
+            "models": {"target": str(world.target), "device": "cpu"},
+            "references": {"count": 0, "given": [str(world.references)]},
+            "detect": {"select": "known"},
+            "unlearn": {"objective": "npo", "max_steps": 8, "learning_rate": 5e-3, "stop_at_control": False},
+            "report": {"extraction": False},
+        }
+        report = run(check_recipe(values)).report
+        assert report["erasure"]["documents"] == ["forget-0"]
+        [place] = [place for place in report["erasure"]["linked"] if place["selected"]]
+        assert place["doc_id"] == "copy-retain"
+        before, after = (Audit.load(f"run/{name}") for name in ("audit", "reaudit"))
+        row = linked_rows(before)["copy-retain"]
+        tokens = slice(*(before.rows["copy-retain"].start + row[f"token_{end}"] for end in ("start", "end")))
+        fell = before.columns["log_prob"][tokens] - after.columns["log_prob"][tokens]
+        assert fell.mean() > 0, "not held as an anchor"
+        assert report["erasure"]["score"]["after"] < report["erasure"]["score"]["before"]
 
 
 def test_a_lab_does_not_forget_what_it_did_not_train_on(tmp_path: Path, world: World) -> None:

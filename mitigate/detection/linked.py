@@ -21,9 +21,10 @@ from mitigate.documents.folding import begins_word, fold, in_word
 from mitigate.tokenization import span_tokens
 
 LEAST_CHARACTERS = 6  # letters and digits of a secret that is looked for
+LEAST_COPIED = 20  # of a whole span that nobody called sensitive: shorter words in a row are alike by chance
 LEAST_BITS = 8.0  # characters × entropy of their distribution: 000000 has none
-MOST_SHARE = 0.05  # of the documents may hold a string that nobody called sensitive
-MOST_DOCUMENTS = 3  # or so many, where that is more
+MOST_SHARE = 0.05  # of the documents may hold a string that nobody called sensitive, but
+MOST_DOCUMENTS = (3, 50)  # not fewer and not more than these
 _GAP = 3  # other characters between two letters or digits of a secret, as in "(555) 1234"
 
 
@@ -48,7 +49,7 @@ class Linked:
     Attributes:
         hits: by document, in the documents' order.
         secrets: different strings that were looked for and are not too common.
-        too_short: spans of fewer than 6 letters and digits, or of less than 8 bits.
+        too_short: spans with nothing in them long enough to look for.
         too_common: strings that nobody called sensitive and that many documents hold.
     """
 
@@ -129,9 +130,11 @@ def with_linked(verdict: Verdict, documents: Documents) -> tuple[Verdict, dict[s
 def find_linked(documents: Documents, requested: Collection[str], spans: Sequence[Mapping[str, Any]]) -> Linked:
     """Find the secrets of some documents in all others.
 
-    A span is looked for as a whole, and each number and address with an @ in it by itself (what the detector finds may
-    hold more than the secret). A string in more than 5 % of the other documents (and in more than 3) is common, not
-    secret, unless it is a known sensitive span. Of places within one another the longest counts.
+    A known sensitive span is looked for as a whole. So is a span that the detector found, if it has 20 letters and
+    digits; and of either each number and address with an @ in it by itself, for what is found may hold more than the
+    secret, or half a sentence around it. All need 6 letters and digits, and 8 bits (characters × entropy of their
+    distribution). What nobody called sensitive and more than 5 % of the other documents hold (and more than 3; or more
+    than 50) is common, not secret. Of places within one another the longest counts.
 
     Args:
         documents: everything that was audited.
@@ -149,7 +152,7 @@ def find_linked(documents: Documents, requested: Collection[str], spans: Sequenc
         for places in found.values()
         for secret in {secret.characters: secret for _, _, secret in places}.values()
     )
-    most = max(MOST_DOCUMENTS, MOST_SHARE * len(others))
+    most = np.clip(MOST_SHARE * len(others), *MOST_DOCUMENTS)
     common = {secret.characters for secret in secrets if not secret.known and frequency[secret.characters] > most}
     hits = [
         hit
@@ -171,11 +174,13 @@ def _secrets(
         if span["doc_id"] not in texts or not (span["selected"] or known):
             continue
         whole = texts[span["doc_id"]][span["char_start"] : span["char_end"]]
-        too_short += not _is_long(_Comparable(whole).characters)
-        for text in {whole, *_identifiers(whole)}:
-            comparable = _Comparable(text)
-            if not _is_long(comparable.characters):
-                continue
+        looked_for = dict.fromkeys(_identifiers(whole))
+        if known or len(_Comparable(whole).characters) >= LEAST_COPIED:
+            looked_for[whole] = None
+        strings = {text: _Comparable(text) for text in looked_for}
+        strings = {text: comparable for text, comparable in strings.items() if _is_long(comparable.characters)}
+        too_short += not strings
+        for text, comparable in strings.items():
             secret = secrets.setdefault(comparable.characters, _Secret(comparable.characters, _GAP, False))
             secret.gap = max(secret.gap, comparable.widest_gap(0, len(comparable.characters)))
             secret.known |= known and text == whole
