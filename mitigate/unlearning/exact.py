@@ -16,29 +16,35 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from transformers import PreTrainedTokenizerBase
-
-from mitigate.artifacts import fingerprint, read_json, write_json
+from mitigate.artifacts import read_json, write_json
 from mitigate.detection.audit import Audit
-from mitigate.documents import Document, Documents, Span, read_documents
-from mitigate.errors import MitigateError, NothingToUnlearnError, summarize
+from mitigate.documents import Documents, read_documents
+from mitigate.errors import MitigateError, summarize
 from mitigate.models import ModelStore, load_tokenizer, model_fingerprint, tokenizer_fingerprint
 from mitigate.runtime import library_versions, process_state
-from mitigate.tokenization import span_tokens, tokenize_documents
 from mitigate.training import Lora, Schedule
-from mitigate.unlearning.redaction import find_copies, redact_document
+from mitigate.unlearning.redaction import find_copies
+from mitigate.unlearning.removals import (
+    Removal,
+    as_json,
+    common_texts,
+    doubled_texts,
+    earlier_removals,
+    redacted,
+    selected_removals,
+    training_documents,
+    with_copies,
+)
 from mitigate.unlearning.shards import RESULT, Fitting, deal, default_weight, fit_shards
 
 logger = logging.getLogger(__name__)
 REDACTIONS = ("mask", "placeholder", "fake", "drop")
 _PLAN, _PRIVATE = "plan.json", "private.json"
-_COMMON = 0.05  # a text in more than this share of the documents (and in more than five) is hardly one secret
 
 
 @dataclass(frozen=True)
@@ -62,29 +68,6 @@ class Retrained:
             MitigateError: `retrain` did not finish there.
         """
         return cls(Path(directory), read_json(Path(directory) / RESULT))
-
-
-@dataclass(frozen=True)
-class Removal:
-    """What is removed from one document.
-
-    Attributes:
-        spans: the characters that an audit selected.
-        copies: characters that are a copy of what was selected elsewhere.
-        tokens: positions of the tokens that get no loss where text stays as it is.
-    """
-
-    spans: frozenset[Span] = frozenset()
-    copies: frozenset[Span] = frozenset()
-    tokens: frozenset[int] = frozenset()
-
-    def __or__(self, other: Removal) -> Removal:
-        return Removal(self.spans | other.spans, self.copies | other.copies, self.tokens | other.tokens)
-
-    @property
-    def text(self) -> list[Span]:
-        """All characters to be removed."""
-        return sorted(self.spans | self.copies)
 
 
 def retrain(
@@ -115,7 +98,9 @@ def retrain(
             are unchanged are kept.
         redact (`str`, *optional*, defaults to `mask`): `mask` takes no loss on the selected tokens, which are still
             read as the context of what follows them; `placeholder` and `fake` replace the selected spans' characters,
-            see `redact_document`; `drop` leaves out the documents that hold selected spans.
+            see `redact_document`; `drop` leaves out the documents that hold selected spans. Where the model learned to
+            expect a placeholder, a secret is less probable than if it had never been there, and that can be seen; with
+            a fake it is as probable as any other string of its format.
         documents (*optional*): more text that the target was trained on; documents that the audit has count once.
         copies (`bool`, *optional*, defaults to `True`): remove the selected spans' text wherever else it stands in the
             training documents as well, see `find_copies`; with `mask`, all tokens of these places.
@@ -135,16 +120,20 @@ def retrain(
     _check_settings(redact, method=method, lora=lora, shards=shards, shard_weight=shard_weight)
     weight = shard_weight or default_weight(shards)
     store = new_store()
-    doubts = _check_base(audit, str(base), store, method=method)
+    store.check(str(base))
+    base_print = model_fingerprint(base)
+    leaky = _is_target(audit, str(base), base_print, store)
+    doubts = _check_base(str(base), store, method=method, leaky=leaky)
     tokenizer = load_tokenizer(base, trust_remote_code=store.trust_remote_code)
     if tokenizer_fingerprint(tokenizer) != audit.metadata["tokenizer"]:
         raise MitigateError(f"{base}: its tokenizer is not the audited model's; give the base that this was made from")
     more = read_documents(documents, tokenizer=tokenizer) if isinstance(documents, str | Path) else documents
     training = training_documents(audit, more)
     selected = selected_removals(audit, training)
+    doubts += doubled_texts(audit, training)
 
     plan = {
-        "base": model_fingerprint(base),
+        "base": base_print,
         "tokenizer": audit.metadata["tokenizer"],
         "redact": redact,
         "method": method,
@@ -154,14 +143,14 @@ def retrain(
         "seed": seed,
     }
     private = _open(out, plan)
-    earlier = _earlier_removals(private["removed"], training)
+    earlier = earlier_removals(private["removed"], training)
     removals = {id: earlier.get(id, Removal()) | selected.get(id, Removal()) for id in {**earlier, **selected}}
     too_short, common = 0, []
     if copies:
         found = find_copies(training, {id: removal.text for id, removal in removals.items()})
-        too_short, common = found.too_short, _common(found.documents_of, len(training))
-        removals = _with_copies(removals, found.places, training, tokenizer, mask=redact == "mask")
-    texts, unscored = _redacted(training, removals, tokenizer, redact=redact, key=private["key"])
+        too_short, common = found.too_short, common_texts(found.documents_of, len(training))
+        removals = with_copies(removals, found.places, training, tokenizer, mask=redact == "mask")
+    texts, unscored = redacted(training, removals, tokenizer, redact=redact, key=private["key"])
     if not texts:
         raise MitigateError(
             "no document is left to train on: all hold selected text; replace it (--redact placeholder)"
@@ -171,13 +160,13 @@ def retrain(
 
     state = process_state()
     if state.is_main_process:
-        write_json(out / _PRIVATE, {**private, "removed": {**private["removed"], **_as_json(removals, training)}})
+        write_json(out / _PRIVATE, {**private, "removed": {**private["removed"], **as_json(removals, training)}})
     fitting = Fitting(str(base), method, lora, schedule, seed, plan)
     dealt = deal(texts, unscored, shards=shards, seed=seed)
     records, refitted = fit_shards(dealt, fitting=fitting, weight=weight, out=out, new_store=new_store)
     if state.is_main_process:
         summary = {
-            "exact": _statement(redact, exact=not _is_target(audit, str(base))),
+            "exact": _statement(redact, exact=not leaky),
             "warnings": [*doubts, *common],
             "removed": {
                 "documents": len(removals),
@@ -202,57 +191,6 @@ def retrain(
     return Retrained.load(out)
 
 
-def training_documents(audit: Audit, more: Documents | None = None) -> Documents:
-    """What the target was trained on: the audit's documents but for the holdout set, and those given besides.
-
-    Raises:
-        MitigateError: the audit judged generated text; nothing but holdout documents; one id with two texts.
-    """
-    if "generated" in audit.metadata:
-        raise MitigateError(
-            "the audit judged text that the model wrote, not text that it was trained on; audit the training documents"
-        )
-    own = {document.id: document for document in audit.document_list()}
-    extra = [document for document in more or () if document.id not in own]
-    if other := [one.id for one in more or () if one.id in own and one.text != own[one.id].text]:
-        raise MitigateError(
-            f"documents: {summarize(map(repr, other))} have another text in the audit; give other documents other ids"
-        )
-    training = Documents(tuple(one for one in [*own.values(), *extra] if one.set != "holdout"))
-    if not training:
-        raise MitigateError(
-            "the audit holds holdout documents only, which no model is trained on; give the training text (--documents)"
-        )
-    return training
-
-
-def selected_removals(audit: Audit, training: Documents) -> dict[str, Removal]:
-    """The selected spans and tokens of the training documents.
-
-    Raises:
-        NothingToUnlearnError: there are none.
-    """
-    trained = {document.id for document in training}
-    spans: dict[str, list[Span]] = {}
-    for row in audit.spans.to_pylist():
-        if row["selected"] and row["doc_id"] in trained:
-            spans.setdefault(row["doc_id"], []).append(Span(row["char_start"], row["char_end"], row["label"] or ""))
-    chosen = audit.columns["selected"].astype(bool)
-    tokens = {id: np.flatnonzero(chosen[rows]).tolist() for id, rows in audit.rows.items() if id in trained}
-    removals = {
-        id: Removal(frozenset(spans.get(id, ())), tokens=frozenset(positions))
-        for id, positions in tokens.items()
-        if positions or id in spans
-    }
-    if not any(removal.tokens for removal in removals.values()):
-        where = "in a training document, only in holdout documents" if chosen.any() else "by this audit"
-        raise NothingToUnlearnError(
-            f"no token is selected {where}: there is nothing to forget; lower the detector's threshold, or select the "
-            "known spans with detect.select: known"
-        )
-    return removals
-
-
 def _check_settings(redact: str, *, method: str, lora: Lora, shards: int, shard_weight: float | None) -> None:
     problems = []
     if redact not in REDACTIONS:
@@ -271,30 +209,28 @@ def _check_settings(redact: str, *, method: str, lora: Lora, shards: int, shard_
         raise MitigateError("\n".join(problems))
 
 
-def _check_base(audit: Audit, base: str, store: ModelStore, *, method: str) -> list[str]:
+def _is_target(audit: Audit, base: str, base_print: str, store: ModelStore) -> bool:
+    """Whether the base is, or lies over, the model that was found leaking."""
+    target = audit.metadata["target"]
+    stack, plain = store.check(base)
+    parts = {Path(part).resolve() for part in (*stack, plain)}
+    return base_print == target["fingerprint"] or Path(target["source"]).resolve() in parts
+
+
+def _check_base(base: str, store: ModelStore, *, method: str, leaky: bool) -> list[str]:
     """What speaks against exactness, as far as it can be seen.
 
     Raises:
-        MitigateError: there is no such base, or it does not fit the method.
+        MitigateError: an adapter, where a whole model is to be trained.
     """
     stack, _ = store.check(base)
     if stack and method == "full":
         raise MitigateError(f"{base}: an adapter; method full trains a whole model: merge it first, or use lora")
-    doubts = []
-    if _is_target(audit, base):
-        doubts.append(f"{base}: the base is the audited model itself, which saw all of it: nothing will be forgotten")
-    elif stack:
-        doubts.append(f"{base}: the base lies over an adapter; make sure that this never saw the training documents")
-    return doubts
-
-
-def _is_target(audit: Audit, base: str) -> bool:
-    """Whether the base is, or lies over, the model that was found leaking."""
-    target = audit.metadata["target"]
-    if model_fingerprint(base) == target["fingerprint"]:
-        return True
-    stack, plain = ModelStore(device="cpu").check(base)
-    return any(Path(part).resolve() == Path(target["source"]).resolve() for part in (*stack, plain))
+    if leaky:
+        return [f"{base}: the base is, or lies over, the audited model, which saw all of it: nothing is forgotten"]
+    if stack:
+        return [f"{base}: the base lies over an adapter; make sure that this never saw the training documents"]
+    return []
 
 
 def _open(out: Path, plan: Mapping[str, Any]) -> dict[str, Any]:
@@ -320,89 +256,6 @@ def _open(out: Path, plan: Mapping[str, Any]) -> dict[str, Any]:
     private: dict[str, Any] = read_json(out / _PRIVATE)
     state.wait_for_everyone()  # all have read before one adds to it
     return private
-
-
-def _earlier_removals(kept: Mapping[str, Any], training: Documents) -> dict[str, Removal]:
-    """What was removed into this directory before, from documents that are still trained on."""
-    removals = {}
-    for document in training:
-        if document.id in kept:
-            if kept[document.id]["text"] != fingerprint(document.text):
-                raise MitigateError(
-                    f"document {document.id!r}: its text is not that of the earlier audit, from which something was "
-                    "removed; give it another id, or choose another directory"
-                )
-            spans, copies = (frozenset(Span(*one) for one in kept[document.id][name]) for name in ("spans", "copies"))
-            removals[document.id] = Removal(spans, copies, frozenset(kept[document.id]["tokens"]))
-    return removals
-
-
-def _as_json(removals: Mapping[str, Removal], training: Documents) -> dict[str, Any]:
-    return {
-        document.id: {
-            "text": fingerprint(document.text),
-            "spans": [[one.start, one.end, one.label] for one in sorted(removals[document.id].spans)],
-            "copies": [[one.start, one.end, one.label] for one in sorted(removals[document.id].copies)],
-            "tokens": sorted(removals[document.id].tokens),
-        }
-        for document in training
-        if document.id in removals
-    }
-
-
-def _with_copies(
-    removals: Mapping[str, Removal],
-    places: Mapping[str, Sequence[Span]],
-    training: Documents,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    mask: bool,
-) -> dict[str, Removal]:
-    """The removals and the copies, with all their tokens if the loss is masked."""
-    result = dict(removals)
-    holders = [document for document in training if document.id in places]
-    offsets = {one.id: one.offsets for one in tokenize_documents(holders, tokenizer)} if mask else {}
-    for id, spans in places.items():
-        tokens = (int(token) for span in spans if mask for token in span_tokens(offsets[id], span.start, span.end))
-        result[id] = result.get(id, Removal()) | Removal(copies=frozenset(spans), tokens=frozenset(tokens))
-    return result
-
-
-def _redacted(
-    training: Documents,
-    removals: Mapping[str, Removal],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    redact: str,
-    key: str,
-) -> tuple[list[Document], dict[str, list[int]]]:
-    """The documents as the model will see them, and the tokens that get no loss.
-
-    A document of which no token would get a loss is left out.
-    """
-    if redact == "mask":
-        touched = tokenize_documents([document for document in training if document.id in removals], tokenizer)
-        unscored = {one.id: sorted(removals[one.id].tokens) for one in touched}
-        silent = {one.id for one in touched if not np.delete(one.audited, unscored[one.id]).any()}
-        return [document for document in training if document.id not in silent], unscored
-    if redact == "drop":
-        return [document for document in training if document.id not in removals], {}
-    return [
-        redact_document(document, removals[document.id].text, redact=redact, key=key)
-        if document.id in removals
-        else document
-        for document in training
-    ], {}
-
-
-def _common(documents_of: Mapping[tuple[str, Span], int], total: int) -> list[str]:
-    """Warnings of selected text that stands in so many documents that it is hardly a secret."""
-    return [
-        f"the selected text {id!r} [{span.start}, {span.end}) stands in {count} of {total} training documents and is "
-        "removed from all; if it is no secret, keep it there with copies off (--no-copies)"
-        for (id, span), count in documents_of.items()
-        if count > max(5, _COMMON * total)
-    ]
 
 
 def _statement(redact: str, *, exact: bool) -> str:

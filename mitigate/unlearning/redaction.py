@@ -33,7 +33,7 @@ class Copies:
     Attributes:
         places: document id -> the further places, in order.
         too_short: secrets of less than `SHORTEST_COPY` letters and digits, which were not looked for.
-        documents_of: (document id, span) of a secret -> number of documents that hold it, its own included.
+        documents_of: (document id, span) where a secret stands first -> number of documents that hold it.
     """
 
     places: dict[str, tuple[Span, ...]]
@@ -71,6 +71,10 @@ def redact_document(document: Document, spans: Sequence[Span], *, redact: str, k
     kept = [
         span for span in document.spans if not any(start <= span.start and span.end <= end for start, end, _ in edits)
     ]
+
+    def moved(position: int, edge: int) -> int:
+        return _moved(position, edits, edge, aligned=redact == "fake")
+
     parts, at = [], 0
     for start, end, new in edits:
         parts += [document.text[at:start], new]
@@ -78,8 +82,8 @@ def redact_document(document: Document, spans: Sequence[Span], *, redact: str, k
     return replace(
         document,
         text="".join([*parts, document.text[at:]]),
-        audited=tuple((_moved(start, edits, 0), _moved(end, edits, 1)) for start, end in document.audited),
-        spans=tuple(replace(s, start=_moved(s.start, edits, 0), end=_moved(s.end, edits, 1)) for s in kept),
+        audited=tuple((moved(start, 0), moved(end, 1)) for start, end in document.audited),
+        spans=tuple(replace(span, start=moved(span.start, 0), end=moved(span.end, 1)) for span in kept),
     )
 
 
@@ -143,7 +147,7 @@ def find_copies(documents: Documents, spans: Mapping[str, Sequence[Span]]) -> Co
                 found.add(Span(start, end, form.of[1].label))
         if found:
             places[document.id] = tuple(sorted(found))
-    documents_of = {form.of: len(holders[bare] | {form.of[0]}) for bare, forms in sought.items() for form in forms}
+    documents_of = {forms[0].of: len(holders[bare] | {form.of[0] for form in forms}) for bare, forms in sought.items()}
     return Copies(places, len(too_short), documents_of)
 
 
@@ -251,16 +255,20 @@ def _merged(spans: Sequence[Span]) -> list[Span]:
     return result
 
 
-def _moved(position: int, edits: Sequence[tuple[int, int, str]], edge: int) -> int:
-    """Where a position of the old text is in the new; one inside a replacement of another length goes to its edge."""
+def _moved(position: int, edits: Sequence[tuple[int, int, str]], edge: int, *, aligned: bool) -> int:
+    """Where a position of the old text is in the new.
+
+    One inside a replacement goes to its start (edge 0) or end (edge 1), or stays where it is if `aligned`: where each
+    character was replaced by one.
+    """
     shift = 0
     for start, end, new in edits:
         if position <= start:
             break
+        if position < end and not (aligned and len(new) == end - start):
+            return start + shift + edge * len(new)
         if position >= end:
             shift += len(new) - (end - start)
-        elif len(new) != end - start:
-            return start + shift + edge * len(new)
     return position + shift
 
 

@@ -1,0 +1,198 @@
+"""What is removed from which training document: by an audit, by earlier ones, and as copies of either.
+
+Text is redacted by spans, a masked loss by tokens: the audit selects the memorized tokens of a span, and where text
+stays as it was the others may be learned again. Of a copy, which no audit judged, all tokens are masked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from mitigate.artifacts import fingerprint
+from mitigate.detection.audit import Audit
+from mitigate.documents import Document, Documents, Span
+from mitigate.errors import MitigateError, NothingToUnlearnError, summarize
+from mitigate.tokenization import span_tokens, tokenize_documents
+from mitigate.unlearning.redaction import redact_document
+
+_COMMON = 0.05  # a text in more than this share of the documents (and in more than five) is hardly one secret
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What is removed from one document.
+
+    Attributes:
+        spans: the characters that an audit selected.
+        copies: characters that are a copy of what was selected elsewhere.
+        tokens: positions of the tokens that get no loss where text stays as it is.
+    """
+
+    spans: frozenset[Span] = frozenset()
+    copies: frozenset[Span] = frozenset()
+    tokens: frozenset[int] = frozenset()
+
+    def __or__(self, other: Removal) -> Removal:
+        return Removal(self.spans | other.spans, self.copies | other.copies, self.tokens | other.tokens)
+
+    @property
+    def text(self) -> list[Span]:
+        """All characters to be removed."""
+        return sorted(self.spans | self.copies)
+
+
+def training_documents(audit: Audit, more: Documents | None = None) -> Documents:
+    """What the target was trained on: the audit's documents but for the holdout set, and those given besides.
+
+    Raises:
+        MitigateError: the audit judged generated text; nothing but holdout documents; one id with two texts.
+    """
+    if "generated" in audit.metadata:
+        raise MitigateError(
+            "the audit judged text that the model wrote, not text that it was trained on; audit the training documents"
+        )
+    own = {document.id: document for document in audit.document_list()}
+    extra = [document for document in more or () if document.id not in own]
+    if other := [one.id for one in more or () if one.id in own and one.text != own[one.id].text]:
+        raise MitigateError(
+            f"documents: {summarize(map(repr, other))} have another text in the audit; give other documents other ids"
+        )
+    training = Documents(tuple(one for one in [*own.values(), *extra] if one.set != "holdout"))
+    if not training:
+        raise MitigateError(
+            "the audit holds holdout documents only, which no model is trained on; give the training text (--documents)"
+        )
+    return training
+
+
+def doubled_texts(audit: Audit, training: Documents) -> list[str]:
+    """A warning of documents that were given besides the audit's and have the text of one of these."""
+    own = dict(zip(audit.documents["doc_id"].to_pylist(), audit.documents["text"].to_pylist(), strict=True))
+    texts = set(own.values())
+    doubled = [document.id for document in training if document.id not in own and document.text in texts]
+    if not doubled:
+        return []
+    return [
+        f"documents: {summarize(map(repr, doubled))} have the text of a document of the audit and another id, and are "
+        "trained on besides it; if they are the same, read them with the ids that the audit has"
+    ]
+
+
+def selected_removals(audit: Audit, training: Documents) -> dict[str, Removal]:
+    """The selected spans and tokens of the training documents.
+
+    Raises:
+        NothingToUnlearnError: there are none.
+    """
+    trained = {document.id for document in training}
+    spans: dict[str, list[Span]] = {}
+    for row in audit.spans.to_pylist():
+        if row["selected"] and row["doc_id"] in trained:
+            spans.setdefault(row["doc_id"], []).append(Span(row["char_start"], row["char_end"], row["label"] or ""))
+    chosen = audit.columns["selected"].astype(bool)
+    tokens = {id: np.flatnonzero(chosen[rows]).tolist() for id, rows in audit.rows.items() if id in trained}
+    removals = {
+        id: Removal(frozenset(spans.get(id, ())), tokens=frozenset(positions))
+        for id, positions in tokens.items()
+        if positions or id in spans
+    }
+    if not any(removal.tokens for removal in removals.values()):
+        where = "in a training document, only in holdout documents" if chosen.any() else "by this audit"
+        raise NothingToUnlearnError(
+            f"no token is selected {where}: there is nothing to forget; lower the detector's threshold, or select the "
+            "known spans with detect.select: known"
+        )
+    return removals
+
+
+def earlier_removals(kept: Mapping[str, Any], training: Documents) -> dict[str, Removal]:
+    """What was removed before (of `as_json`), from documents that are still trained on.
+
+    Raises:
+        MitigateError: a document's text is another now.
+    """
+    removals = {}
+    for document in training:
+        if document.id in kept:
+            if kept[document.id]["text"] != fingerprint(document.text):
+                raise MitigateError(
+                    f"document {document.id!r}: its text is not that of the earlier audit, from which something was "
+                    "removed; give it another id, or choose another directory"
+                )
+            spans, copies = (frozenset(Span(*one) for one in kept[document.id][name]) for name in ("spans", "copies"))
+            removals[document.id] = Removal(spans, copies, frozenset(kept[document.id]["tokens"]))
+    return removals
+
+
+def as_json(removals: Mapping[str, Removal], training: Documents) -> dict[str, Any]:
+    """The removals with fingerprints of the texts that they count in; no text."""
+    return {
+        document.id: {
+            "text": fingerprint(document.text),
+            "spans": [[one.start, one.end, one.label] for one in sorted(removals[document.id].spans)],
+            "copies": [[one.start, one.end, one.label] for one in sorted(removals[document.id].copies)],
+            "tokens": sorted(removals[document.id].tokens),
+        }
+        for document in training
+        if document.id in removals
+    }
+
+
+def with_copies(
+    removals: Mapping[str, Removal],
+    places: Mapping[str, Sequence[Span]],
+    training: Documents,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    mask: bool,
+) -> dict[str, Removal]:
+    """The removals and the copies, with all their tokens if the loss is masked."""
+    result = dict(removals)
+    holders = [document for document in training if document.id in places]
+    offsets = {one.id: one.offsets for one in tokenize_documents(holders, tokenizer)} if mask else {}
+    for id, spans in places.items():
+        tokens = (int(token) for span in spans if mask for token in span_tokens(offsets[id], span.start, span.end))
+        result[id] = result.get(id, Removal()) | Removal(copies=frozenset(spans), tokens=frozenset(tokens))
+    return result
+
+
+def redacted(
+    training: Documents,
+    removals: Mapping[str, Removal],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    redact: str,
+    key: str,
+) -> tuple[list[Document], dict[str, list[int]]]:
+    """The documents as the model will see them, and the tokens that get no loss.
+
+    A document of which no token would get a loss is left out.
+    """
+    if redact == "mask":
+        touched = tokenize_documents([document for document in training if document.id in removals], tokenizer)
+        unscored = {one.id: sorted(removals[one.id].tokens) for one in touched}
+        silent = {one.id for one in touched if not np.delete(one.audited, unscored[one.id]).any()}
+        return [document for document in training if document.id not in silent], unscored
+    if redact == "drop":
+        return [document for document in training if document.id not in removals], {}
+    return [
+        redact_document(document, removals[document.id].text, redact=redact, key=key)
+        if document.id in removals
+        else document
+        for document in training
+    ], {}
+
+
+def common_texts(documents_of: Mapping[tuple[str, Span], int], total: int) -> list[str]:
+    """Warnings of selected text that stands in so many documents that it is hardly a secret."""
+    return [
+        f"the selected text {id!r} [{span.start}, {span.end}) stands in {count} of {total} training documents and is "
+        "removed from all; if it is no secret, keep it there with copies off (--no-copies)"
+        for (id, span), count in documents_of.items()
+        if count > max(5, _COMMON * total)
+    ]
