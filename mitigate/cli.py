@@ -32,6 +32,7 @@ from mitigate.cli_options import (
     request_from,
     settings_from,
 )
+from mitigate.cli_retrain import retrain
 from mitigate.errors import MitigateError, summarize
 
 if TYPE_CHECKING:
@@ -323,6 +324,7 @@ def unlearn(
         )
 
 
+app.command()(retrain)
 
 
 @app.command()
