@@ -100,8 +100,8 @@ def retrain(
     line = f"removed: {removed['spans']} selected spans"
     if copies:
         line += f" and {removed['copies']} copies of them in {removed['copies_documents']} documents"
-        if removed["copies_not_sought"]:
-            line += f" ({removed['copies_not_sought']} strings are too short to look for)"
+        if unsought := removed["too_short_to_seek"] + removed["too_common_to_seek"]:
+            line += f" ({unsought} strings are too short or too common to look for)"
     typer.echo(f"{line}; {removed['documents_left_out']} documents left out")
     typer.echo(f"fitted: {'shard ' + ', '.join(fitted) if fitted else 'nothing'} of {len(summary['shards'])} shards")
     typer.echo(f"{summary['exact']} -> {out}")

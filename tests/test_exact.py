@@ -23,6 +23,7 @@ from world import LORA, World, save_tiny_model, sentences
 
 import mitigate.cli
 from mitigate.detection.audit import Audit
+from mitigate.detection.linked import Linked
 from mitigate.detection.signals import token_log_probs
 from mitigate.documents import Document, Documents, Span
 from mitigate.errors import MitigateError, NothingToUnlearnError
@@ -31,7 +32,8 @@ from mitigate.models import OVERLAY_FILE, ModelStore
 from mitigate.tokenization import span_tokens, tokenize_documents
 from mitigate.training import Lora, Schedule, fine_tune
 from mitigate.unlearning.exact import Retrained, retrain
-from mitigate.unlearning.redaction import fake, find_copies, normalized, redact_document
+from mitigate.unlearning.redaction import fake, normalized, redact_document
+from mitigate.unlearning.removals import Removal, with_copies
 from mitigate.unlearning.shards import combine_adapters, deal, shard_of
 
 SHORT = Schedule(epochs=2, learning_rate=1e-2, batch_size=5)
@@ -197,9 +199,26 @@ def test_one_secret_gets_one_fake_in_all_documents_also_inside_a_longer_found_sp
     assert one.text[5:13] == two.text[8:16] != "555-0101"
     assert two.text[:3] != "Ann"
     assert two.text[16:] == ", I think"
+    found = redact_document(Document("c", "It is 482913, right"), [Span(3, 13)], redact="fake", key="k")
+    copy = redact_document(Document("d", "Use 482913"), [Span(4, 10)], redact="fake", key="k")
+    assert found.text[6:12] == copy.text[4:]
+    assert found.text[12:] == ", right"
 
 
 # Copies
+
+
+def copies_of(secret: str, texts: list[str], *, label: str = "code") -> tuple[dict[str, list[str]], Linked]:
+    """What else is removed when a secret is, from its own document (`a`) and from others (`b0`, `b1`, ...)."""
+    documents = Documents(
+        (Document("a", f"It is {secret} here."), *(Document(f"b{n}", text) for n, text in enumerate(texts)))
+    )
+    removals = {"a": Removal(frozenset({Span(6, 6 + len(secret), label)}))}
+    found, linked = with_copies(removals, documents, None, mask=False)  # type: ignore[arg-type]
+    assert found["a"].spans == removals["a"].spans
+    whole = {document.id: document.text for document in documents}
+    places = {id: [whole[id][span.start : span.end] for span in sorted(one.copies)] for id, one in found.items()}
+    return {id: places for id, places in places.items() if places}, linked
 
 
 @pytest.mark.parametrize(
@@ -212,9 +231,7 @@ def test_one_secret_gets_one_fake_in_all_documents_also_inside_a_longer_found_sp
         ("555-0101-22", "ring 555 .... 0101-22", None),
         ("Ann Keller", "said ANN-KELLER.", "ANN-KELLER"),
         ("Ann Keller", "said Ann Kellers", None),
-        ("Ann Keller", "said annkeller", None),
         ("Zoë Müller", "said Zoe\u0308 Mu\u0308ller", "Zoe\u0308 Mu\u0308ller"),
-        ("Zoe Muller", "said Zoë Müller", "Zoë Müller"),
         ("123456", "１２３４５６ wide", "１２３４５６"),
         ("東京都港区一丁目", "住所は東京都港区一丁目です", "東京都港区一丁目"),
         ("a.b81@c.example", "to A.B81@C.example, a.b81@c.examples", "A.B81@C.example"),
@@ -222,21 +239,40 @@ def test_one_secret_gets_one_fake_in_all_documents_also_inside_a_longer_found_sp
     ],
 )
 def test_copies_are_found_however_they_are_written(secret: str, text: str, found: str | None) -> None:
-    documents = Documents((Document("a", f"It is {secret} here."), Document("b", text)))
-    copies = find_copies(documents, {"a": [Span(6, 6 + len(secret), "code")]})
-    places = {id: [text[span.start : span.end] for span in spans] for id, spans in copies.places.items()}
-    assert places == ({"b": [found]} if found else {})
-    assert copies.too_short == (secret == "12345")
-    if found:
-        assert copies.places["b"][0].label == "code"
-        assert list(copies.documents_of.values()) == [2]
+    places, linked = copies_of(secret, [text])
+    assert places == ({"b0": [found]} if found else {})
+    assert linked.too_short == (secret == "12345")
+
+
+def test_a_number_inside_a_longer_found_span_is_looked_for_by_itself() -> None:
+    places, _ = copies_of("the code, it was 482913 then", ["Try 482-913!", "the code, it was"], label="")
+    assert places == {"b0": ["482-913"]}
 
 
 def test_what_is_selected_already_is_no_copy_but_a_second_time_in_the_document_is() -> None:
     document = Document("a", "It is 123456, yes, 123 456.")
-    copies = find_copies(Documents((document,)), {"a": [Span(6, 12)]})
-    assert copies.places == {"a": (Span(19, 26),)}
-    assert not find_copies(Documents((document,)), {"a": [Span(6, 12), Span(19, 23), Span(22, 26)]}).places
+    for spans, copies in (
+        ({Span(6, 12, "x")}, {Span(19, 26, "x")}),
+        ({Span(6, 12, "x"), Span(19, 23), Span(22, 26)}, set()),
+    ):
+        found, _ = with_copies({"a": Removal(frozenset(spans))}, Documents((document,)), None, mask=False)  # type: ignore[arg-type]
+        assert found["a"].copies == copies
+
+
+def test_a_copy_is_looked_for_in_documents_with_other_secrets_too() -> None:
+    documents = Documents((Document("a", "It is 482913."), Document("b", "No, 777111 or 482913.")))
+    removals = {"a": Removal(frozenset({Span(6, 12, "x")})), "b": Removal(frozenset({Span(4, 10, "x")}))}
+    found, _ = with_copies(removals, documents, None, mask=False)  # type: ignore[arg-type]
+    assert found["b"] == Removal(frozenset({Span(4, 10, "x")}), frozenset({Span(14, 20, "x")}))
+
+
+def test_found_text_that_many_documents_hold_is_left_there_and_counted() -> None:
+    texts = [f"Note {n}: order 20260117-x as usual" for n in range(30)]
+    places, linked = copies_of("order 20260117-x", texts, label="")
+    assert not places
+    assert linked.too_common == 1
+    places, _ = copies_of("20260117-x", texts)
+    assert len(places) == 30, "a known secret is removed wherever it is"
 
 
 # Shards
@@ -377,17 +413,6 @@ def test_documents_that_the_audit_has_too_are_trained_on_once_and_holdout_docume
 ) -> None:
     done = again(leaky, documents=world.documents)
     assert done.summary["shards"][0]["documents"] == 10
-
-
-def test_text_that_stands_in_many_documents_is_warned_of_by_place_not_by_text(
-    world: World, leaky: Audit, again: Callable[..., Retrained]
-) -> None:
-    secret = secret_of(world.documents[0])
-    many = Documents(tuple(Document(f"m{n}", f"Note {n}: {secret} again.") for n in range(6)))
-    [warning] = again(leaky, documents=many).summary["warnings"]
-    assert "'forget-0'" in warning
-    assert "in 7 of 16 training documents" in warning
-    assert secret not in warning
 
 
 def test_nothing_written_holds_a_secret(world: World, leaky: Audit, again: Callable[..., Retrained]) -> None:
@@ -576,6 +601,7 @@ def test_a_base_that_is_the_leaky_model_is_not_called_exact(
 TWO = """
 import sys
 from mitigate.detection.audit import Audit
+from mitigate.detection.linked import Linked
 from mitigate.models import ModelStore
 from mitigate.training import Lora, Schedule
 from mitigate.unlearning.exact import retrain

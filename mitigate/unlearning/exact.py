@@ -28,11 +28,9 @@ from mitigate.errors import MitigateError, summarize
 from mitigate.models import ModelStore, load_tokenizer, model_fingerprint, tokenizer_fingerprint
 from mitigate.runtime import library_versions, process_state
 from mitigate.training import Lora, Schedule
-from mitigate.unlearning.redaction import find_copies
 from mitigate.unlearning.removals import (
     Removal,
     as_json,
-    common_texts,
     doubled_texts,
     earlier_removals,
     redacted,
@@ -103,7 +101,7 @@ def retrain(
             a fake it is as probable as any other string of its format.
         documents (*optional*): more text that the target was trained on; documents that the audit has count once.
         copies (`bool`, *optional*, defaults to `True`): remove the selected spans' text wherever else it stands in the
-            training documents as well, see `find_copies`; with `mask`, all tokens of these places.
+            training documents as well, see `find_linked`; with `mask`, all tokens of these places.
         method (`str`, *optional*, defaults to `lora`): `lora`, or `full` for a whole model (one shard).
         lora, schedule (*optional*): as the target was trained, where that is known.
         shards (`int`, *optional*, defaults to 1): adapters that the documents are dealt to, by group.
@@ -145,17 +143,15 @@ def retrain(
     private = _open(out, plan)
     earlier = earlier_removals(private["removed"], training)
     removals = {id: earlier.get(id, Removal()) | selected.get(id, Removal()) for id in {**earlier, **selected}}
-    too_short, common = 0, []
+    linked = None
     if copies:
-        found = find_copies(training, {id: removal.text for id, removal in removals.items()})
-        too_short, common = found.too_short, common_texts(found.documents_of, len(training))
-        removals = with_copies(removals, found.places, training, tokenizer, mask=redact == "mask")
+        removals, linked = with_copies(removals, training, tokenizer, mask=redact == "mask")
     texts, unscored = redacted(training, removals, tokenizer, redact=redact, key=private["key"])
     if not texts:
         raise MitigateError(
             "no document is left to train on: all hold selected text; replace it (--redact placeholder)"
         )
-    for warning in [*doubts, *common]:
+    for warning in doubts:
         logger.warning("%s", warning)
 
     state = process_state()
@@ -167,14 +163,15 @@ def retrain(
     if state.is_main_process:
         summary = {
             "exact": _statement(redact, exact=not leaky),
-            "warnings": [*doubts, *common],
+            "warnings": doubts,
             "removed": {
                 "documents": len(removals),
                 "documents_left_out": len(training) - len(texts),
                 "spans": sum(len(removal.spans) for removal in removals.values()),
                 "copies": sum(len(removal.copies) for removal in removals.values()),
                 "copies_documents": sum(bool(removal.copies) for removal in removals.values()),
-                "copies_not_sought": too_short,
+                "too_short_to_seek": linked.too_short if linked else None,
+                "too_common_to_seek": linked.too_common if linked else None,
                 "tokens": sum(len(removal.tokens) for removal in removals.values()) if redact == "mask" else None,
             },
             "shards": records,

@@ -1,4 +1,4 @@
-"""Text without its secrets: spans replaced by placeholders or by fakes, and the other places where a secret stands.
+"""Text without its secrets: spans replaced by placeholders or by fakes.
 
 Text is redacted by spans, that is by characters: of a memorized secret only some tokens are memorized, but what must
 not be learned again is the whole of it. Where spans overlap, labelled ones (known secrets) are replaced first and each
@@ -12,33 +12,12 @@ import hashlib
 import hmac
 import re
 import unicodedata
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from collections.abc import Sequence
+from dataclasses import replace
 from random import Random
 
-from mitigate.documents import Document, Documents, Span
+from mitigate.documents import Document, Span
 from mitigate.errors import MitigateError
-
-SHORTEST_COPY = 6  # letters and digits; shorter strings stand in other texts by chance
-_WIDEST_GAP = 3  # characters between two words of one secret
-_WORD = re.compile("(?:[^\\W_][\u0300-\u036f]*)+")  # letters and digits, with combining accents
-
-
-@dataclass(frozen=True)
-class Copies:
-    """Where secrets stand besides the spans that were selected.
-
-    Attributes:
-        places: document id -> the further places, in order.
-        too_short: secrets of less than `SHORTEST_COPY` letters and digits, which were not looked for.
-        documents_of: (document id, span) where a secret stands first -> number of documents that hold it.
-    """
-
-    places: dict[str, tuple[Span, ...]]
-    too_short: int
-    documents_of: dict[tuple[str, Span], int]
 
 
 def redact_document(document: Document, spans: Sequence[Span], *, redact: str, key: str = "") -> Document:
@@ -67,7 +46,13 @@ def redact_document(document: Document, spans: Sequence[Span], *, redact: str, k
     edits = []
     for span in _disjoint(document.text, spans):
         secret = document.text[span.start : span.end]
-        edits.append((span.start, span.end, placeholder(span.label) if redact == "placeholder" else fake(secret, key)))
+        if redact == "placeholder":
+            new = placeholder(span.label)
+        elif span.label or not normalized(secret):
+            new = fake(secret, key)
+        else:  # word by word, for a copy of what was found may be a part of it
+            new = re.sub(r"\S+", lambda word: fake(word[0], key) if normalized(word[0]) else word[0], secret)
+        edits.append((span.start, span.end, new))
     kept = [
         span for span in document.spans if not any(start <= span.start and span.end <= end for start, end, _ in edits)
     ]
@@ -112,117 +97,11 @@ def fake(secret: str, key: str) -> str:
     return placeholder("")
 
 
-def find_copies(documents: Documents, spans: Mapping[str, Sequence[Span]]) -> Copies:
-    """Find the other places where the text of spans stands, as it is or written otherwise.
-
-    Compared are letters and digits, without case, accents and width. Characters between them may differ next to a digit
-    (555-0101, 555 0101, 5550101), and between letters in kind but not in being there (Ann Lee, ann-lee, not annlee). A
-    place begins and ends where a word does: Lee does not stand in Leeds.
-
-    Args:
-        documents: where to look; the spans' own documents among them.
-        spans: document id -> its spans.
-    """
-    sought: dict[str, list[_Form]] = defaultdict(list)
-    lengths: set[int] = set()
-    too_short: set[str] = set()
-    texts = {document.id: document.text for document in documents}
-    for doc_id, own in spans.items():
-        for span in own:
-            words = _words(texts[doc_id][span.start : span.end])
-            bare = "".join(word for word, _, _ in words)
-            if len(bare) < SHORTEST_COPY:
-                too_short.add(bare)
-                continue
-            lengths.add(len(bare))
-            sought[bare].append(_Form(_joints([word for word, _, _ in words]), (doc_id, span)))
-    places: dict[str, tuple[Span, ...]] = {}
-    holders: dict[str, set[str]] = defaultdict(set)
-    for document in documents if sought else ():
-        own = spans.get(document.id, ())
-        found = set()
-        for start, end, bare, form in _occurrences(_words(document.text), sought, sorted(lengths)):
-            holders[bare].add(document.id)
-            if not _covered(start, end, own):
-                found.add(Span(start, end, form.of[1].label))
-        if found:
-            places[document.id] = tuple(sorted(found))
-    documents_of = {forms[0].of: len(holders[bare] | {form.of[0] for form in forms}) for bare, forms in sought.items()}
-    return Copies(places, len(too_short), documents_of)
-
-
 def normalized(text: str) -> str:
     """The letters and digits of a text, without case, accents and width."""
     if text.isascii():
         return re.sub(r"[\W_]+", "", text).lower()
     return "".join(c for c in unicodedata.normalize("NFKD", text) if c.isalnum()).casefold()
-
-
-@dataclass(frozen=True)
-class _Form:
-    """A spelling of a secret: the places between its letters and digits where other characters stand, and its span."""
-
-    joints: frozenset[int]
-    of: tuple[str, Span]
-
-
-def _occurrences(
-    words: Sequence[tuple[str, int, int]], sought: Mapping[str, Sequence[_Form]], lengths: Sequence[int]
-) -> list[tuple[int, int, str, _Form]]:
-    """Runs of words that are a secret: characters [start, end), its letters and digits, and the form that it matches.
-
-    A secret begins with a word, so a document costs as many look-ups as it has words, times the secrets' lengths.
-    """
-    joined = "".join(word for word, _, _ in words)
-    firsts = [0]
-    for word, _, _ in words:
-        firsts.append(firsts[-1] + len(word))
-    ends = {at: number for number, at in enumerate(firsts)}
-    found = []
-    for number, first in enumerate(firsts[:-1]):
-        for length in lengths:
-            after = ends.get(first + length)
-            if after is None or (forms := sought.get(joined[first : first + length])) is None:
-                continue
-            run = words[number:after]
-            if any(later[1] - word[2] > _WIDEST_GAP for word, later in pairwise(run)):
-                continue
-            bare, joints = joined[first : first + length], _joints([word for word, _, _ in run])
-            for form in forms:
-                if all(bare[at - 1].isdigit() or bare[at].isdigit() for at in joints ^ form.joints):
-                    found.append((run[0][1], run[-1][2], bare, form))
-                    break
-    return found
-
-
-def _words(text: str) -> list[tuple[str, int, int]]:
-    """The words of a text, normalized, with their characters; each letter of a script without case is a word."""
-    found = []
-    for match in _WORD.finditer(text):
-        word, start = match.group(), match.start()
-        if word.isascii():
-            found.append((word.lower(), start, match.end()))
-        elif any(unicodedata.category(character) == "Lo" for character in word):
-            found += [(bare, at, at + 1) for at, one in enumerate(word, start=start) if (bare := normalized(one))]
-        elif bare := normalized(word):
-            found.append((bare, start, match.end()))
-    return found
-
-
-def _joints(words: Sequence[str]) -> frozenset[int]:
-    at, joints = 0, set()
-    for word in words[:-1]:
-        at += len(word)
-        joints.add(at)
-    return frozenset(joints)
-
-
-def _covered(start: int, end: int, spans: Sequence[Span]) -> bool:
-    """Whether all letters and digits of [start, end), which begins and ends with one, lie in spans."""
-    for span in sorted(spans):
-        if span.start <= start < span.end:
-            start = span.end
-    return start >= end
 
 
 def _disjoint(text: str, spans: Sequence[Span]) -> list[Span]:

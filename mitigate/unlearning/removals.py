@@ -15,12 +15,11 @@ from transformers import PreTrainedTokenizerBase
 
 from mitigate.artifacts import fingerprint
 from mitigate.detection.audit import Audit
+from mitigate.detection.linked import Linked, find_linked
 from mitigate.documents import Document, Documents, Span
 from mitigate.errors import MitigateError, NothingToUnlearnError, summarize
 from mitigate.tokenization import span_tokens, tokenize_documents
 from mitigate.unlearning.redaction import redact_document
-
-_COMMON = 0.05  # a text in more than this share of the documents (and in more than five) is hardly one secret
 
 
 @dataclass(frozen=True)
@@ -144,21 +143,43 @@ def as_json(removals: Mapping[str, Removal], training: Documents) -> dict[str, A
 
 
 def with_copies(
-    removals: Mapping[str, Removal],
-    places: Mapping[str, Sequence[Span]],
-    training: Documents,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    mask: bool,
-) -> dict[str, Removal]:
-    """The removals and the copies, with all their tokens if the loss is masked."""
-    result = dict(removals)
+    removals: Mapping[str, Removal], training: Documents, tokenizer: PreTrainedTokenizerBase, *, mask: bool
+) -> tuple[dict[str, Removal], Linked]:
+    """Add the other places where removed text stands: with all their tokens, if the loss is masked.
+
+    The same string is what an erasure request takes for the same (`find_linked`), here also in the documents that it
+    comes from: each of them takes part a second time under another name, as what is looked for.
+
+    Returns:
+        the removals, and what was found and not looked for.
+    """
+    sources = [document for document in training if document.id in removals]
+    texts = Documents((*training, *(Document(_source(one.id), one.text) for one in sources)))
+    rows = [
+        {
+            "span_id": number,
+            "doc_id": _source(one.id),
+            "char_start": span.start,
+            "char_end": span.end,
+            "label": span.label,
+            "source": "known" if span.label else "found",
+            "selected": True,
+        }
+        for one in sources
+        for number, span in enumerate(removals[one.id].text)
+    ]
+    linked = find_linked(texts, {_source(one.id) for one in sources}, rows)
+    places: dict[str, list[Span]] = {}
+    for hit in linked.hits:
+        if not _covered(hit.char_start, hit.char_end, removals.get(hit.doc_id, Removal()).text):
+            places.setdefault(hit.doc_id, []).append(Span(hit.char_start, hit.char_end, hit.label))
     holders = [document for document in training if document.id in places]
     offsets = {one.id: one.offsets for one in tokenize_documents(holders, tokenizer)} if mask else {}
+    result = dict(removals)
     for id, spans in places.items():
         tokens = (int(token) for span in spans if mask for token in span_tokens(offsets[id], span.start, span.end))
         result[id] = result.get(id, Removal()) | Removal(copies=frozenset(spans), tokens=frozenset(tokens))
-    return result
+    return result, linked
 
 
 def redacted(
@@ -188,11 +209,13 @@ def redacted(
     ], {}
 
 
-def common_texts(documents_of: Mapping[tuple[str, Span], int], total: int) -> list[str]:
-    """Warnings of selected text that stands in so many documents that it is hardly a secret."""
-    return [
-        f"the selected text {id!r} [{span.start}, {span.end}) stands in {count} of {total} training documents and is "
-        "removed from all; if it is no secret, keep it there with copies off (--no-copies)"
-        for (id, span), count in documents_of.items()
-        if count > max(5, _COMMON * total)
-    ]
+def _source(id: str) -> str:
+    return f"removed from {id}"
+
+
+def _covered(start: int, end: int, spans: Sequence[Span]) -> bool:
+    """Whether all of [start, end) lies in spans."""
+    for span in sorted(spans):
+        if span.start <= start < span.end:
+            start = span.end
+    return start >= end
