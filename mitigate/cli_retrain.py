@@ -55,8 +55,9 @@ def retrain(
 ) -> None:
     """Unlearn exactly: fit the model anew from its base, on the training text without the selected spans.
 
-    Exact, given that the base never saw what is removed and that these documents are all that the target learned from.
-    With --shards, forgetting more later (same --out, another audit) fits only the shards concerned.
+    Exact, given that the base never saw what is removed. The model learns the audit's documents (not the holdout set)
+    and those of --documents. With --shards, forgetting more later (same --out, another audit) fits only the shards
+    concerned. The file private.json in --out says what was removed: keep it to yourself.
 
     --set takes schedule.* and lora.* keys: schedule.epochs=10, lora.rank=32.
 
