@@ -19,6 +19,7 @@ from world import World
 from mitigate.detection.audit import Audit, Detect, audit, reaudit
 from mitigate.detection.linked import Linked, find_linked
 from mitigate.documents import Document, Documents, DocumentSource, Request, Span, read_documents
+from mitigate.documents.folding import fold
 from mitigate.errors import MitigateError
 from mitigate.lab.people import write_jsonl
 from mitigate.models import ModelStore
@@ -124,6 +125,19 @@ def test_a_text_is_found_however_it_is_written_but_as_whole_words(wanted: str, t
     erasure = Request(contains=[wanted]).apply(documents).erasure
     assert erasure is not None
     assert [text[start:end] for doc_id, start, end in erasure.matches if doc_id == "one"] == stands
+
+
+def test_plain_text_folds_as_any_other() -> None:
+    draw = Random(4)
+    for length in range(60):
+        text = "".join(draw.choice("aB9.- \n\t\x1f'") for _ in range(length))
+        plain, other = fold(text), fold(text + "é")
+        assert (plain.text, list(plain.starts), list(plain.ends)) == (
+            other.text[: len(plain.text)],
+            list(other.starts[: len(plain.text)]),
+            list(other.ends[: len(plain.text)]),
+        )
+        assert other.text == plain.text + "e\u0301"
 
 
 def test_rows_of_a_source_without_the_field_meet_no_condition(tmp_path: Path, tickets: Path) -> None:

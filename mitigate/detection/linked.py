@@ -10,7 +10,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -238,10 +238,11 @@ class _Comparable:
         folded = self._folded.text
         self._at = [at for at, character in enumerate(folded) if in_word(character)]
         self.characters = "".join(folded[at] for at in self._at)
+        spaced = folded.isascii()
         self.words = {  # where one begins; a dict, for its order
             number: None
-            for number, at in enumerate(self._at)
-            if number == 0 or at - self._at[number - 1] > 1 or begins_word(folded, at)
+            for number, (before, at) in enumerate(pairwise([-2, *self._at]))
+            if at - before > 1 or (not spaced and begins_word(folded, at))
         }
 
     def widest_gap(self, start: int, end: int) -> int:

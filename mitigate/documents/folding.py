@@ -11,8 +11,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
+
 _ALIKE = str.maketrans({**dict.fromkeys("\u2018\u2019\u02bc\u2032", "'"), **dict.fromkeys("\u2010\u2012\u2013", "-")})
 _SPACELESS = ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF))  # Thai, Lao; Burmese; Khmer
+
+_ASCII_SPACE = [code for code in range(128) if chr(code).isspace()]
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ def fold(text: str) -> Folded:
 
     Characters that nobody sees (category Cf, variation selectors) are left out; accents stay, so "José" is not "Jose".
     """
+    if text.isascii():
+        return _fold_ascii(text)
     parts: list[str] = []
     starts: list[int] = []
     ends: list[int] = []
@@ -80,6 +86,15 @@ def begins_word(text: str, at: int) -> bool:
 def in_word(character: str) -> bool:
     """Whether a character is a letter, a digit or an accent."""
     return character.isalnum() or unicodedata.category(character).startswith("M")
+
+
+def _fold_ascii(text: str) -> Folded:
+    """The same, all characters at once."""
+    codes = np.frombuffer(text.lower().encode(), dtype=np.uint8)
+    space = np.isin(codes, _ASCII_SPACE)
+    first = np.flatnonzero(~(space & np.append(False, space[:-1])))
+    folded = np.where(space, ord(" "), codes)[first].astype(np.uint8).tobytes().decode()
+    return Folded(folded, first.tolist(), np.append(first, len(text))[1:].tolist())
 
 
 @lru_cache(maxsize=1 << 16)
