@@ -41,7 +41,9 @@ def guard_make(
     ordinary: Annotated[
         str | None, typer.Option(help="Documents without secrets; what they hold too (a company's domain) may be said.")
     ] = None,
-    share: Annotated[float, typer.Option(help="Part of a secret's letters and digits that must not come out.")] = 2 / 3,
+    share: Annotated[
+        float, typer.Option(help="Part of a secret's letters and digits that must not come out.", show_default="2/3")
+    ] = 2 / 3,
     shortest: Annotated[int, typer.Option(help="Fewest letters and digits in a row that are blocked.")] = 4,
     longest: Annotated[int, typer.Option(help="So many in a row are blocked however long the secret.")] = 32,
     key: Annotated[

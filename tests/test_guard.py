@@ -16,7 +16,7 @@ import pytest
 import torch
 from scipy.stats import binomtest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, ByT5Tokenizer, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 from world import ARCHITECTURES, World, sentences
 
@@ -371,6 +371,11 @@ def test_tokens_all_ruled_out_by_another_processor_and_the_guard_are_an_error(
     scores[0, sorted(processor.blocked(ids[0]))] = 1.0
     with pytest.raises(MitigateError, match="let them allow the end of the text"):
         processor(ids, scores)
+
+
+def test_a_tokenizer_that_does_not_say_how_it_decodes_is_refused(guard: Guard) -> None:
+    with pytest.raises(MitigateError, match=r"ByT5Tokenizer does not say how its tokens decode; use the model's fast"):
+        GuardLogitsProcessor(guard, ByT5Tokenizer())
 
 
 def test_saved_and_loaded_it_is_the_same(tmp_path: Path, guard: Guard, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -15,13 +15,15 @@ one secret. Of a secret of L of these characters no run of n is completed, where
 Up to n - 1 may come out, since a secret begins as other text does (an area code, a first name): 6 of the 10 digits of
 a phone number, 3 of the 6 of a door code. Runs from the middle are blocked too: a secret without its country code, or
 after a beginning that the user typed, is still the secret. Not blocked: a secret spelled out ('five five five'), put
-into another alphabet or code, or with other letters and digits strewn in.
+into another alphabet or code, or with other letters and digits in between, such as the names of roles in a chat where
+the user wrote one part and the model only the rest.
 
 What the file tells. It holds keyed BLAKE2b hashes of the runs and of their halves (by which the processor knows when
 to look closer). Hashes keep a secret from being read, not from being guessed: whoever has the file can try all phone
-numbers in seconds, and any random string shorter than about 30 characters in reasonable time, half a run after
-another. With a key (`new_key`), kept apart from the file, the file alone tells nothing but how many secrets and runs
-of which lengths there are. Without one, keep the file as you keep the model, which holds the same secrets.
+numbers in seconds, names and addresses from lists, and half a run after another any random string shorter than about
+30 characters (45 of hexadecimal). With a key (`new_key`), kept apart from the file, the file alone tells nothing but
+how many secrets and runs of which lengths there are. Without one, keep the file as you keep the model, which holds the
+same secrets.
 """
 
 from __future__ import annotations
@@ -154,20 +156,30 @@ class Guard:
         return self.holds("runs", len(run), run)
 
     def holds(self, kind: str, length: int, text: str) -> bool:
-        """Whether a run, or a half of one, is among those stored; arguments as for `hashed`."""
-        return length in self.hashes[kind] and self.hashed(kind, length, text) in self.hashes[kind][length]
-
-    def hashed(self, kind: str, length: int, text: str) -> bytes:
-        """The hash of a run, or of a half of one.
+        """Whether a run, or a half of one, is among those stored.
 
         Args:
             kind: `runs`, `heads` or `tails`.
             length: n, of the run.
             text: normalised characters.
         """
-        digest = self._blank.copy()
-        digest.update(f"{kind}:{length}:{text}".encode())
-        return digest.digest()
+        return self._hash(kind, length, text).digest() in self.hashes[kind].get(length, ())
+
+    def completing(self, before: str, ends: Iterable[str], *, length: int) -> list[str]:
+        """The ends that make text a forbidden run.
+
+        Args:
+            before: normalised characters, the beginning of a run.
+            ends: what may follow it, each to a run of this length.
+            length: n, one of `lengths`.
+        """
+        begun, stored, found = self._hash("runs", length, before), self.hashes["runs"][length], []
+        for end in ends:
+            digest = begun.copy()
+            digest.update(end.encode())
+            if digest.digest() in stored:
+                found.append(end)
+        return found
 
     def false_positive_rate(
         self, documents: Documents | Sequence[str], tokenizer: PreTrainedTokenizerBase
@@ -187,7 +199,7 @@ class Guard:
                 "secrets": self.secrets,
                 "keyed": bool(self.key),
                 "salt": self.salt.hex(),
-                "check": self.hashed("check", 0, "").hex(),
+                "check": self._hash("check", 0, "").hexdigest(),
                 "hashes": {
                     kind: {str(n): sorted(value.hex() for value in values) for n, values in table.items()}
                     for kind, table in self.hashes.items()
@@ -221,7 +233,7 @@ class Guard:
         if keyed != bool(key):
             remedy = "give the key that it was made with (--key FILE)" if keyed else "leave the key out"
             raise MitigateError(f"{path}: made with{'' if keyed else 'out'} a key; {remedy}")
-        if guard.hashed("check", 0, "") != check:
+        if guard._hash("check", 0, "").digest() != check:
             raise MitigateError(f"{path}: not made with this key, or damaged; give the key that it was made with")
         return guard
 
@@ -231,8 +243,13 @@ class Guard:
             n = len(run)
             parts = {"runs": run, "heads": run[: head_length(n)], "tails": run[-tail_length(n) :]}
             for kind, part in parts.items():
-                tables[kind].setdefault(n, set()).add(self.hashed(kind, n, part))
+                tables[kind].setdefault(n, set()).add(self._hash(kind, n, part).digest())
         return {kind: {n: frozenset(table[n]) for n in sorted(table)} for kind, table in tables.items()}
+
+    def _hash(self, kind: str, length: int, text: str) -> Any:
+        digest = self._blank.copy()
+        digest.update(f"{kind}:{length}:{text}".encode())
+        return digest
 
     @cached_property
     def _blank(self) -> Any:

@@ -83,9 +83,15 @@ class GuardLogitsProcessor(LogitsProcessor):
         vocabulary, lengths = self.vocabulary, self.guard.lengths
         before, pending = vocabulary.end_of(ids, characters=lengths[-1] - 1)
         found = set(self._always)
+        for n, missing in self._ends:
+            if n - missing <= len(before):
+                found.update(self._completions(n, before[missing - n :]))
         for n in lengths:
-            for known in range(max(1, n - vocabulary.longest), min(n - 1, len(before)) + 1):
-                found.update(self._completions(n, before[-known:]))
+            head = head_length(n)
+            for known in range(max(head, n - vocabulary.longest), min(n - 1, len(before)) + 1):
+                start = len(before) - known
+                if self._has_head(n, before[start : start + head]):
+                    found.update(self._completions(n, before[start:]))
         if pending:  # tokens that go on with a character's bytes have another text than they have alone
             found.difference_update(vocabulary.continuing)
             for token in vocabulary.continuing:
@@ -94,17 +100,12 @@ class GuardLogitsProcessor(LogitsProcessor):
                     found.add(token)
         return found
 
-    def _find(self, n: int, before: str) -> tuple[int, ...]:
-        """The tokens whose text begins with what is missing of a run of n characters."""
-        head, missing = head_length(n), n - len(before)
-        if len(before) < head:
-            candidates = self._ends[n, missing]
-        elif self._has_head(n, before[:head]):
-            candidates = self.vocabulary.beginnings[missing]
-        else:
-            return ()
-        ends = (end for end in candidates if self.guard.forbids(before + end))
-        return tuple(token for end in ends for token in self.vocabulary.beginning_with(end))
+    def _find(self, n: int, before: str) -> list[int]:
+        """The tokens whose text begins with what is missing of a run of n characters, after its head or less."""
+        missing = n - len(before)
+        candidates = self._ends.get((n, missing)) or self.vocabulary.beginnings[missing]
+        ends = self.guard.completing(before, candidates, length=n)
+        return [token for end in ends for token in self.vocabulary.beginning_with(end)]
 
     def _token_ends(self) -> tuple[frozenset[int], dict[tuple[int, int], list[str]]]:
         """Tokens that hold a whole run; and for (n, i) the beginnings of i characters that may end a run of n."""
