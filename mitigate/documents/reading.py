@@ -58,7 +58,7 @@ def read_documents(
         skipped += [f"{where}: {reason}" for where, reason in reader.problems]
         markers.append(marker)
     there = {document.id for document in items}
-    return Documents(tuple(items), tuple(skipped), _joined(markers, there) if mark else None)
+    return Documents(tuple(items), tuple(skipped), _joined(markers, mark, there) if mark else None)
 
 
 class _Marker:
@@ -77,9 +77,9 @@ class _Marker:
                 self.met[name].update(doc_ids)
 
 
-def _joined(markers: Sequence[_Marker], there: set[str]) -> Marks:
+def _joined(markers: Sequence[_Marker], where: Where, there: set[str]) -> Marks:
     """The marks of all sources; a field that a source does not have is no condition met, not even `{not: ...}`."""
-    met: dict[str, set[str]] = {name: set() for name in markers[0].where}
+    met: dict[str, set[str]] = {name: set() for name in where}
     fields: dict[str, None] = {}
     for marker in markers:
         fields |= marker.fields
