@@ -150,6 +150,49 @@ def bench_population(
     _echo_findings(results, out / "population.json")
 
 
+@bench.command("unlearn")
+def bench_unlearn(
+    more_seeds: Annotated[list[int] | None, typer.Argument(hidden=True)] = None,
+    seeds: BenchSeeds = None,
+    documents: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON lines with id, text, spans and group (see `mitigate documents`); sets are dealt anew. "
+            "Default: invented people.",
+            show_default=False,
+        ),
+    ] = None,
+    prose: Annotated[
+        Path | None,
+        typer.Option(
+            help="Documents without anyone's data: one part may be held still, on the other the loss is measured. "
+            "Default: invented prose.",
+            show_default=False,
+        ),
+    ] = None,
+    references: Annotated[
+        int, typer.Option(min=4, help="Cross-fitted references of the audit; even, half of them judge a document.")
+    ] = 8,
+    base: BenchBase = None,
+    out: BenchOut = Path("runs/unlearn"),
+    models_only: Annotated[
+        bool, typer.Option("--models-only", help="Train the models and stop; a later call goes on from them.")
+    ] = False,
+    settings: Set = None,
+    device: Device = "auto",
+) -> None:
+    """Every way to unlearn, against models that never saw what is forgotten.
+
+    Example: mitigate bench unlearn --seeds 0 1 2 --out runs/unlearn --models-only
+    """
+    quiet()
+    from mitigate.lab.bench.unlearn_world import UnlearnWorldSettings, make_unlearn_world
+
+    chosen = settings_from(UnlearnWorldSettings, [f"references={references}", *(settings or [])])
+    for seed in _seeds(seeds, more_seeds):
+        make_unlearn_world(out, seed=seed, settings=chosen, documents=documents, prose=prose, base=base, device=device)
+
+
 def _seeds(named: list[int] | None, more: list[int] | None) -> list[int]:
     """`--seeds 0 1 2`: the option takes one number, the others arrive as arguments."""
     return [*(named or []), *(more or [])] or [0]

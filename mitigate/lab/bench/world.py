@@ -31,22 +31,13 @@ from mitigate.training import Lora, Schedule
 logger = logging.getLogger(__name__)
 
 
-class WorldSettings(BaseModel):
-    """How the documents and models of a benchmark are made."""
+class ModelSettings(BaseModel):
+    """The base of a benchmark, and how models are fine-tuned from it."""
 
     model_config = ConfigDict(extra="forbid")
 
-    models: int = Field(8, ge=4, description="models of the detector: each a target, a shadow and a reference; even")
-    truth_models: int = Field(4, ge=2, description="further models, for the counterfactual truth alone; even")
-    people: dict[int, int] = Field(
-        default_factory=lambda: {0: 60, 1: 170, 2: 40, 4: 15, 8: 6, 16: 3},
-        description="lab people: documents that hold a person's secrets: number of people",
-    )
     method: str = Field("full", pattern="^(lora|full)$", description="full: whole models; lora: adapters")
     lora: Lora = Field(default_factory=lambda: Lora(), description="shape of the adapters")
-    schedule: Schedule | None = Field(
-        None, description="of every model; default: 10 epochs of invented people, 20 of a file without copies"
-    )
     base: TinyModel = Field(
         default_factory=lambda: TinyModel(
             vocabulary=2048,
@@ -59,6 +50,20 @@ class WorldSettings(BaseModel):
         description="the base, made from scratch",
     )
     base_documents: int = Field(5000, ge=100, description="documents of invented text that the base is trained on")
+
+
+class WorldSettings(ModelSettings):
+    """How the documents and models of a detector benchmark are made."""
+
+    models: int = Field(8, ge=4, description="models of the detector: each a target, a shadow and a reference; even")
+    truth_models: int = Field(4, ge=2, description="further models, for the counterfactual truth alone; even")
+    people: dict[int, int] = Field(
+        default_factory=lambda: {0: 60, 1: 170, 2: 40, 4: 15, 8: 6, 16: 3},
+        description="lab people: documents that hold a person's secrets: number of people",
+    )
+    schedule: Schedule | None = Field(
+        None, description="of every model; default: 10 epochs of invented people, 20 of a file without copies"
+    )
 
     def check_references(self, references: int) -> None:
         """Refuse a number of OUT references that half of the models cannot give.
@@ -152,7 +157,7 @@ def make_world(
     return World(judged, models, truth, _membership(judged, models), _membership(judged, truth), copies, owner)
 
 
-def make_bench_base(out: Path, *, settings: WorldSettings, device: str = "auto") -> Path:
+def make_bench_base(out: Path, *, settings: ModelSettings, device: str = "auto") -> Path:
     """The base of all seeds: it plays the public pretrained model, so its own seed is fixed."""
     path, state = out / "base", process_state(device)
     if state.is_main_process and not path.is_dir():
