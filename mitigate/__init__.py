@@ -24,8 +24,9 @@ _HOMES = {
     "Recipe": "mitigate.recipe",
     "References": "mitigate.detection.references",
     "Request": "mitigate.documents",
+    "Retain": "mitigate.unlearning.settings",
     "Span": "mitigate.documents",
-    "Unlearn": "mitigate.unlearning.trainer",
+    "Unlearn": "mitigate.unlearning.settings",
     "Unlearned": "mitigate.unlearning.trainer",
     "audit": "mitigate.detection.audit",
     "audit_generated": "mitigate.detection.generation",
@@ -36,6 +37,7 @@ _HOMES = {
     "load_references": "mitigate.detection.references",
     "read_documents": "mitigate.documents",
     "reaudit": "mitigate.detection.audit",
+    "retrain": "mitigate.unlearning.exact",
     "run": "mitigate.pipeline",
     "unlearn": "mitigate.unlearning.trainer",
 }

@@ -280,8 +280,23 @@ def unlearn(
     audit: Annotated[Path, typer.Option(help="Directory of the audit that selected the tokens.")],
     out: Out = Path("adapter"),
     objective: Annotated[
-        str | None, typer.Option(help="npo, hinge, distill, grad_diff; several with weights: hinge=1,distill=0.5.")
+        str | None,
+        typer.Option(
+            help="default, ascent, grad_diff, npo, simnpo, wga, satimp, undial, dpo, idk, substitute, rmu, distill, "
+            "hinge; several with weights: hinge=1,distill=0.5 (which is the default)."
+        ),
     ] = None,
+    scope: Annotated[
+        str | None,
+        typer.Option(help="token: the selected tokens; sequence: whole documents that hold any.", show_default="token"),
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="What is trained: lora, dora, full (all weights), last_layers.", show_default="lora"),
+    ] = None,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Also write the model with the adapter merged in, to OUT/merged.")
+    ] = False,
     retain: Annotated[str | None, typer.Option(help="Documents to hold still, besides the audit's own.")] = None,
     target: Annotated[str | None, typer.Option(help="Where the audited model is now, if it moved.")] = None,
     settings: Set = None,
@@ -292,7 +307,9 @@ def unlearn(
     allow_pickle: Pickle = False,
     seed: Seed = 0,
 ) -> None:
-    """Train a LoRA adapter that forgets the selected tokens and keeps the rest; goes on from a checkpoint.
+    """Train an adapter that forgets the selected tokens and keeps the rest; goes on from a checkpoint.
+
+    --set takes every key of a recipe's unlearn section: retain.budget=0.02, max_steps=200, lora.rank=32.
 
     Example: mitigate unlearn --audit audit --retain other.jsonl --objective hinge --out adapter
     """
@@ -301,10 +318,12 @@ def unlearn(
 
     chosen_objective = parse_objective(objective) if objective else None
     quiet()
-    from mitigate.unlearning.trainer import Unlearn
+    from mitigate.unlearning.settings import Unlearn
     from mitigate.unlearning.trainer import unlearn as train
 
-    chosen = settings_from(Unlearn, settings)
+    options = {"scope": scope, "method": method, "merge": "true" if merge else None}
+    named = [f"{name}={value}" for name, value in options.items() if value is not None]
+    chosen = settings_from(Unlearn, [*named, *(settings or [])])
     if chosen_objective:
         chosen = chosen.model_copy(update={"objective": chosen_objective})
     result = train(
@@ -453,6 +472,10 @@ def _print_summary(comparison: Comparison, out: Path) -> None:
     for name in ("retain", "holdout"):
         nll = figures["utility"][f"{name}_nll"]
         line(f"{name} loss, nats", nll["before"], nll["after"])
+    if tofu := figures["tofu"]:
+        quality, utility = tofu["forget_quality_log10"], tofu["model_utility"]
+        line("TOFU forget quality, log10 p", quality["before"], quality["after"])
+        line("TOFU model utility", utility["before"], utility["after"])
     typer.echo(f"report: {out / 'report.html'}")
 
 

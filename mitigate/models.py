@@ -142,6 +142,20 @@ class ModelStore:
         self.base = base
         self._bases: dict[str, SharedBase] = {}
 
+    def fresh(self, *, device: str | None = None) -> ModelStore:
+        """A store with these settings (but perhaps another device) that holds nothing."""
+        return ModelStore(
+            device=device or str(self.device),
+            dtype=self.dtype,
+            trust_remote_code=self.trust_remote_code,
+            allow_pickle=self.allow_pickle,
+            base=self.base,
+        )
+
+    def holds(self, source: str | Path) -> bool:
+        """Whether a model's base is in memory, so that loading the model costs an adapter at most."""
+        return _key(self.check(str(source))[1]) in self._bases
+
     def load(self, source: str | Path, *, name: str | None = None) -> Model:
         """Load a model, or attach an adapter to its base.
 

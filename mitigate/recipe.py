@@ -23,7 +23,8 @@ from mitigate.mistakes import Settings, checked, keys_of
 from mitigate.models import DTYPES
 from mitigate.training import Lora, Schedule
 from mitigate.unlearning.objectives import parse_objective
-from mitigate.unlearning.trainer import Unlearn
+from mitigate.unlearning.settings import Unlearn
+from mitigate.verification.tofu_questions import Tofu
 
 
 class _Section(BaseModel):
@@ -101,6 +102,7 @@ class ReportSettings(_Section):
 
     show_text: bool = Field(False, description="show the text of sensitive spans; for invented people only")
     extraction: bool = Field(True, description="try to extract the secrets before and after")
+    tofu: Tofu | None = Field(None, description="figures of the TOFU benchmark, from its files of questions")
 
 
 class Recipe(_Section):

@@ -25,7 +25,9 @@ add("--out", type=Path, required=True, help="new directory for references, audit
 add("--references", type=int, default=4, help="number of references, even (default: %(default)s)")
 add("--epochs", type=float, default=3, help="of a reference; best as the target's (default: %(default)s)")
 add("--learning-rate", type=float, default=2e-4, help="of a reference; best as the target's (default: %(default)s)")
-add("--objective", default="hinge=1,distill=0.5", help="npo, hinge, distill, grad_diff or a sum (default: %(default)s)")
+add(
+    "--objective", default="default", help="default, npo, rmu, ... or a sum: hinge=1,distill=0.5 (default: %(default)s)"
+)
 add("--max-steps", type=int, default=400, help="of unlearning; the control usually stops it (default: %(default)s)")
 
 

@@ -16,7 +16,8 @@ from mitigate.documents import read_documents
 from mitigate.models import ModelStore
 from mitigate.runtime import is_main, quiet_libraries
 from mitigate.training import Schedule
-from mitigate.unlearning.trainer import Unlearn, unlearn
+from mitigate.unlearning.settings import Unlearn
+from mitigate.unlearning.trainer import unlearn
 
 SETTINGS = Unlearn(
     max_steps=5, check_every=2, checkpoint_every=2, batch_size=3, retain_batch_size=4, lora=LORA, stop_at_control=False

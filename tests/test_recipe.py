@@ -12,7 +12,7 @@ import yaml
 
 from mitigate.errors import MitigateError
 from mitigate.recipe import check_recipe, check_settings, known_keys, load_recipe
-from mitigate.unlearning.trainer import Unlearn
+from mitigate.unlearning.settings import Unlearn
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 SHIPPED = sorted(RECIPES.glob("*.yaml"))

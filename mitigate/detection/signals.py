@@ -173,30 +173,6 @@ def token_log_probs(
     return token_signals(model, [], documents=documents, batch_tokens=batch_tokens)["log_prob"]
 
 
-@torch.inference_mode()
-def out_log_probs(references: Sequence[Model], batch: Batch, *, used: Sequence[Sequence[int]]) -> torch.Tensor:
-    """log p̄ over the vocabulary: (N, V). The references are streamed: one accumulator, however many there are.
-
-    Args:
-        references: K models.
-        batch: on the references' device.
-        used: for each piece of the batch, the indices of its OUT references.
-    """
-    total: torch.Tensor | None = None
-    for number, reference in enumerate(references):
-        using = torch.tensor([number in indices for indices in used], device=batch.targets.device)
-        if not using.any():
-            continue
-        selected = using[batch.row_piece]  # (N,)
-        log_probs = torch.log_softmax(_checked_logits(reference, batch, using), dim=-1)
-        if total is None:
-            total = torch.full((len(batch.targets), log_probs.shape[1]), -math.inf, device=log_probs.device)
-        total[selected] = torch.logaddexp(total[selected], log_probs)
-    assert total is not None, "every document has an OUT reference"
-    counts = torch.tensor([len(indices) for indices in used], device=total.device)[batch.row_piece]
-    return total - counts.log().unsqueeze(1)
-
-
 def offline_mixture(log_mean: torch.Tensor, a: float) -> torch.Tensor:
     """Offline correction of p̄ over the vocabulary: ½ (1 + a) p̄(v) + ½ (1 − a) / V.
 
@@ -255,7 +231,7 @@ def _piece_log_probs(model: Model, batch: Batch, number: int, needed: Sequence[s
     places = [place for place, models in enumerate(needed) if number in models]
     using = torch.zeros(len(needed), dtype=torch.bool, device=batch.targets.device)
     using[places] = True
-    log_probs = torch.log_softmax(_checked_logits(model, batch, using), dim=-1)
+    log_probs = torch.log_softmax(checked_logits(model, batch, using), dim=-1)
     return dict(zip(places, _by_piece(log_probs, [batch.pieces[place] for place in places]), strict=True))
 
 
@@ -301,8 +277,12 @@ def _joint_signals(log_probs: torch.Tensor, log_mean: torch.Tensor, targets: tor
     }
 
 
-def _checked_logits(model: Model, batch: Batch, using: torch.Tensor) -> torch.Tensor:
-    """Float32 logits (N', V) of the pieces in `using`, refused if any is NaN."""
+def checked_logits(model: Model, batch: Batch, using: torch.Tensor) -> torch.Tensor:
+    """Float32 logits (N', V) of a model at the kept tokens of the pieces in `using`, a (B,) mask.
+
+    Raises:
+        MitigateError: any is NaN.
+    """
     with model.active() as module:
         logits = kept_logits(module, batch.input_ids[using], batch.attention_mask[using], batch.keep[using]).float()
     if torch.isnan(logits).any():

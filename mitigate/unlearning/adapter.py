@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -13,23 +14,24 @@ from peft import get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
-from mitigate.artifacts import write_json
+from mitigate.artifacts import new_directory, write_json
 from mitigate.errors import MitigateError
-from mitigate.models import OVERLAY_FILE, Model, SharedBase
+from mitigate.models import OVERLAY_FILE, Model, ModelStore, SharedBase
 from mitigate.training import Lora
 
 ADAPTER = "default"  # PEFT saves an adapter of this name into the directory itself
 
 
-def add_adapter(model: Model, lora: Lora, *, seed: int) -> None:
-    """Put a fresh adapter over the model's own; only it requires gradients."""
-    base = model.base
+def add_adapter(model: Model, lora: Lora, *, seed: int, dora: bool = False) -> None:
+    """Put a fresh LoRA (or DoRA, Liu et al., arXiv 2402.09353) adapter over the model's own; only it gets gradients."""
+    base, config = model.base, lora.config()
+    config.use_dora = dora
     torch.manual_seed(seed)
     try:
         if base.peft is None:
-            base.peft = get_peft_model(base.model, lora.config(), adapter_name=ADAPTER)
+            base.peft = get_peft_model(base.model, config, adapter_name=ADAPTER)
         else:
-            base.peft.add_adapter(ADAPTER, lora.config())
+            base.peft.add_adapter(ADAPTER, config)
     except ValueError as error:
         raise MitigateError(f"unlearn.lora: does not fit this model ({error})") from error
     _switch(model, on=True)
@@ -78,6 +80,24 @@ def save_adapter(model: Model, adapter: dict[str, torch.Tensor], directory: Path
     if model.adapters:
         over = {name: path for path, name in model.base.names.items()}
         write_json(directory / OVERLAY_FILE, {"over": [over[name] for name in model.adapters]})
+
+
+def merge_adapters(directory: Path, *, out: Path, store: ModelStore) -> None:
+    """Merge a model's adapters into its base and write the plain model with its tokenizer.
+
+    The base is loaded anew on the CPU: the store's own stays as it is.
+
+    Args:
+        directory: PEFT adapter directory.
+        out: a new directory.
+        store: settles number format, permissions and base.
+    """
+    model = store.fresh(device="cpu").load(directory)
+    model.base.activate(model.adapters)
+    merged = cast(Any, model.base.peft).merge_and_unload(adapter_names=list(model.adapters), safe_merge=True)
+    with new_directory(out) as made:
+        merged.save_pretrained(made)
+        model.tokenizer.save_pretrained(made)
 
 
 def base_checksum(base: SharedBase) -> str:

@@ -21,6 +21,13 @@ from mitigate.errors import MitigateError
 
 
 def redact_document(document: Document, spans: Sequence[Span], *, redact: str, key: str = "") -> Document:
+    """`replaced`, the document alone."""
+    return replaced(document, spans, redact=redact, key=key)[0]
+
+
+def replaced(
+    document: Document, spans: Sequence[Span], *, redact: str, key: str = ""
+) -> tuple[Document, list[tuple[Span, Span]]]:
     """Replace the characters of spans, and move the document's other spans and its audited ranges along.
 
     A known span that lies wholly in replaced characters is gone; of one that reaches into them, the edge inside moves
@@ -32,6 +39,9 @@ def redact_document(document: Document, spans: Sequence[Span], *, redact: str, k
         redact: `placeholder` writes `[PHONE]` for the label phone and `[REDACTED]` without a label; `fake` writes what
             `fake` makes.
         key (`str`, *optional*): of the fakes.
+
+    Returns:
+        the new document, and what was replaced: characters of the old text, and those of the new that stand for them.
 
     Raises:
         MitigateError: another `redact`, or a span outside the text.
@@ -60,16 +70,21 @@ def redact_document(document: Document, spans: Sequence[Span], *, redact: str, k
     def moved(position: int, edge: int) -> int:
         return _moved(position, edits, edge, aligned=redact == "fake")
 
-    parts, at = [], 0
+    parts, at, length = [], 0, 0
+    pairs = []
     for start, end, new in edits:
+        length += start - at
+        pairs.append((Span(start, end), Span(length, length + len(new))))
         parts += [document.text[at:start], new]
+        length += len(new)
         at = end
-    return replace(
+    changed = replace(
         document,
         text="".join([*parts, document.text[at:]]),
         audited=tuple((moved(start, 0), moved(end, 1)) for start, end in document.audited),
         spans=tuple(replace(span, start=moved(span.start, 0), end=moved(span.end, 1)) for span in kept),
     )
+    return changed, pairs
 
 
 def placeholder(label: str) -> str:

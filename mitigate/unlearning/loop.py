@@ -1,0 +1,259 @@
+"""The training loop of unlearning: steps over tasks, the dual variable, the watch over the spans, checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from mitigate.artifacts import new_file
+from mitigate.batches import Batch
+from mitigate.errors import MitigateError, NothingToUnlearnError
+from mitigate.runtime import is_main, progress
+from mitigate.training import rate_factor
+from mitigate.unlearning.adapter import is_sharded
+from mitigate.unlearning.data import UnlearningData
+from mitigate.unlearning.losses import Losses, step_totals
+from mitigate.unlearning.settings import Unlearn
+from mitigate.unlearning.tasks import Task, facts, micro_batches
+from mitigate.unlearning.trainable import Trainable
+
+logger = logging.getLogger(__name__)
+CHECKPOINT = "checkpoint.pt"
+MOST_OVER_FORGOTTEN = 0.05  # share of the spans under the floor at which training that watches the control gives up
+_DUAL_RATE = 0.1
+_DUAL_RANGE = (1e-3, 1e4)
+
+
+class Loop:
+    """Trains, watches, and goes on from its checkpoint.
+
+    Args:
+        accelerator: the processes.
+        trainable: what is trained.
+        losses: of batches.
+        settings: schedule.
+        data: the tasks.
+        control: see `control_level`.
+        floor: see `span_floor`.
+        seed: of the order.
+        plan: fingerprint of all that decides the result.
+        partial: the result's directory; checkpoints lie beside it.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        trainable: Trainable,
+        losses: Losses,
+        settings: Unlearn,
+        data: UnlearningData,
+        *,
+        control: float,
+        floor: float | None,
+        seed: int,
+        plan: str,
+        partial: Path,
+    ) -> None:
+        self.accelerator, self.trainable, self.losses = accelerator, trainable, losses
+        self.settings, self.data, self.control, self.floor = settings, data, control, floor
+        self.seed, self.plan = seed, plan
+        self.checkpoint = partial.with_name(partial.name + ".partial") / CHECKPOINT
+        self.parameters = [p for p in trainable.module.parameters() if p.requires_grad]
+        self.dual = settings.retain.weight  # the anchors' weight
+        self.held: float | None = None  # the anchors' mean at the last step
+        optimizer = torch.optim.AdamW(self.parameters, lr=settings.learning_rate, weight_decay=0.0, betas=(0.9, 0.95))
+        if not settings.gradient_checkpointing:
+            trainable.module.eval()  # dropout off: every change of a token's probability is ours
+        self.module, self.optimizer = accelerator.prepare(trainable.module, optimizer)
+        losses.module = self.module
+
+    def train(self, *, resume: bool) -> tuple[list[dict[str, Any]], str]:
+        """Train to the control level or the step limit; returns the history of the watch and why it stopped."""
+        settings = self.settings
+        if not self.trainable.can_step_back:
+            visited = {task.key: task for step in range(settings.max_steps) for task in self._tasks(step)}
+            self.losses.before.fill(list(visited.values()), description="The model before")
+        step, history = self._restore() if resume else (0, [])
+        if not history:
+            history.append(self._watch(step=0))
+            if self._at_control(history):
+                raise NothingToUnlearnError(
+                    "the selected tokens are already at the control level: their log-ratio to the OUT references is "
+                    f"{history[0]['selected_log_ratio']:.2f} nats, that of unseen text {self.control:.2f}; "
+                    "there is nothing to unlearn; to train nevertheless, set unlearn.stop_at_control: false"
+                )
+        with progress(settings.max_steps, "Unlearning", unit="step") as bar:
+            bar.update(step)
+            while step < settings.max_steps and self._reason_to_stop(history) is None:
+                loss = self._step(step)
+                step += 1
+                if not math.isfinite(loss):
+                    raise MitigateError(
+                        f"unlearning: the loss became {loss} at step {step}; lower unlearn.learning_rate"
+                    )
+                if step % settings.check_every == 0 or step == settings.max_steps:
+                    history.append(self._watch(step=step))
+                bar.update()
+                bar.set_postfix(loss=f"{loss:.3f}", leak=f"{history[-1]['selected_log_ratio']:.2f}", refresh=False)
+                if step % settings.checkpoint_every == 0 and step < settings.max_steps:
+                    self._save(step, history)
+        return history, self._reason_to_stop(history) or "step limit"
+
+    def forget_checkpoint(self) -> None:
+        """Remove the checkpoint of a finished run."""
+        self.checkpoint.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.checkpoint.parent.rmdir()
+
+    def _at_control(self, history: Sequence[dict[str, Any]]) -> bool:
+        return self.settings.stop_at_control and history[-1]["selected_log_ratio"] <= self.control
+
+    def _reason_to_stop(self, history: Sequence[dict[str, Any]]) -> str | None:
+        step, under = history[-1]["step"], history[-1]["over_forgotten"]
+        if self._at_control(history):
+            return f"control level reached at step {step}"
+        if self.settings.stop_at_control and step and under is not None and under > MOST_OVER_FORGOTTEN:
+            return f"at step {step} {under:.0%} of the spans were below text that the target never saw"
+        return None
+
+    def _tasks(self, step: int) -> list[Task]:
+        """The tasks of a step, over all processes."""
+        forget = _take(self.data.forget, self.settings.batch_size, step, seed=self.seed)
+        return forget + _take(self.data.hold, self.settings.retain_batch_size, step, seed=self.seed + 1)
+
+    def _step(self, step: int) -> float:
+        """One optimizer step. Losses are normalized by the counts of the whole step, over all processes."""
+        accelerator, tasks = self.accelerator, self._tasks(step)
+        totals = step_totals(tasks)
+        shares = [tasks[rank :: accelerator.num_processes] for rank in range(accelerator.num_processes)]
+        rounds = max(len(self._micro_batches(share)) for share in shares)
+        mine = shares[accelerator.process_index]
+        if self.trainable.can_step_back:
+            self.losses.before.fill(mine or tasks[:1])
+        batches = self._micro_batches(mine)
+        filler = self._micro_batches(mine[:1] or tasks[:1])[0]  # every process takes part in every collective
+        idle = [(filler, 0.0)] * (rounds - len(batches))
+        work = [(batch, 1.0) for batch in batches] + idle
+        factor = rate_factor(step, self.settings.max_steps, warmup_share=0.05)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate * factor
+        sums = torch.zeros(2, device=accelerator.device)  # the objective, the anchors
+        for number, (batch, weight) in enumerate(work):
+            last = number == len(work) - 1
+            with contextlib.nullcontext() if last else accelerator.no_sync(self.module):
+                forgetting, anchors = self.losses.of(batch, totals)
+                loss = forgetting + self.dual * anchors
+                accelerator.backward(weight * loss * accelerator.num_processes)  # DDP averages: undo it
+                sums += weight * torch.stack([forgetting.detach(), anchors.detach()])
+        accelerator.clip_grad_norm_(self.parameters, self.settings.max_gradient_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        forgotten, held = accelerator.reduce(sums, reduction="sum").tolist()
+        loss_now = forgotten + self.dual * held
+        self._update_dual(held)
+        self.held = held
+        return loss_now
+
+    def _update_dual(self, held: float) -> None:
+        """Exponentiated-gradient ascent on the dual variable of `held <= budget`: it stays positive, and bounded."""
+        budget = self.settings.retain.budget
+        if budget is not None and math.isfinite(held):
+            factor = math.exp(_DUAL_RATE * max(-1.0, min(3.0, held / budget - 1)))
+            self.dual = min(max(self.dual * factor, _DUAL_RANGE[0]), _DUAL_RANGE[1])
+
+    def _micro_batches(self, tasks: Sequence[Task]) -> list[Batch]:
+        return micro_batches(tasks, batch_tokens=self.losses.batch_tokens, device=self.accelerator.device)
+
+    def _watch(self, *, step: int) -> dict[str, Any]:
+        """Where the tokens to forget are now.
+
+        Returns:
+            `selected_log_ratio`: mean of log p_θ − log p̄, clipped to ±3 nats, over all of them; compare with
+            `control_level`. `over_forgotten`: share of the spans whose mean is under the floor, null without one.
+            `held`: the anchors' mean at the last step. `anchor_weight`: now.
+        """
+        sums = torch.zeros(2, max(1, self.data.spans), device=self.accelerator.device, dtype=torch.float64)
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        alone = [task.alone().only(task.selected) for task in self.data.forget if task.selected.any()]
+        batches = self._micro_batches(alone)
+        for number in range(math.ceil(len(batches) / world)):
+            batch = batches[min(number * world + rank, len(batches) - 1)]
+            weight = float(number * world + rank < len(batches))
+            with torch.no_grad():
+                logits, _ = self.losses.forward(batch)
+            log_prob = torch.log_softmax(logits, dim=-1).gather(1, batch.targets.unsqueeze(1)).squeeze(1)
+            spans = np.concatenate([piece.span for piece in batch.pieces if isinstance(piece, Task)])
+            ratio = (log_prob - facts(batch).out).double().clamp(-3.0, 3.0)
+            counted = torch.stack([ratio, torch.ones_like(ratio)])
+            sums.index_add_(1, torch.from_numpy(spans).to(sums.device), weight * counted)
+        totals, counts = self.accelerator.reduce(sums, reduction="sum").cpu().numpy()
+        means = totals[counts > 0] / counts[counts > 0]
+        return {
+            "step": step,
+            "selected_log_ratio": round(float(totals.sum() / counts.sum()), 4),
+            "over_forgotten": None if self.floor is None else round(float((means < self.floor).mean()), 4),
+            "held": None if self.held is None else round(self.held, 6),
+            "anchor_weight": round(self.dual, 6),
+        }
+
+    def _save(self, step: int, history: list[dict[str, Any]]) -> None:
+        if is_sharded(self.trainable.module):
+            logger.warning("step %d: no checkpoint, since the weights are sharded (FSDP); a restart begins anew", step)
+            return
+        state = {
+            "plan": self.plan,
+            "step": step,
+            "history": history,
+            "trained": self.trainable.state(self.accelerator, self.module),
+            "optimizer": self.optimizer.state_dict(),
+            "dual": self.dual,
+            "held": self.held,
+            "random": torch.get_rng_state(),
+        }
+        if is_main():
+            with new_file(self.checkpoint) as temporary:
+                torch.save(state, temporary)
+        self.accelerator.wait_for_everyone()
+
+    def _restore(self) -> tuple[int, list[dict[str, Any]]]:
+        if not self.checkpoint.is_file():
+            return 0, []
+        state = torch.load(self.checkpoint, weights_only=True, map_location="cpu")
+        if state["plan"] != self.plan:
+            raise MitigateError(
+                f"{self.checkpoint.parent}: an interrupted run of another audit or other settings; "
+                "remove it, or choose another --out"
+            )
+        self.trainable.restore(state["trained"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.dual, self.held = state["dual"], state["held"]
+        torch.set_rng_state(state["random"])
+        logger.info("resuming at step %d", state["step"])
+        return state["step"], state["history"]
+
+
+def _take(tasks: Sequence[Task], count: int, step: int, *, seed: int) -> list[Task]:
+    """The tasks of a step: shuffled passes over all of them, a function of the step alone."""
+    if not tasks or not count:
+        return []
+    count = min(count, len(tasks))
+    taken = []
+    for number in range(step * count, (step + 1) * count):
+        epoch, place = divmod(number, len(tasks))
+        taken.append(tasks[_order(len(tasks), seed, epoch)[place]])
+    return taken
+
+
+@lru_cache(maxsize=8)
+def _order(count: int, seed: int, epoch: int) -> list[int]:
+    """The order of `count` tasks in a pass over them."""
+    return np.random.default_rng([seed, epoch]).permutation(count).tolist()

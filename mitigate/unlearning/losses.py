@@ -1,0 +1,177 @@
+"""The loss of a batch: the objective over what is to be forgotten, the anchors over everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from mitigate.batches import Batch
+from mitigate.errors import MitigateError
+from mitigate.models import kept_logits
+from mitigate.unlearning.distributions import divergence
+from mitigate.unlearning.kept_terms import BeforeTerms, OutTerms
+from mitigate.unlearning.objectives import OBJECTIVES, Parameters, Selected, arrived, hidden_anchor, needs_of
+from mitigate.unlearning.settings import Unlearn
+from mitigate.unlearning.tasks import Facts, Task, facts
+from mitigate.unlearning.trainable import AdapterTrainable, Trainable, decoder_layers
+
+
+class Losses:
+    """Computes losses of batches of tasks, and what they need of the model before.
+
+    Args:
+        trainable: the model.
+        settings: of unlearning.
+        weights: objective -> weight.
+        anchor: `kl`, `nll`, `hidden` or `none`.
+        margin: nats above the OUT level at which a token has arrived.
+        out_terms: p̄ at the tokens to forget, if an objective needs it.
+        device: of the model.
+        seed: of rmu's direction.
+
+    Raises:
+        MitigateError: a layer that is not there.
+    """
+
+    def __init__(
+        self,
+        trainable: Trainable,
+        settings: Unlearn,
+        weights: Mapping[str, float],
+        *,
+        anchor: str,
+        margin: float,
+        out_terms: OutTerms | None,
+        device: torch.device,
+        seed: int,
+    ) -> None:
+        self.trainable, self.weights, self.anchor, self.out_terms = trainable, weights, anchor, out_terms
+        self.rest_on_arrival = settings.stop_at_control
+        self.needs = needs_of(weights)
+        self.layer = self._layer(settings.layer) if "hidden" in self.needs or anchor == "hidden" else None
+        self.module: torch.nn.Module = trainable.module  # the loop puts the wrapped one here
+        self.mixed = mixed_dtype(trainable)
+        self.batch_tokens = settings.batch_tokens or max(64, (1 << 26) // trainable.model.vocabulary_size)
+        self.before = BeforeTerms(
+            self.forward,
+            trainable.before,
+            needs=self._needs_before(),
+            entries=settings.kept_entries,
+            batch_tokens=self.batch_tokens,
+            device=device,
+        )
+        width = trainable.model.base.model.config.get_text_config().hidden_size
+        direction = torch.randn(width, generator=torch.Generator().manual_seed(seed))
+        self.parameters = Parameters(
+            beta=settings.beta,
+            beta_2=settings.beta_2,
+            delta=settings.delta,
+            margin=margin,
+            steering=settings.steering,
+            direction=(direction / direction.norm()).to(device),
+        )
+
+    def of(self, batch: Batch, totals: Mapping[str, float]) -> tuple[torch.Tensor, torch.Tensor]:
+        """A batch's part of the step's mean objective and of its mean anchor."""
+        known = facts(batch)
+        logits, hidden = self.forward(batch)
+        log_probs = torch.log_softmax(logits, dim=-1)
+        log_prob = log_probs.gather(1, batch.targets.unsqueeze(1)).squeeze(1)
+        before = self.before.of(batch)
+        chosen, held = known.selected, ~known.selected & ~known.substitute
+        selected = Selected(
+            tokens=batch.targets[chosen],
+            log_prob=log_prob[chosen],
+            log_prob_before=known.before[chosen],
+            log_prob_out=known.out[chosen],
+            log_probs=log_probs[chosen],
+            spans=known.span[chosen],
+            span_count=known.span_count,
+            before=before.distribution.rows(chosen) if "before" in self.needs and before.distribution else None,
+            out=self.out_terms.of(batch) if self.out_terms is not None else None,
+            hidden=hidden[chosen] if hidden is not None else None,
+            hidden_before=before.hidden[chosen] if before.hidden is not None else None,
+            substitute_log_prob=log_prob[known.substitute],
+            substitute_log_prob_before=before.log_prob[known.substitute] if before.log_prob is not None else None,
+            substitute_spans=known.span[known.substitute],
+        )
+        forgetting = 0.0 * log_probs.sum()  # every process needs a graph
+        for name, weight in self.weights.items():
+            forgetting = forgetting + weight * self._objective(name, selected, known, totals)
+        anchors = 0.0 * log_probs.sum()
+        if self.anchor == "kl":
+            assert before.distribution is not None
+            anchors = anchors + divergence(before.distribution.rows(held), log_probs[held]).sum() / totals["held"]
+        elif self.anchor == "nll":
+            anchors = anchors - log_prob[held].sum() / totals["held"]
+        elif self.anchor == "hidden":
+            assert hidden is not None
+            assert before.hidden is not None
+            anchors = anchors + hidden_anchor(hidden[held], before.hidden[held]).sum() / totals["held"]
+        return forgetting, anchors
+
+    def _objective(self, name: str, selected: Selected, known: Facts, totals: Mapping[str, float]) -> torch.Tensor:
+        """A batch's part of one objective's mean over the step; what has arrived counts nothing."""
+        objective = OBJECTIVES[name]
+        if not len(selected.log_prob):
+            return torch.zeros((), device=selected.log_prob.device)
+        losses = objective.loss(selected, self.parameters)
+        if self.rest_on_arrival:
+            losses = losses.masked_fill(arrived(selected, objective, margin=self.parameters.margin), 0.0)
+        if objective.over == "selected":
+            losses = losses * known.weight[known.selected]
+        return losses.sum() / totals[objective.over]
+
+    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """float32 logits (N, V) at the kept tokens, and the watched layer's output (N, D) where it is asked for."""
+        captured: list[torch.Tensor] = []
+
+        def capture(module: torch.nn.Module, arguments: Any, output: Any) -> None:
+            captured.append(output[0] if isinstance(output, tuple) else output)
+
+        hook = self.layer.register_forward_hook(capture) if self.layer is not None else None
+        try:
+            with torch.autocast(batch.targets.device.type, dtype=self.mixed, enabled=self.mixed is not None):
+                logits = kept_logits(self.module, batch.input_ids, batch.attention_mask, batch.keep)
+        finally:
+            if hook is not None:
+                hook.remove()
+        return logits.float(), captured[0][batch.keep].float() if captured else None
+
+    def _layer(self, number: int | None) -> torch.nn.Module:
+        layers = decoder_layers(self.trainable.module)
+        number = len(layers) // 3 if number is None else number
+        if number >= len(layers):
+            raise MitigateError(f"unlearn.layer: {number}, but this model's layers are 0 to {len(layers) - 1}")
+        return layers[number]
+
+    def _needs_before(self) -> frozenset[str]:
+        needs = {"distribution"} if self.anchor == "kl" or "before" in self.needs else set()
+        needs |= {"hidden"} if self.layer is not None else set()
+        needs |= {"log_prob"} if "dpo" in self.weights else set()
+        return frozenset(needs)
+
+
+def mixed_dtype(trainable: Trainable) -> torch.dtype | None:
+    """The half precision that weights trained in float32 must meet others in; None where there is one precision."""
+    if isinstance(trainable, AdapterTrainable):
+        return None  # PEFT casts between an adapter and its base
+    dtype: torch.dtype = trainable.dtype
+    return dtype if dtype != torch.float32 else None
+
+
+def step_totals(tasks: Sequence[Task]) -> dict[str, float]:
+    """What the losses of a step are divided by: weights of tokens to forget, substitutes' tokens, spans, anchors."""
+    chosen = [task for task in tasks if task.selected.any()]
+    partners = {id(one): one for task in tasks for one in task.partners}.values()
+    spans = {int(number) for task in (*chosen, *partners) for number in np.unique(task.span) if number >= 0}
+    totals = {
+        "selected": float(sum(task.weight.sum() for task in chosen)),
+        "substitutes": float(sum(len(task.scored) for task in partners)),
+        "spans": float(len(spans)),
+        "held": float(sum((~task.selected).sum() for task in tasks)),
+    }
+    return {name: total or 1.0 for name, total in totals.items()}

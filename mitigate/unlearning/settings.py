@@ -1,0 +1,94 @@
+"""Settings of unlearning."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from mitigate.training import Lora
+
+
+class Retain(BaseModel):
+    """How everything that is not to be forgotten is held where it was."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    anchor: str = Field(
+        "auto",
+        pattern="^(auto|kl|nll|hidden|none)$",
+        description="what holds a kept token: KL(p_0 || p), nll (its likelihood), hidden (its hidden state), none; "
+        "auto: what the objective was published with, kl for ours",
+    )
+    weight: float = Field(3.0, ge=0, description="weight of the anchors' mean; with a budget, where the weight starts")
+    budget: float | None = Field(
+        None,
+        gt=0,
+        description="nats: the anchors' mean stays at or under this; their weight is then a dual variable, not fixed",
+    )
+    generated: int = Field(
+        0,
+        ge=0,
+        description="texts to draw from the model itself and hold still, where there are no retain documents; what the "
+        "model says rarely is not among them and may drift",
+    )
+
+
+class Unlearn(BaseModel):
+    """Settings of unlearning."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    objective: str | dict[str, float] = Field(
+        "default",
+        description="default, ascent, grad_diff, npo, simnpo, wga, satimp, undial, dpo, idk, substitute, rmu, distill, "
+        "hinge; several with weights: hinge=1,distill=0.5 (which is the default)",
+    )
+    scope: str = Field(
+        "token",
+        pattern="^(token|sequence)$",
+        description="token: forget the audit's selected tokens; sequence: whole documents that hold any (the baseline)",
+    )
+    weighting: str = Field(
+        "hard",
+        pattern="^(hard|probability|entropy)$",
+        description="weight of a token to forget: 1, its calibrated probability of memorization, or its entropy under "
+        "the references",
+    )
+    beta: float | None = Field(
+        None, gt=0, description="npo, simnpo, dpo: inverse temperature; wga, satimp: power of p; undial: strength"
+    )
+    beta_2: float = Field(1.0, ge=0, description="satimp: power of 1 - p")
+    delta: float = Field(0.0, ge=0, description="simnpo: margin, in nats times beta")
+    steering: float = Field(2.0, gt=0, description="rmu: length of the false hidden state, in lengths of the true one")
+    layer: int | None = Field(
+        None, ge=0, description="layer whose output rmu and hidden anchors act on; default: a third of the way up"
+    )
+    margin: float | None = Field(
+        None,
+        description="nats above the OUT level at which a token has arrived and gets no more gradient; default: the "
+        "control level",
+    )
+    stop_at_control: bool = Field(
+        True, description="tokens that have arrived rest, and training stops when the spans are at the control level"
+    )
+    retain: Retain = Field(default_factory=lambda: Retain(), description="what holds the rest still")
+    method: str = Field(
+        "lora",
+        pattern="^(lora|dora|full|last_layers)$",
+        description="what is trained: a LoRA or DoRA adapter, all weights, or the last layers; the latter two give a "
+        "plain model",
+    )
+    lora: Lora = Field(default_factory=lambda: Lora(), description="shape of the adapter")
+    layers: int = Field(2, ge=1, description="last_layers: how many")
+    merge: bool = Field(False, description="also write the model with the adapter merged in, to OUT/merged")
+    gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, about a third slower")
+    learning_rate: float = Field(2e-4, gt=0, description="peak of a linear warm-up and cosine decay to a tenth")
+    max_steps: int = Field(400, ge=1, description="at most this many steps; the control usually stops earlier")
+    batch_size: int = Field(8, ge=1, description="documents with selected tokens in a step, all processes together")
+    retain_batch_size: int = Field(8, ge=0, description="retain documents in a step, all processes together")
+    batch_tokens: int | None = Field(None, ge=1, description="padded tokens in one forward; gradients accumulate")
+    kept_entries: int = Field(
+        256, ge=8, description="entries of p_0 and of the references' distributions that are kept for each token"
+    )
+    check_every: int = Field(20, ge=1, description="steps between two looks at the selected spans")
+    checkpoint_every: int = Field(100, ge=1, description="steps between two checkpoints")
+    max_gradient_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")

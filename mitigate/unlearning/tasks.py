@@ -1,0 +1,105 @@
+"""Tasks: windows of documents with the fixed facts about their tokens, and batches of them.
+
+A `Task` is a window of a document: of one with tokens to forget, of one to hold still, or of one in which substitutes
+stand in the secrets' place. Its tokens are to be forgotten (`selected`), to be learned (a substitute's), or anchors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from mitigate.batches import Batch, Piece, collate
+
+
+@dataclass(frozen=True, eq=False)
+class Task(Piece):
+    """A piece with facts about its n scored tokens.
+
+    Attributes:
+        key: number among all tasks.
+        doc_id: of the document.
+        selected: (n,) bool, to be forgotten.
+        weight: (n,) float32, weight of a token to forget.
+        before: (n,) ℓ⁰ of the tokens to forget, NaN elsewhere.
+        out: (n,) ℓ̄ likewise.
+        span: (n,) number of the span that a token to forget is in, or that a substitute's token stands for; else -1.
+        substitute: its scored tokens are a substitute's.
+        partners: the substitutes of its spans.
+    """
+
+    key: int
+    doc_id: str
+    selected: np.ndarray
+    weight: np.ndarray
+    before: np.ndarray
+    out: np.ndarray
+    span: np.ndarray
+    substitute: bool = False
+    partners: tuple[Task, ...] = field(default=(), repr=False)
+
+    def alone(self) -> Task:
+        """Without its partners."""
+        return replace(self, partners=())
+
+    def only(self, rows: np.ndarray) -> Task:
+        """With these scored tokens alone (a mask), cut after the last of them."""
+        scored = self.scored[rows]
+        facts = {name: getattr(self, name)[rows] for name in ("selected", "weight", "before", "out", "span")}
+        return replace(self, ids=self.ids[: scored[-1] + 1], scored=scored, **facts)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The facts about a batch's N kept tokens, in the batch's row order, on its device."""
+
+    selected: torch.Tensor  # (N,) bool
+    substitute: torch.Tensor  # (N,) bool
+    weight: torch.Tensor  # (N,)
+    before: torch.Tensor  # (N,) ℓ⁰
+    out: torch.Tensor  # (N,) ℓ̄
+    span: torch.Tensor  # (N,) numbers from 0 in the batch; -1 for anchors
+    span_count: int
+
+
+def facts(batch: Batch) -> Facts:
+    """The facts about a batch of tasks."""
+    tasks = _tasks(batch)
+    device = batch.targets.device
+
+    def joined(name: str) -> torch.Tensor:
+        return torch.from_numpy(np.concatenate([getattr(task, name) for task in tasks])).to(device)
+
+    numbers, span = np.unique(np.concatenate([task.span for task in tasks]), return_inverse=True)
+    span = span - (numbers[0] == -1)  # the anchors' -1 comes first
+    substitute = np.concatenate([np.full(len(task.scored), task.substitute) for task in tasks])
+    return Facts(
+        selected=joined("selected"),
+        substitute=torch.from_numpy(substitute).to(device),
+        weight=joined("weight"),
+        before=joined("before"),
+        out=joined("out"),
+        span=torch.from_numpy(span).to(device),
+        span_count=int((numbers >= 0).sum()),
+    )
+
+
+def micro_batches(tasks: Iterable[Task], *, batch_tokens: int, device: torch.device) -> list[Batch]:
+    """Batches of tasks of like length, each with its partners, within so many padded tokens if possible."""
+    units = [[task, *task.partners] for task in tasks]
+    units.sort(key=lambda unit: -max(len(task.ids) for task in unit))
+    groups: list[list[Task]] = []
+    for unit in units:
+        longest = max(len(task.ids) for task in (groups[-1] if groups else []) + unit)
+        if not groups or longest * len({id(task) for task in groups[-1] + unit}) > batch_tokens:
+            groups.append([])
+        groups[-1] += [task for task in unit if all(task is not other for other in groups[-1])]
+    return [collate(group).to(device) for group in groups]
+
+
+def _tasks(batch: Batch) -> list[Task]:
+    assert all(isinstance(piece, Task) for piece in batch.pieces)
+    return list(batch.pieces)  # type: ignore[arg-type]

@@ -1,0 +1,194 @@
+"""What unlearning trains: an adapter over the model (LoRA, DoRA), all of its weights, or its last layers.
+
+An adapter can be switched off, which gives the model before unlearning at any time, and leaves the base untouched.
+Weights cannot: what the model said before is then computed before the first step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from peft import set_peft_model_state_dict
+
+from mitigate.errors import MitigateError
+from mitigate.models import Model
+from mitigate.unlearning.adapter import (
+    ADAPTER,
+    adapter_state,
+    add_adapter,
+    as_before,
+    base_checksum,
+    is_sharded,
+    save_adapter,
+)
+from mitigate.unlearning.settings import Unlearn
+
+State = dict[str, torch.Tensor]
+
+
+class AdapterTrainable:
+    """A fresh adapter over the model's own; the base is frozen.
+
+    Attributes:
+        model: the model.
+        can_step_back: `before` gives the model before unlearning at any time.
+    """
+
+    can_step_back = True
+
+    def __init__(self, model: Model, settings: Unlearn, *, seed: int) -> None:
+        self.model = model
+        add_adapter(model, settings.lora, seed=seed, dora=settings.method == "dora")
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """What a forward pass goes through."""
+        return self.model.base.model
+
+    def before(self) -> AbstractContextManager[None]:
+        """The model as it was before unlearning, inside the block."""
+        return as_before(self.model)
+
+    def state(self, accelerator: Accelerator, module: torch.nn.Module) -> State:
+        """The trained weights on the CPU; every process must call it."""
+        return adapter_state(self.model.base, accelerator, module)
+
+    def restore(self, state: State) -> None:
+        """Go back to an earlier state."""
+        assert self.model.base.peft is not None
+        set_peft_model_state_dict(self.model.base.peft, state, adapter_name=ADAPTER)
+
+    def frozen_checksum(self) -> str:
+        """Fingerprint of every weight that must stay as it is."""
+        return base_checksum(self.model.base)
+
+    def reached(self, state: State) -> dict[str, bool]:
+        """Which parts of the adapter training reached."""
+        return {name: bool(tensor.any()) for name, tensor in state.items() if "lora_B" in name}
+
+    def save(self, state: State, directory: Path) -> None:
+        """Write a PEFT adapter directory."""
+        save_adapter(self.model, state, directory)
+
+
+class WeightsTrainable:
+    """The model's own weights: all of them, or those of its last layers and of what follows these.
+
+    Adapters of the model are merged into it. Weights in half precision are trained in float32.
+    """
+
+    can_step_back = False
+
+    def __init__(self, model: Model, settings: Unlearn, *, seed: int) -> None:
+        base = model.base
+        if model.adapters:
+            assert base.peft is not None
+            base.activate(model.adapters)
+            base.model = cast(Any, base.peft).merge_and_unload(adapter_names=list(model.adapters))
+            base.peft, model = None, replace(model, adapters=())
+        self.model = model
+        self.dtype = base.model.dtype
+        chosen = set(base.model.parameters())
+        if settings.method == "last_layers":
+            layers = decoder_layers(base.model)
+            if settings.layers > len(layers):
+                raise MitigateError(f"unlearn.layers: {settings.layers}, but this model has {len(layers)}")
+            chosen = {parameter for layer in layers[-settings.layers :] for parameter in layer.parameters()}
+        for parameter in base.model.parameters():
+            parameter.requires_grad_(parameter in chosen)
+            if parameter in chosen:
+                parameter.data = parameter.data.float()
+        self._unchanged = {name: p.detach().cpu().clone() for name, p in self._trained()}
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """What a forward pass goes through."""
+        return self.model.base.model
+
+    @contextlib.contextmanager
+    def before(self) -> Iterator[None]:
+        """Nothing to switch: to be used before the first step."""
+        yield
+
+    def state(self, accelerator: Accelerator, module: torch.nn.Module) -> State:
+        """The trained weights on the CPU; every process must call it."""
+        whole = accelerator.get_state_dict(module) if is_sharded(self.model.base.model) else None
+        named = dict(self._trained())
+        return {name: (whole[name] if whole else tensor).detach().cpu().clone() for name, tensor in named.items()}
+
+    def restore(self, state: State) -> None:
+        """Go back to an earlier state."""
+        for name, parameter in self._trained():
+            parameter.data.copy_(state[name])
+
+    def frozen_checksum(self) -> str:
+        """Fingerprint of every weight that must stay as it is."""
+        digest = hashlib.sha256()
+        for _, parameter in sorted(self.model.base.model.named_parameters(), key=lambda item: item[0]):
+            if not parameter.requires_grad:
+                digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def reached(self, state: State) -> dict[str, bool]:
+        """Which weights training changed."""
+        return {name: not torch.equal(tensor, self._unchanged[name]) for name, tensor in state.items()}
+
+    def save(self, state: State, directory: Path) -> None:
+        """Write a plain model directory with its tokenizer."""
+        model = self.model.base.model
+        cast(torch.nn.Module, model).to(self.dtype)
+        model.save_pretrained(directory)
+        self.model.tokenizer.save_pretrained(directory)
+
+    def _trained(self) -> list[tuple[str, torch.nn.Parameter]]:
+        return [(name, p) for name, p in self.model.base.model.named_parameters() if p.requires_grad]
+
+
+Trainable = AdapterTrainable | WeightsTrainable
+
+
+def make_trainable(model: Model, settings: Unlearn, *, seed: int) -> Trainable:
+    """What `settings.method` trains over a model; weights that are trained are changed in place."""
+    kind = AdapterTrainable if settings.method in ("lora", "dora") else WeightsTrainable
+    return kind(model, settings, seed=seed)
+
+
+def decoder_layers(module: torch.nn.Module) -> list[torch.nn.Module]:
+    """The model's decoder layers, lowest first.
+
+    Raises:
+        MitigateError: it has no list of as many layers as its configuration says.
+    """
+    config = cast(Any, module).config.get_text_config()
+    for part in module.modules():
+        if isinstance(part, torch.nn.ModuleList) and len(part) == config.num_hidden_layers:
+            return list(part)
+    raise MitigateError(
+        f"{type(module).__name__}: no list of {config.num_hidden_layers} layers in it; unlearn.method: last_layers, "
+        "rmu and hidden anchors need one"
+    )
+
+
+def checkpoint_activations(trainable: Trainable) -> None:
+    """Recompute activations in the backward pass instead of keeping them; dropout stays off.
+
+    Raises:
+        MitigateError: the architecture cannot.
+    """
+    model = trainable.model.base.model
+    try:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    except ValueError as error:
+        raise MitigateError(f"unlearn.gradient_checkpointing: {error}; set it to false") from error
+    model.enable_input_require_grads()  # adapters' layers would silently stay untrained without
+    for part in model.modules():
+        if hasattr(part, "gradient_checkpointing"):
+            part.training = True  # of this module alone: it checkpoints in training only, and dropout lies below it
