@@ -175,22 +175,89 @@ def bench_unlearn(
     ] = 8,
     base: BenchBase = None,
     out: BenchOut = Path("runs/unlearn"),
+    objectives: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Objectives to run, with commas between them; `default` with token scope always runs.",
+            show_default="all",
+        ),
+    ] = None,
+    scopes: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="token: forget the tokens that the audit selected; sequence: the documents that hold them.",
+            show_default="both",
+        ),
+    ] = None,
+    tries: Annotated[
+        int,
+        typer.Option(min=1, help="Learning rates that every method chooses from: the common one times powers of 3."),
+    ] = 3,
+    retrain: Annotated[
+        bool, typer.Option(help="Fit anew without the secrets, too: what exact unlearning gives.")
+    ] = True,
     models_only: Annotated[
         bool, typer.Option("--models-only", help="Train the models and stop; a later call goes on from them.")
     ] = False,
+    plot: Annotated[bool, typer.Option("--plot", help="Draw forgetting against utility to OUT/unlearn.png.")] = False,
     settings: Set = None,
     device: Device = "auto",
 ) -> None:
-    """Every way to unlearn, against models that never saw what is forgotten.
+    """Every way to unlearn, against models that never saw what is forgotten; OUT/results.json, and a table.
 
-    Example: mitigate bench unlearn --seeds 0 1 2 --out runs/unlearn --models-only
+    Each seed deals people to forget, retain and holdout, fine-tunes a target, audits it, and lets every objective
+    forget the audit's tokens (token scope) and whole documents (sequence scope), each at --tries learning rates. The
+    rate is chosen on half of the forget people, the figures are of the other half. Distances are to models that were
+    trained without these people (document oracles) or without a loss on their secrets (token oracles); the floor is the
+    distance of two such models. Membership is told by judges that unlearning never sees.
+
+    An interrupted run goes on where it stopped: finished models and runs are kept. To see soon whether it is worth it,
+    give few --objectives, and the others later to the same --out.
+
+    --set takes sizes (forget, retain, holdout, anchors, prose, judges, copies.*), training (schedule.*, base.*,
+    base_documents, method, lora.*) and what all runs share (unlearn.learning_rate, unlearn.max_steps,
+    unlearn.batch_size, unlearn.retain.weight, ...; see `mitigate run --keys`).
+
+    Example: mitigate bench unlearn --seeds 0 1 2 --out runs/unlearn --plot
+
+    Example: mitigate bench unlearn --documents people.jsonl --objectives default,npo --set forget=20 --out runs/mine
     """
     quiet()
-    from mitigate.lab.bench.unlearn_world import UnlearnWorldSettings, make_unlearn_world
+    from mitigate.lab.bench.unlearn import bench_unlearn as run_bench
+    from mitigate.lab.bench.unlearn_methods import METHODS, SCOPES, UnlearnBenchSettings
+    from mitigate.lab.bench.unlearn_show import draw_unlearn, unlearn_table
+    from mitigate.lab.bench.unlearn_world import make_unlearn_world
 
-    chosen = settings_from(UnlearnWorldSettings, [f"references={references}", *(settings or [])])
-    for seed in _seeds(seeds, more_seeds):
-        make_unlearn_world(out, seed=seed, settings=chosen, documents=documents, prose=prose, base=base, device=device)
+    chosen = settings_from(UnlearnBenchSettings, [f"references={references}", *(settings or [])])
+    if models_only:
+        for seed in _seeds(seeds, more_seeds):
+            make_unlearn_world(
+                out, seed=seed, settings=chosen, documents=documents, prose=prose, base=base, device=device
+            )
+        return
+    results = run_bench(
+        out,
+        seeds=_seeds(seeds, more_seeds),
+        documents=documents,
+        prose=prose,
+        objectives=_names(objectives) or METHODS,
+        scopes=_names(scopes) or SCOPES,
+        tries=tries,
+        retrain=retrain,
+        settings=chosen,
+        base=base,
+        device=device,
+    )
+    if is_main_process():
+        if plot:
+            draw_unlearn(results, out / "unlearn.png")
+        typer.echo(unlearn_table(results))
+        typer.echo(f"results: {out / 'results.json'}")
+
+
+def _names(given: list[str] | None) -> list[str]:
+    """Names of an option that may be given again, and takes commas."""
+    return [name.strip() for part in given or [] for name in part.split(",") if name.strip()]
 
 
 def _seeds(named: list[int] | None, more: list[int] | None) -> list[int]:
