@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from mitigate.detection.audit import Audit
 from mitigate.detection.scores import clipped
 
 
-def control_level(audit: Audit, chosen: np.ndarray | None = None) -> float:
-    """The level at which a token's log p_θ − log p̄ is that of text the target never saw, in nats.
+@dataclass(frozen=True)
+class Control:
+    """How text that the target never saw looks beside the OUT references, token by token, in nats.
 
-    The mean log-ratio, clipped to ±3 nats, of the holdout documents' tokens that are as hard to predict as the chosen
-    ones: holdout tokens are weighted so that their distribution over deciles of log p̄ is that of the chosen tokens.
-    0 (the references' own level) where the audit has no holdout documents.
+    Attributes:
+        log_ratio: mean of log p_θ − log p̄, clipped to ±3 nats: 0 where the audit has no holdout documents.
+        distance: mean of its absolute value: no two models agree wholly; None without holdout documents.
+    """
+
+    log_ratio: float
+    distance: float | None
+
+
+def control_level(audit: Audit, chosen: np.ndarray | None = None) -> Control:
+    """Where tokens are to end: at what the holdout documents' tokens that are as hard to predict look like.
+
+    Holdout tokens are weighted so that their distribution over deciles of log p̄ is that of the chosen tokens.
 
     Args:
         audit: with or without holdout documents.
@@ -24,16 +37,21 @@ def control_level(audit: Audit, chosen: np.ndarray | None = None) -> float:
     holdout = _holdout(audit) & ~np.isnan(ratio)
     selected = columns["selected"].astype(bool) if chosen is None else chosen
     if not holdout.any() or not selected.any():
-        return 0.0
+        return Control(0.0, None)
     edges = np.quantile(columns["log_prob_out"][selected], np.linspace(0, 1, 11)[1:-1])
     stratum = np.digitize(columns["log_prob_out"], edges)
     levels = [
-        (int((selected & (stratum == number)).sum()), float(ratio[holdout & (stratum == number)].mean()))
+        (int((selected & (stratum == number)).sum()), ratio[holdout & (stratum == number)])
         for number in range(10)
         if (holdout & (stratum == number)).sum() >= 10
     ]
     weight = sum(count for count, _ in levels)
-    return sum(count * level for count, level in levels) / weight if weight else 0.0
+    if not weight:
+        return Control(0.0, None)
+    return Control(
+        log_ratio=float(sum(count * alike.mean() for count, alike in levels) / weight),
+        distance=float(sum(count * np.abs(alike).mean() for count, alike in levels) / weight),
+    )
 
 
 def span_floor(audit: Audit) -> float | None:

@@ -21,6 +21,7 @@ from mitigate.runtime import is_main, progress
 from mitigate.training import rate_factor
 from mitigate.unlearning.adapter import is_sharded
 from mitigate.unlearning.data import UnlearningData
+from mitigate.unlearning.levels import Control
 from mitigate.unlearning.losses import Losses, step_totals
 from mitigate.unlearning.settings import Unlearn
 from mitigate.unlearning.tasks import Task, facts, micro_batches
@@ -29,6 +30,7 @@ from mitigate.unlearning.trainable import Trainable
 logger = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint.pt"
 MOST_OVER_FORGOTTEN = 0.05  # share of the spans under the floor at which training that watches the control gives up
+PATIENCE = 3  # looks without getting nearer to the references
 _DUAL_RATE = 0.1
 _DUAL_RANGE = (1e-3, 1e4)
 
@@ -57,7 +59,7 @@ class Loop:
         settings: Unlearn,
         data: UnlearningData,
         *,
-        control: float,
+        control: Control,
         floor: float | None,
         seed: int,
         plan: str,
@@ -85,10 +87,10 @@ class Loop:
         step, history = self._restore() if resume else (0, [])
         if not history:
             history.append(self._watch(step=0))
-            if self._at_control(history):
+            if settings.stop_at_control and history[0]["selected_log_ratio"] <= self.control.log_ratio:
                 raise NothingToUnlearnError(
                     "the selected tokens are already at the control level: their log-ratio to the OUT references is "
-                    f"{history[0]['selected_log_ratio']:.2f} nats, that of unseen text {self.control:.2f}; "
+                    f"{history[0]['selected_log_ratio']:.2f} nats, that of unseen text {self.control.log_ratio:.2f}; "
                     "there is nothing to unlearn; to train nevertheless, set unlearn.stop_at_control: false"
                 )
         with progress(settings.max_steps, "Unlearning", unit="step") as bar:
@@ -114,15 +116,22 @@ class Loop:
         with contextlib.suppress(OSError):
             self.checkpoint.parent.rmdir()
 
-    def _at_control(self, history: Sequence[dict[str, Any]]) -> bool:
-        return self.settings.stop_at_control and history[-1]["selected_log_ratio"] <= self.control
-
     def _reason_to_stop(self, history: Sequence[dict[str, Any]]) -> str | None:
-        step, under = history[-1]["step"], history[-1]["over_forgotten"]
-        if self._at_control(history):
-            return f"control level reached at step {step}"
-        if self.settings.stop_at_control and step and under is not None and under > MOST_OVER_FORGOTTEN:
-            return f"at step {step} {under:.0%} of the spans were below text that the target never saw"
+        """Why to stop: the tokens' mean is at the control, and they are as near to p̄ as unseen text, or as they get.
+
+        The mean alone can be at the control while half of the tokens are far above it and half far below.
+        """
+        now, distances = history[-1], [entry["selected_distance"] for entry in history]
+        if not self.settings.stop_at_control or not now["step"]:
+            return None
+        if now["selected_log_ratio"] <= self.control.log_ratio:
+            if self.control.distance is not None and distances[-1] <= self.control.distance:
+                return f"control level reached at step {now['step']}"
+            if len(distances) > PATIENCE and min(distances[-PATIENCE:]) > 0.99 * min(distances[:-PATIENCE]):
+                return f"control level reached at step {now['step']}, and no nearer to it for {PATIENCE} looks"
+        if now["over_forgotten"] is not None and now["over_forgotten"] > MOST_OVER_FORGOTTEN:
+            share = f"{now['over_forgotten']:.0%}"
+            return f"at step {now['step']} {share} of the spans were below text that the target never saw"
         return None
 
     def _tasks(self, step: int) -> list[Task]:
@@ -177,11 +186,12 @@ class Loop:
         """Where the tokens to forget are now.
 
         Returns:
-            `selected_log_ratio`: mean of log p_θ − log p̄, clipped to ±3 nats, over all of them; compare with
-            `control_level`. `over_forgotten`: share of the spans whose mean is under the floor, null without one.
+            `selected_log_ratio`: mean of log p_θ − log p̄, clipped to ±3 nats, over all of them, and
+            `selected_distance`, the mean of its absolute value; compare with `control_level`.
+            `over_forgotten`: share of the spans whose mean is under the floor, null without one.
             `held`: the anchors' mean at the last step. `anchor_weight`: now.
         """
-        sums = torch.zeros(2, max(1, self.data.spans), device=self.accelerator.device, dtype=torch.float64)
+        sums = torch.zeros(3, max(1, self.data.spans), device=self.accelerator.device, dtype=torch.float64)
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         alone = [task.alone().only(task.selected) for task in self.data.forget if task.selected.any()]
         batches = self._micro_batches(alone)
@@ -193,13 +203,14 @@ class Loop:
             log_prob = torch.log_softmax(logits, dim=-1).gather(1, batch.targets.unsqueeze(1)).squeeze(1)
             spans = np.concatenate([piece.span for piece in batch.pieces if isinstance(piece, Task)])
             ratio = (log_prob - facts(batch).out).double().clamp(-3.0, 3.0)
-            counted = torch.stack([ratio, torch.ones_like(ratio)])
+            counted = torch.stack([ratio, ratio.abs(), torch.ones_like(ratio)])
             sums.index_add_(1, torch.from_numpy(spans).to(sums.device), weight * counted)
-        totals, counts = self.accelerator.reduce(sums, reduction="sum").cpu().numpy()
+        totals, distances, counts = self.accelerator.reduce(sums, reduction="sum").cpu().numpy()
         means = totals[counts > 0] / counts[counts > 0]
         return {
             "step": step,
             "selected_log_ratio": round(float(totals.sum() / counts.sum()), 4),
+            "selected_distance": round(float(distances.sum() / counts.sum()), 4),
             "over_forgotten": None if self.floor is None else round(float((means < self.floor).mean()), 4),
             "held": None if self.held is None else round(self.held, 6),
             "anchor_weight": round(self.dual, 6),
