@@ -1,9 +1,9 @@
-"""Run a recipe, stage by stage: [lab ->] references -> audit -> unlearn -> re-audit -> verify -> report.
+"""Run a recipe, stage by stage: [lab ->] references -> audit -> unlearn -> re-audit -> verify -> [tofu ->] report.
 
 Every stage leaves an artifact under `out/` and is known by a fingerprint of its settings and inputs. A stage whose
 fingerprint is unchanged is skipped; an interrupted run goes on where it stopped.
 
-    out/lab/{documents.jsonl,base,target,oracle}   references/   audit/   adapter/   reaudit/   verify/
+    out/lab/{documents.jsonl,base,target,oracle}   references/   audit/   adapter/   reaudit/   verify/   tofu/
     out/report.json   out/report.html   out/run.json (the recipe, and what each stage was made from)
 """
 
@@ -13,6 +13,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,9 @@ from mitigate.runtime import process_state
 from mitigate.training import fine_tune
 from mitigate.unlearning.trainer import Unlearned, unlearn
 from mitigate.verification.compare import Comparison, compare, measure
+from mitigate.verification.tofu import tofu_figures
+from mitigate.verification.tofu_answers import ask
+from mitigate.verification.tofu_questions import Question, Tofu, read_questions, unfamiliar
 
 logger = logging.getLogger(__name__)
 RUN = "run.json"
@@ -85,7 +89,8 @@ class Pipeline:
                 if self.state.is_main_process:  # of an earlier run with other settings
                     shutil.rmtree(self.out / "reaudit", ignore_errors=True)
                 notes.append(f"Nothing was unlearned: {nothing}.")
-        return self.report(before, after, unlearned, notes=notes)
+        tofu = self.tofu(mitigated=after is not None)
+        return self.report(before, after, unlearned, tofu=tofu, notes=notes + unfamiliar(self.questions, self.audited))
 
     # --- stages -------------------------------------------------------------------------------------------------------
 
@@ -229,8 +234,36 @@ class Pipeline:
         self._stage("reaudit", [before.fingerprint, self._fingerprint(adapter)], make, path, every_process=True)
         return Audit.load(path)
 
+    def tofu(self, *, mitigated: bool) -> dict[str, Any] | None:
+        """Ask the models the TOFU benchmark's questions: one table each. None where the recipe does not ask."""
+        settings = self.recipe.report.tofu
+        if settings is None:
+            return None
+        models = {"before": self.target, "after": self.out / "adapter" if mitigated else None, "oracle": self.oracle}
+        return tofu_figures(
+            {side: self._ask(settings, side, model) if model is not None else None for side, model in models.items()}
+        )
+
+    def _ask(self, settings: Tofu, side: str, model: str | Path) -> pa.Table:
+        path = self.out / "tofu" / f"{side}.parquet"
+
+        def make() -> None:
+            table = ask(self.store().load(model), self.questions, settings=settings, description=f"TOFU {side}")
+            if self.state.is_main_process:
+                write_table(path, table)
+
+        inputs = [settings.model_dump(), [asdict(question) for question in self.questions], self._fingerprint(model)]
+        self._stage(f"tofu.{side}", inputs, make, path, every_process=True)
+        return read_table(path)
+
     def report(
-        self, before: Audit, after: Audit | None, unlearned: Unlearned | None, *, notes: Sequence[str] = ()
+        self,
+        before: Audit,
+        after: Audit | None,
+        unlearned: Unlearned | None,
+        *,
+        tofu: dict[str, Any] | None = None,
+        notes: Sequence[str] = (),
     ) -> Comparison:
         """Measure the oracle and extraction, compare, and write report.json and report.html."""
         recipe, path = self.recipe, self.out / "verify"
@@ -265,6 +298,7 @@ class Pipeline:
             oracle_log_probs=oracle,
             extraction=extraction,
             unlearned=unlearned.summary if unlearned else None,
+            tofu=tofu,
             name=recipe.name,
             recipe=recipe.model_dump(mode="json"),
             seconds={stage: entry["seconds"] for stage, entry in self.record["stages"].items()},
@@ -301,6 +335,12 @@ class Pipeline:
             return self.documents
         never_trained = ("holdout",) if self.recipe.lab is None else ("holdout", None)
         return self.recipe.forget.apply(self.documents, never_trained=never_trained)
+
+    @cached_property
+    def questions(self) -> list[Question]:
+        """The TOFU benchmark's questions; none where the recipe does not ask them."""
+        settings = self.recipe.report.tofu
+        return read_questions(settings, root=self.recipe.data.root) if settings else []
 
     @cached_property
     def references(self) -> References:
@@ -363,6 +403,7 @@ class Pipeline:
                 store.check(source)
         if self.recipe.lab is None or self.recipe.lab.people is None:
             _ = self.audited
+        _ = self.questions
 
     def _open(self, *, replace: bool) -> dict[str, Any]:
         """Make or check the run's directory.

@@ -167,6 +167,25 @@ def test_shuffle_and_limit_take_the_same_rows_every_time(tmp_path: Path) -> None
     assert texts(source) != texts(DocumentSource(path=str(path), limit=10))
 
 
+def test_skip_leaves_out_the_first_rows_that_pass_and_their_ids_stay_free(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "d.jsonl", *({"text": f"text {n}", "kind": "ab"[n % 2]} for n in range(10)))
+    first = DocumentSource(path=str(path), limit=4)
+    others = DocumentSource(path=str(path), skip=4, limit=2)
+    assert [d.text for d in read_documents([first, others])] == [f"text {n}" for n in range(6)]
+    assert texts(DocumentSource(path=str(path), where={"kind": "b"}, skip=3)) == ["text 7", "text 9"]
+    assert sorted(
+        texts(first.model_copy(update={"shuffle": 1})) + texts(DocumentSource(path=str(path), shuffle=1, skip=4))
+    ) == [f"text {n}" for n in range(10)]
+
+
+def test_rows_that_follow_one_another_can_be_a_group(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "d.jsonl", *({"text": f"text {n}", "group": "all"} for n in range(5)))
+    documents = read_documents(DocumentSource(path=str(path), rows_per_group=2))
+    assert [d.group for d in documents] == ["d-1", "d-1", "d-2", "d-2", "d-3"]
+    later = read_documents(DocumentSource(path=str(path), rows_per_group=2, skip=1, limit=2))
+    assert [d.group for d in later] == ["d-1", "d-2"], "counted in the file, not in what is read of it"
+
+
 def test_sets_deal_whole_groups_and_the_rest_goes_where_it_is_told(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "d.jsonl", *({"text": f"text {n}", "group": n // 3} for n in range(60)))
     source = DocumentSource(path=str(path), sets={"forget": 3, "retain": 0.25, "holdout": "rest"}, seed=1)
@@ -361,6 +380,7 @@ def test_broken_tables_are_refused_by_file_and_line(tmp_path: Path) -> None:
         ({"set": "part"}, "no field 'part'"),
         ({"spans": {"field": "marks"}}, "no field 'marks'"),
         ({"min_characters": 9}, "no document of at least 9 characters; lower min_characters"),
+        ({"skip": 3}, "skip: 3 leaves no row; lower it"),
         ({"sets": {"forget": 2, "retain": 2}}, r"cannot deal 3 groups \(of 3 documents\) as forget 2, retain 2"),
         ({"sets": {"forget": 3, "holdout": "rest"}}, "every set needs one at least"),
         ({"sets": {"forget": 0.01}}, "cannot deal 3 groups"),
@@ -386,6 +406,7 @@ def test_keys_that_do_not_fit_the_rows_are_refused(tmp_path: Path, keys: dict, m
         ({"text": "a", "messages": "b"}, "give one of text, prompt"),
         ({"assign": "forget", "sets": {"retain": 1}}, "give one of set, assign, sets"),
         ({"assign": "hold"}, "'forget', 'retain' or 'holdout'"),
+        ({"group": "g", "rows_per_group": 2}, "give one of group, rows_per_group"),
         ({"messages": "m", "per": "line"}, "per: line cannot cut up chat messages"),
         ({"spans": {"field": "s"}, "replace": [{"pattern": "a", "with": ""}]}, "replace would shift the offsets"),
         ({"spans": {"field": "s"}, "messages": "m"}, "do not fit rendered messages"),

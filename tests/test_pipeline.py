@@ -147,6 +147,7 @@ def test_report_json_has_the_documented_keys_and_types(finished: tuple[Path, Com
             "selected_token_share",
             "selected",
             "over_forgotten_share",
+            "tofu",
             "erasure",
             "calibration",
             "counts",

@@ -36,7 +36,7 @@ def test_every_shipped_recipe_validates(path: Path) -> None:
 
 
 def test_the_issue_s_recipes_are_shipped() -> None:
-    assert {path.stem for path in SHIPPED} >= {"quickstart", "lume", "stories", "finetuned", "pretrained"}
+    assert {path.stem for path in SHIPPED} >= {"quickstart", "lume", "stories", "tofu", "finetuned", "pretrained"}
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda path: path.stem)
@@ -47,7 +47,7 @@ def test_a_recipe_s_header_is_its_launch_command(path: Path) -> None:
     assert "mitigate run" in command or "mitigate unlearn" in command
 
 
-@pytest.mark.parametrize("name", ["quickstart", "stories", "lume"])
+@pytest.mark.parametrize("name", ["quickstart", "stories", "lume", "tofu"])
 def test_only_recipes_of_invented_people_show_text(name: str) -> None:
     recipe = load_recipe(RECIPES / f"{name}.yaml")
     assert recipe.report.show_text
@@ -64,7 +64,7 @@ def test_a_user_s_recipe_comments_every_key(name: str) -> None:
         if re.match(r" *(- )?[a-z_]+:", line) and not re.match(r"(data|models|detect|report|references):$", line):
             assert re.search(r"\S +# \S", line), f"no comment: {line}"
     shown = set(_dotted(yaml.safe_load(text)))
-    elsewhere = r"lab\.|data\.anchors\.|.*\.replace\." + (r"|unlearn\." if name == "pretrained" else "")
+    elsewhere = r"lab\.|data\.anchors\.|.*\.replace\.|report\.tofu\." + (r"|unlearn\." if name == "pretrained" else "")
     assert {key for key in known_keys() if not re.match(elsewhere, key)} - shown == set()
 
 

@@ -6,6 +6,7 @@ import random
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,7 +120,7 @@ class _Reader:
             random.Random(self.source.shuffle).shuffle(shuffled)
             rows = iter(shuffled)
         documents: list[Document] = []
-        for row in rows:
+        for row in self._after_skipped(rows):
             try:
                 documents += self._documents(row)
             except MitigateError as error:
@@ -161,6 +162,15 @@ class _Reader:
                 f"{self.name}: where keeps none of {seen} rows (each condition alone is met: {counts}); loosen it"
             )
 
+    def _after_skipped(self, rows: Iterator[Row]) -> Iterator[Row]:
+        """The rows after the first `skip`."""
+        empty = True
+        for row in islice(rows, self.source.skip, None):
+            empty = False
+            yield row
+        if empty and self.source.skip:
+            raise MitigateError(f"{self.name}: skip: {self.source.skip} leaves no row; lower it")
+
     def _bad(self, row: Row, problem: str) -> None:
         self.problems.append((row.where, problem))
         if self.source.on_error == "raise" and len(self.problems) == _MOST_PROBLEMS:
@@ -181,6 +191,8 @@ class _Reader:
         default_id = f"{row.stem}-{row.number}" if row.number else row.stem
         id = _one(source.id, {"file": row.stem, "row": row.number, **values}, default="id") or default_id
         group = _one(source.group, values, default="group")
+        if source.rows_per_group is not None:
+            group = f"{row.stem}-{(row.number - 1) // source.rows_per_group + 1}"
         text, audited, special_tokens = self._text(values)
         document = Document(
             id=id,

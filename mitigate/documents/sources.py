@@ -155,6 +155,9 @@ class DocumentSource(_Settings):
         default=None,
         description="field or template; one group (a person) is never split up; default: field `group`, else id",
     )
+    rows_per_group: int | None = Field(
+        default=None, ge=1, description="instead of group: so many rows of a file that follow one another are one"
+    )
     assign: SetName | None = Field(default=None, description="put every document of this source in this set")
     sets: dict[SetName, int | float | Literal["rest"]] | None = Field(
         default=None, description="random split by group: a number of groups, a share of them in (0, 1), or rest"
@@ -174,6 +177,7 @@ class DocumentSource(_Settings):
     )
     min_characters: int = Field(default=0, ge=0, description="leave out documents shorter than this")
     shuffle: int | None = Field(default=None, description="seed of a random order of the rows; default: as they are")
+    skip: int = Field(default=0, ge=0, description="leave out so many rows first")
     limit: int | None = Field(default=None, ge=1, description="read no more documents than this")
     on_error: Literal["raise", "skip"] = Field(
         default="raise", description="skip leaves bad rows out, counts and lists them"
@@ -193,6 +197,8 @@ class DocumentSource(_Settings):
             mistakes.append("give one of text, prompt + completion, messages")
         if sum(key is not None for key in (self.set, self.assign, self.sets)) > 1:
             mistakes.append("give one of set, assign, sets")
+        if self.group is not None and self.rows_per_group is not None:
+            mistakes.append("give one of group, rows_per_group")
         if self.messages is not None and self.per != "file":
             mistakes.append(f"per: {self.per} cannot cut up chat messages")
         if self.spans is not None and self.spans.field is not None and self.replace:

@@ -92,12 +92,13 @@ class Figures:
 
     def rows(self) -> list[tuple[str, list[Row]]]:
         """All figures, as titled groups of lines."""
-        return [(title, [self._row(line) for line in lines]) for title, lines in _TABLE.items()]
+        table = _TABLE | (_TOFU if self.report.get("tofu") else {})
+        return [(title, [self._row(line) for line in lines]) for title, lines in table.items()]
 
     def _row(self, line: _Line) -> Row:
         before, after = self.pair(*line.path, words=line.words, unit=line.unit, digits=line.digits)
         oracle = self.get(*line.path, "oracle", words=("oracle",), unit=line.unit, digits=line.digits)
-        has_oracle = line.path[0] == "utility" and oracle.value is not None
+        has_oracle = line.path[0] in ("utility", "tofu") and oracle.value is not None
         return Row(line.name, before, after, oracle if has_oracle else None, line.reading)
 
     def _reason(self, words: Sequence[str]) -> str:
@@ -188,5 +189,67 @@ _TABLE = {
             3,
             "Should stay where it was.",
         ),
+    ),
+}
+
+
+def _tofu_parts(name: str, title: str, *parts: str) -> tuple[_Line, ...]:
+    """The lines of one set of questions of the TOFU benchmark."""
+    readings = {
+        "probability": (
+            "probability of the answer",
+            "Of the true answer, per token; where there are choices, its share.",
+        ),
+        "truth_ratio": ("truth", "max(0, 1 − truth ratio): 0 where wrong answers are as likely as the right one."),
+        "rouge_l_recall": (
+            "words answered",
+            "ROUGE-L recall: share of the true answer's words in the greedy one, in order.",
+        ),
+    }
+    return tuple(
+        _Line(f"{title}: {readings[part][0]}", ("tofu", "sets", name, part), ("tofu",), "", 3, readings[part][1])
+        for part in parts
+    )
+
+
+_PARTS = ("probability", "truth_ratio", "rouge_l_recall")
+_TOFU = {
+    "TOFU benchmark": (
+        _Line(
+            "Forget quality: log10 of the p-value",
+            ("tofu", "forget_quality_log10"),
+            ("forget quality",),
+            "",
+            2,
+            "Do truth ratios tell the model from one retrained without the text? 0: not at all; below −1.3: yes.",
+        ),
+        _Line(
+            "Truth ratio of the forget questions",
+            ("tofu", "truth_ratio"),
+            ("tofu",),
+            "",
+            3,
+            "How likely wrong answers are against the right one, paraphrased. Aim: that of the retrained model.",
+        ),
+        _Line(
+            "Model utility",
+            ("tofu", "model_utility"),
+            ("tofu",),
+            "",
+            3,
+            "Harmonic mean of the nine numbers of retain questions, real authors and world facts. 1 is best.",
+        ),
+        _Line(
+            "Utility of the retain questions alone",
+            ("tofu", "retain_utility"),
+            ("tofu",),
+            "",
+            3,
+            "Harmonic mean of their three numbers.",
+        ),
+        *_tofu_parts("forget", "Forget", "probability", "rouge_l_recall"),
+        *_tofu_parts("retain", "Retain", *_PARTS),
+        *_tofu_parts("real_authors", "Real authors", *_PARTS),
+        *_tofu_parts("world_facts", "World facts", *_PARTS),
     ),
 }

@@ -25,7 +25,8 @@ from mitigate.models import ModelStore, tokenizer_fingerprint
 from mitigate.runtime import library_versions
 from mitigate.verification.erasure import erasure_figures, erasure_notes, without_request
 from mitigate.verification.extraction import extract, secrets_of
-from mitigate.verification.metrics import UNMEASURED, Figure, auc, clustered, mean, share, tpr_at_fpr
+from mitigate.verification.metrics import UNMEASURED, auc, clustered, flat, mean, share, tpr_at_fpr
+from mitigate.verification.tofu import tofu_notes
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ def compare(
     oracle_log_probs: np.ndarray | None = None,
     extraction: Mapping[str, Mapping[int, bool]] | None = None,
     unlearned: Mapping[str, Any] | None = None,
+    tofu: Mapping[str, Any] | None = None,
     name: str = "",
     recipe: Mapping[str, Any] | None = None,
     seconds: Mapping[str, float] | None = None,
@@ -92,6 +94,7 @@ def compare(
             the forget documents.
         extraction (*optional*): `{"before": {span_id: completed}, "after": ...}` from `extraction.extract`.
         unlearned (*optional*): the summary of unlearning.
+        tofu (*optional*): the TOFU benchmark's figures, from `tofu.tofu_figures`.
         name, recipe, seconds (*optional*): recorded in the report.
         show_text (`bool`, *optional*, defaults to `False`): let the report show the text of sensitive spans.
 
@@ -115,6 +118,7 @@ def compare(
         "selected_token_share": view.selected_share,
         "selected": view.selection(),
         "over_forgotten_share": _over_forgotten(view, after),
+        "tofu": tofu,
         "erasure": erasure_figures(before, after),
         "calibration": before.metadata["calibration"],
         "counts": view.counts(),
@@ -133,7 +137,8 @@ def compare(
         "notes": [],
         "show_text": show_text,
     }
-    report["notes"] = list(dict.fromkeys(notes + view.notes() + erasure_notes(report["erasure"])))
+    notes += view.notes() + erasure_notes(report["erasure"]) + tofu_notes(tofu)
+    report["notes"] = list(dict.fromkeys(notes))
     return Comparison(report, before, after)
 
 
@@ -321,7 +326,7 @@ def _leakage(view: _View, audit: Audit | None, notes: list[str]) -> dict[str, An
     }
     selected = [(row["score"], view.groups[row["doc_id"]]) for row in audit.spans.to_pylist() if row["selected"]]
     figures["span_score_mean"] = clustered(mean, (np.array([s for s, _ in selected]), [g for _, g in selected]))
-    return _flat(figures)
+    return flat(figures)
 
 
 def _oracle_distance(
@@ -337,9 +342,8 @@ def _oracle_distance(
         if audit is not None and oracle is not None:
             distance = np.abs(audit.columns["log_prob"] - oracle)[rows]
             figures[key] = clustered(mean, (distance, view.token_group[rows].tolist()))
-    flat = _flat(figures)
-    both = flat["before"] and flat["after"] is not None
-    return {**flat, "ratio": flat["after"] / flat["before"] if both else None}
+    before, after = figures["before"].value, figures["after"].value
+    return {**flat(figures), "ratio": after / before if before and after is not None else None}
 
 
 def _out_distance(view: _View, audits: Mapping[str, Audit | None]) -> dict[str, Any]:
@@ -350,7 +354,7 @@ def _out_distance(view: _View, audits: Mapping[str, Audit | None]) -> dict[str, 
         if audit is not None:
             distance = np.abs(audit.columns["log_prob"] - audit.columns["log_prob_out"])[view.selected]
             figures[key] = clustered(mean, (distance, view.token_group[view.selected].tolist()))
-    return _flat(figures)
+    return flat(figures)
 
 
 def _utility(view: _View, audits: Mapping[str, Audit | None], oracle: np.ndarray | None) -> dict[str, Any]:
@@ -361,7 +365,7 @@ def _utility(view: _View, audits: Mapping[str, Audit | None], oracle: np.ndarray
     for name in ("retain", "holdout"):
         rows = (view.token_set == name) & view.scored & ~view.selected
         groups = view.token_group[rows].tolist()
-        result[f"{name}_nll"] = _flat(
+        result[f"{name}_nll"] = flat(
             {key: clustered(mean, (-v[rows], groups)) if v is not None else UNMEASURED for key, v in values.items()}
         )
     return result
@@ -374,7 +378,7 @@ def _extraction(extraction: Mapping[str, Mapping[int, bool]], notes: list[str]) 
     }
     if figures["before"].value is None:
         notes.append("Extraction was not measured.")
-    return {**_flat(figures), "secrets": len(extraction.get("before", {}))}
+    return {**flat(figures), "secrets": len(extraction.get("before", {}))}
 
 
 def _over_forgotten(view: _View, after: Audit | None) -> float | None:
@@ -393,12 +397,3 @@ def _over_forgotten(view: _View, after: Audit | None) -> float | None:
 def _unlearn_summary(unlearned: Mapping[str, Any] | None) -> dict[str, Any] | None:
     keys: Sequence[str] = ("objective", "steps", "stopped", "adapter_parameters", "model_parameters", "control")
     return {key: unlearned[key] for key in keys} if unlearned else None
-
-
-def _flat(figures: Mapping[str, Figure]) -> dict[str, Any]:
-    """`{key: value, key_interval: [low, high]}`: plain numbers under the documented keys, intervals beside them."""
-    flat: dict[str, Any] = {}
-    for key, figure in figures.items():
-        flat[key] = figure.value
-        flat[f"{key}_interval"] = None if figure.low is None else [figure.low, figure.high]
-    return flat

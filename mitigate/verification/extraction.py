@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ from accelerate.utils import gather_object
 from mitigate.detection.audit import Audit
 from mitigate.models import Model
 from mitigate.runtime import progress, share_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _BATCH = 32
 
@@ -70,7 +74,8 @@ def extract(model: Model, secrets: Sequence[Secret], *, description: str = "Extr
     found: list[tuple[int, bool]] = []
     with progress(len(mine), description, unit="batch") as bar, model.active() as module, torch.inference_mode():
         for batch in mine:
-            generated = _greedy(module, batch, model.device)
+            longest = max(len(secret.continuation) for secret in batch)
+            generated = greedy(module, [secret.prefix for secret in batch], new_tokens=longest)
             for secret, tokens in zip(batch, generated, strict=True):
                 length = len(secret.continuation)
                 found.append((secret.span_id, bool(np.array_equal(tokens[:length], secret.continuation))))
@@ -78,20 +83,40 @@ def extract(model: Model, secrets: Sequence[Secret], *, description: str = "Extr
     return dict(gather_object(found) if state.num_processes > 1 else found)
 
 
-def _greedy(module: torch.nn.Module, batch: Sequence[Secret], device: torch.device) -> np.ndarray:
-    """(B, C) greedy continuations, C = the longest that the batch needs."""
-    longest = max(len(secret.prefix) for secret in batch)
-    input_ids = torch.zeros((len(batch), longest), dtype=torch.long, device=device)
+def greedy(
+    module: PreTrainedModel,
+    prefixes: Sequence[np.ndarray],
+    *,
+    new_tokens: int,
+    stop: str = "",
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> np.ndarray:
+    """Greedy continuations of several prefixes at once.
+
+    Args:
+        module: a causal language model.
+        prefixes: (P,) token ids each.
+        new_tokens: most tokens to add.
+        stop (`str`, *optional*): text that ends a continuation; needs the tokenizer.
+        tokenizer (*optional*): if given, its end-of-sequence token ends a continuation, too; by default nothing does.
+
+    Returns:
+        (B, C) token ids, C <= new_tokens; what stands after the end of a continuation has no meaning.
+    """
+    longest = max(map(len, prefixes))
+    input_ids = torch.zeros((len(prefixes), longest), dtype=torch.long, device=module.device)
     attention_mask = torch.zeros_like(input_ids)
-    for row, secret in enumerate(batch):  # left padding, so that all continue at the same column
-        input_ids[row, longest - len(secret.prefix) :] = torch.from_numpy(secret.prefix)
-        attention_mask[row, longest - len(secret.prefix) :] = 1
+    for row, prefix in enumerate(prefixes):  # left padding, so that all continue at the same column
+        input_ids[row, longest - len(prefix) :] = torch.from_numpy(prefix)
+        attention_mask[row, longest - len(prefix) :] = 1
     generated = module.generate(  # type: ignore[operator]
         input_ids=input_ids,
         attention_mask=attention_mask,
-        max_new_tokens=max(len(secret.continuation) for secret in batch),
+        max_new_tokens=new_tokens,
         do_sample=False,
         pad_token_id=0,
-        eos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id if tokenizer is not None else None,
+        stop_strings=[stop] if stop else None,
+        tokenizer=tokenizer,
     )
     return generated[:, longest:].cpu().numpy()

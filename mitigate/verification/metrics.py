@@ -6,7 +6,7 @@ person), since what lies in one cluster is not independent; rates of single even
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -100,6 +100,15 @@ def share(successes: int, trials: int) -> Figure:
 def mean(values: np.ndarray) -> float:
     """The plain mean, as a statistic for `clustered`."""
     return float(np.mean(values))
+
+
+def flat(figures: Mapping[str, Figure]) -> dict[str, float | list[float] | None]:
+    """`{key: value, key_interval: [low, high]}`: plain numbers under the keys, intervals beside them."""
+    result: dict[str, float | list[float] | None] = {}
+    for key, figure in figures.items():
+        result[key] = figure.value
+        result[f"{key}_interval"] = None if figure.low is None or figure.high is None else [figure.low, figure.high]
+    return result
 
 
 def _by_cluster(values: np.ndarray, clusters: Sequence[str]) -> list[np.ndarray]:
