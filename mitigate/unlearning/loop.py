@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from mitigate.artifacts import new_file
+from mitigate.artifacts import fingerprint, new_file
 from mitigate.batches import Batch
 from mitigate.errors import MitigateError, NothingToUnlearnError
 from mitigate.runtime import is_main, progress
@@ -47,7 +47,7 @@ class Loop:
         control: see `control_level`.
         floor: see `span_floor`.
         seed: of the order.
-        plan: fingerprint of all that decides the result.
+        plan: all that decides the result.
         partial: the result's directory; checkpoints lie beside it.
     """
 
@@ -62,7 +62,7 @@ class Loop:
         control: Control,
         floor: float | None,
         seed: int,
-        plan: str,
+        plan: Mapping[str, Any],
         partial: Path,
     ) -> None:
         self.accelerator, self.trainable, self.losses = accelerator, trainable, losses
@@ -221,7 +221,7 @@ class Loop:
             logger.warning("step %d: no checkpoint, since the weights are sharded (FSDP); a restart begins anew", step)
             return
         state = {
-            "plan": self.plan,
+            "plan": fingerprint(self.plan),
             "step": step,
             "history": history,
             "trained": self.trainable.state(self.accelerator, self.module),
@@ -239,7 +239,7 @@ class Loop:
         if not self.checkpoint.is_file():
             return 0, []
         state = torch.load(self.checkpoint, weights_only=True, map_location="cpu")
-        if state["plan"] != self.plan:
+        if state["plan"] != fingerprint(self.plan):
             raise MitigateError(
                 f"{self.checkpoint.parent}: an interrupted run of another audit or other settings; "
                 "remove it, or choose another --out"

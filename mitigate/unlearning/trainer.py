@@ -33,7 +33,7 @@ from mitigate.unlearning.loop import Loop
 from mitigate.unlearning.losses import Losses
 from mitigate.unlearning.objectives import OBJECTIVES, anchor_of, needs_of, parse_objective
 from mitigate.unlearning.settings import Unlearn
-from mitigate.unlearning.trainable import checkpoint_activations, make_trainable
+from mitigate.unlearning.trainable import AdapterTrainable, checkpoint_activations, make_trainable
 
 logger = logging.getLogger(__name__)
 MERGED = "merged"
@@ -93,30 +93,92 @@ def unlearn(
         MitigateError: settings that cannot be used, or the model is not the one audited.
     """
     audit = audit if isinstance(audit, Audit) else Audit.load(audit)
-    settings = settings or Unlearn()
+    settings, store, out = settings or Unlearn(), store or ModelStore(), Path(out)
+    check_free(out)
+    loop = prepare(audit, settings=settings, partial=out, retain=retain, target=target, store=store, seed=seed)
+    trainable, accelerator = loop.trainable, loop.accelerator
+    frozen = trainable.frozen_checksum()
+    history, stopped = loop.train(resume=resume)
+
+    if trainable.frozen_checksum() != frozen:
+        raise RuntimeError("frozen weights changed during unlearning")
+    state = trainable.state(accelerator, loop.module)
+    if accelerator.is_main_process:
+        reached = trainable.reached(state)
+        if not any(reached.values()):
+            raise MitigateError("unlearning changed nothing; raise unlearn.learning_rate")
+        if untrained := [name for name, changed in reached.items() if not changed]:
+            logger.warning("unlearning left %d weights as they were: %s", len(untrained), summarize(untrained))
+        summary = {
+            "objective": loop.losses.weights,
+            "scope": settings.scope,
+            "method": settings.method,
+            "anchor": loop.losses.anchor,
+            "steps": history[-1]["step"],
+            "stopped": stopped,
+            "history": history,
+            "control": loop.control.log_ratio,
+            "control_distance": loop.control.distance,
+            "over_forgotten": history[-1]["over_forgotten"],
+            "adapter_parameters": sum(tensor.numel() for tensor in state.values()),
+            "model_parameters": sum(p.numel() for n, p in trainable.module.named_parameters() if "lora_" not in n),
+            "processes": accelerator.num_processes,
+            **loop.plan,
+        }
+        with new_directory(out) as directory:
+            trainable.save(state, directory)
+            write_json(directory / "unlearn.json", summary)
+            if settings.merge and isinstance(trainable, AdapterTrainable):
+                merge_adapters(directory, out=directory / MERGED, store=store)
+        loop.forget_checkpoint()
+    accelerator.wait_for_everyone()
+    return Unlearned.load(out)
+
+
+def prepare(
+    audit: Audit,
+    *,
+    settings: Unlearn,
+    partial: Path,
+    retain: Documents | str | Path | None = None,
+    target: str | Path | None = None,
+    store: ModelStore,
+    seed: int = 0,
+) -> Loop:
+    """Everything up to the first step: the model with what is trained on it, tasks, terms, levels.
+
+    Args:
+        partial: the result's directory, which is not written; checkpoints lie beside it.
+        audit, settings, retain, target, store, seed: as for `unlearn`.
+
+    Raises:
+        NothingToUnlearnError: no token is selected.
+        MitigateError: settings that cannot be used, or the model is not the one audited.
+    """
     weights = parse_objective(settings.objective)
     anchor = settings.retain.anchor if settings.retain.anchor != "auto" else anchor_of(weights)
     if settings.retain.budget is not None and anchor == "none":
         raise MitigateError("unlearn.retain.budget: there are no anchors; set unlearn.retain.anchor: kl, nll or hidden")
-    store = store or ModelStore()
-    out = Path(out)
-    check_free(out)
     if not audit.columns["selected"].any():
         raise NothingToUnlearnError(
             "no token is selected: the audit found nothing to unlearn; lower detect.spans.threshold, "
             "or select the known spans with detect.select: known"
         )
-    audited = audit.metadata["target"]
-    references = store
+    audited, references = audit.metadata["target"], store
     if settings.method in ("full", "last_layers"):
         store = store.fresh()  # its weights are changed in place, and the caller's and the references' must not be
     [model] = load_audited([{**audited, "source": str(target or audited["source"])}], store=store)
     if retain is not None and not isinstance(retain, Documents):
         retain = read_documents(retain, tokenizer=model.tokenizer)
-    given = retain
+    plan = {
+        "audit": audit.fingerprint,
+        "spans": fingerprint(audit.spans.to_pylist()),
+        "settings": settings.model_dump(),
+        "retain": retain.fingerprint if retain is not None else None,
+        "seed": seed,
+    }
     if settings.retain.generated:
         retain = _with_generated(retain, model, count=settings.retain.generated, seed=seed)
-    needs = needs_of(weights)
     kinds = {OBJECTIVES[name].substitute for name in weights if "substitutes" in OBJECTIVES[name].needs}
     data = unlearning_data(
         audit,
@@ -134,15 +196,8 @@ def unlearn(
             "the model does may drift; give --retain FILE, or set retain.generated to hold its own samples"
         )
     out_terms = None
-    if "out" in needs:
+    if "out" in needs_of(weights):
         out_terms = OutTerms(audit, data.forget, store=references, entries=settings.kept_entries)
-    plan = {
-        "audit": audit.fingerprint,
-        "spans": fingerprint(audit.spans.to_pylist()),
-        "settings": settings.model_dump(),
-        "retain": given.fingerprint if given is not None else None,
-        "seed": seed,
-    }
     seed_everything(seed)
     trainable = make_trainable(model, settings, seed=seed)
     if settings.gradient_checkpointing:
@@ -159,7 +214,7 @@ def unlearn(
         device=accelerator.device,
         seed=seed,
     )
-    run = Loop(
+    return Loop(
         accelerator,
         trainable,
         losses,
@@ -168,45 +223,9 @@ def unlearn(
         control=control,
         floor=span_floor(audit),
         seed=seed,
-        plan=fingerprint(plan),
-        partial=out,
+        plan=plan,
+        partial=partial,
     )
-    frozen = trainable.frozen_checksum()
-    history, stopped = run.train(resume=resume)
-
-    if trainable.frozen_checksum() != frozen:
-        raise RuntimeError("frozen weights changed during unlearning")
-    state = trainable.state(accelerator, run.module)
-    if accelerator.is_main_process:
-        reached = trainable.reached(state)
-        if not any(reached.values()):
-            raise MitigateError("unlearning changed nothing; raise unlearn.learning_rate")
-        if untrained := [name for name, changed in reached.items() if not changed]:
-            logger.warning("unlearning left %d weights as they were: %s", len(untrained), summarize(untrained))
-        summary = {
-            "objective": weights,
-            "scope": settings.scope,
-            "method": settings.method,
-            "anchor": anchor,
-            "steps": history[-1]["step"],
-            "stopped": stopped,
-            "history": history,
-            "control": control.log_ratio,
-            "control_distance": control.distance,
-            "over_forgotten": history[-1]["over_forgotten"],
-            "adapter_parameters": sum(tensor.numel() for tensor in state.values()),
-            "model_parameters": sum(p.numel() for n, p in trainable.module.named_parameters() if "lora_" not in n),
-            "processes": accelerator.num_processes,
-            **plan,
-        }
-        with new_directory(out) as directory:
-            trainable.save(state, directory)
-            write_json(directory / "unlearn.json", summary)
-        if settings.merge and settings.method in ("lora", "dora"):
-            merge_adapters(out, out=out / MERGED, store=store)
-        run.forget_checkpoint()
-    accelerator.wait_for_everyone()
-    return Unlearned.load(out)
 
 
 def _with_generated(retain: Documents | None, model: Model, *, count: int, seed: int) -> Documents:
