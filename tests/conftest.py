@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 from world import World, make_world, save_tiny_model, sentences
 
+from mitigate.detection.audit import Audit
 from mitigate.lab.tiny import train_tokenizer
 from mitigate.models import ModelStore
 from mitigate.runtime import quiet_libraries
@@ -49,6 +50,18 @@ def tiny_model(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.Temp
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """A base, planted documents, references and leaky models; not to be changed by a test."""
     return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="session")
+def whole(world: World) -> Audit:
+    """An audit of the target that is a whole model."""
+    return world.audit(world.target)
+
+
+@pytest.fixture(scope="session")
+def layered(world: World) -> Audit:
+    """An audit of the target that is an adapter."""
+    return world.audit(world.adapter)
 
 
 @pytest.fixture

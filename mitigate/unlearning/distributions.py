@@ -65,8 +65,7 @@ def keep_likeliest(log_probs: torch.Tensor, tokens: torch.Tensor, *, entries: in
         return Kept(ids, values, torch.full_like(values[:, 0], -math.inf))
     missing = (ids != tokens.unsqueeze(1)).all(1)
     ids[missing, -1] = tokens[missing]
-    values = log_probs.gather(1, ids)
-    return Kept(ids, values, _rest(values))
+    return Kept(ids, log_probs.gather(1, ids), log_probs.scatter(1, ids, -math.inf).logsumexp(1))
 
 
 def divergence(kept: Kept, log_probs: torch.Tensor) -> torch.Tensor:
@@ -93,11 +92,9 @@ def without_token(kept: Kept, tokens: torch.Tensor, *, strength: float) -> Kept:
         tokens: (N,) ids.
         strength: what is taken off the token's logit.
     """
-    is_token = kept.ids == tokens.unsqueeze(1)
-    shifted = kept.log_probs - strength * is_token
-    own = torch.where(is_token, kept.log_probs, -math.inf).logsumexp(1)  # log p(token)
-    log_norm = torch.log1p(-own.exp() * -math.expm1(-strength)).unsqueeze(1)  # log(1 − p(token)(1 − e^−strength))
-    return Kept(kept.ids, shifted - log_norm, kept.rest - log_norm.squeeze(1))
+    shifted = torch.where(kept.ids == tokens.unsqueeze(1), kept.log_probs - strength, kept.log_probs)
+    log_norm = torch.cat([shifted, kept.rest.unsqueeze(1)], dim=1).logsumexp(1)
+    return Kept(kept.ids, shifted - log_norm.unsqueeze(1), kept.rest - log_norm)
 
 
 def _rest(log_probs: torch.Tensor) -> torch.Tensor:

@@ -24,7 +24,7 @@ from mitigate.unlearning.data import UnlearningData
 from mitigate.unlearning.levels import Control
 from mitigate.unlearning.losses import Losses, step_totals
 from mitigate.unlearning.settings import Unlearn
-from mitigate.unlearning.tasks import Task, facts, micro_batches
+from mitigate.unlearning.tasks import Task, facts, micro_batches, units
 from mitigate.unlearning.trainable import Trainable
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ class Loop:
         """Train to the control level or the step limit; returns the history of the watch and why it stopped."""
         settings = self.settings
         if not self.trainable.can_step_back:
-            visited = {task.key: task for step in range(settings.max_steps) for task in self._tasks(step)}
+            visited = {task.key: task for step in range(settings.max_steps) for task in self.tasks(step)}
             self.losses.before.fill(list(visited.values()), description="The model before")
         step, history = self._restore() if resume else (0, [])
         if not history:
@@ -96,7 +96,7 @@ class Loop:
         with progress(settings.max_steps, "Unlearning", unit="step") as bar:
             bar.update(step)
             while step < settings.max_steps and self._reason_to_stop(history) is None:
-                loss = self._step(step)
+                loss = self.step(step)
                 step += 1
                 if not math.isfinite(loss):
                     raise MitigateError(
@@ -134,16 +134,17 @@ class Loop:
             return f"at step {now['step']} {share} of the spans were below text that the target never saw"
         return None
 
-    def _tasks(self, step: int) -> list[Task]:
-        """The tasks of a step, over all processes."""
+    def tasks(self, step: int) -> list[Task]:
+        """The tasks of a step, over all processes; one that two passes bring together is there once."""
         forget = _take(self.data.forget, self.settings.batch_size, step, seed=self.seed)
-        return forget + _take(self.data.hold, self.settings.retain_batch_size, step, seed=self.seed + 1)
+        hold = _take(self.data.hold, self.settings.retain_batch_size, step, seed=self.seed + 1)
+        return list({task.key: task for task in forget + hold}.values())
 
-    def _step(self, step: int) -> float:
+    def step(self, step: int) -> float:
         """One optimizer step. Losses are normalized by the counts of the whole step, over all processes."""
-        accelerator, tasks = self.accelerator, self._tasks(step)
+        accelerator, tasks = self.accelerator, self.tasks(step)
         totals = step_totals(tasks)
-        shares = [tasks[rank :: accelerator.num_processes] for rank in range(accelerator.num_processes)]
+        shares = _dealt(tasks, accelerator.num_processes)
         rounds = max(len(self._micro_batches(share)) for share in shares)
         mine = shares[accelerator.process_index]
         if self.trainable.can_step_back:
@@ -250,6 +251,12 @@ class Loop:
         torch.set_rng_state(state["random"])
         logger.info("resuming at step %d", state["step"])
         return state["step"], state["history"]
+
+
+def _dealt(tasks: Sequence[Task], processes: int) -> list[list[Task]]:
+    """Each process's share of the tasks; those of a unit go to one."""
+    together = [[task for task in unit if not task.substitute] for unit in units(tasks)]
+    return [[task for unit in together[rank::processes] for task in unit] for rank in range(processes)]
 
 
 def _take(tasks: Sequence[Task], count: int, step: int, *, seed: int) -> list[Task]:

@@ -87,16 +87,23 @@ def facts(batch: Batch) -> Facts:
     )
 
 
+def units(tasks: Iterable[Task]) -> list[list[Task]]:
+    """Tasks with their partners, each once; those of a document share partners and spans, and so come together."""
+    found: dict[str | int, dict[int, Task]] = {}
+    for task in tasks:
+        unit = found.setdefault(task.doc_id if task.partners else task.key, {})
+        unit |= {one.key: one for one in (task, *task.partners)}
+    return [list(unit.values()) for unit in found.values()]
+
+
 def micro_batches(tasks: Iterable[Task], *, batch_tokens: int, device: torch.device) -> list[Batch]:
-    """Batches of tasks of like length, each with its partners, within so many padded tokens if possible."""
-    units = [[task, *task.partners] for task in tasks]
-    units.sort(key=lambda unit: -max(len(task.ids) for task in unit))
+    """Batches of units of like length, within so many padded tokens if possible."""
     groups: list[list[Task]] = []
-    for unit in units:
+    for unit in sorted(units(tasks), key=lambda unit: -max(len(task.ids) for task in unit)):
         longest = max(len(task.ids) for task in (groups[-1] if groups else []) + unit)
-        if not groups or longest * len({id(task) for task in groups[-1] + unit}) > batch_tokens:
+        if not groups or longest * (len(groups[-1]) + len(unit)) > batch_tokens:
             groups.append([])
-        groups[-1] += [task for task in unit if all(task is not other for other in groups[-1])]
+        groups[-1] += unit
     return [collate(group).to(device) for group in groups]
 
 

@@ -1,0 +1,56 @@
+"""What the tests of unlearning share: quick settings, loops that have not begun, documents of several windows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from world import LORA, planted_documents
+
+from mitigate.detection.audit import Audit
+from mitigate.documents import Document, Documents, Span
+from mitigate.models import ModelStore
+from mitigate.unlearning.loop import Loop
+from mitigate.unlearning.settings import Unlearn
+from mitigate.unlearning.trainer import prepare
+
+QUICK = Unlearn(
+    objective="hinge=1,distill=0.5",
+    max_steps=6,
+    check_every=3,
+    checkpoint_every=2,
+    batch_size=3,
+    retain_batch_size=3,
+    learning_rate=2e-3,
+    lora=LORA,
+    stop_at_control=False,
+)
+
+
+def changed(settings: Unlearn, **values: Any) -> Unlearn:
+    """The settings with some of them changed, and checked."""
+    return Unlearn(**{**settings.model_dump(), **values})
+
+
+def cpu() -> ModelStore:
+    return ModelStore(device="cpu")
+
+
+def loop_of(audit: Audit, settings: Unlearn, out: Path, **options: Any) -> Loop:
+    """The loop that `unlearn` trains, before its first step."""
+    return prepare(audit, settings=settings, partial=out, **{"store": cpu(), **options})
+
+
+def long_documents() -> Documents:
+    """Two documents a set, of three door codes each, that take several windows of the tiny models' context."""
+    short = planted_documents(each=6).items
+    documents = []
+    for number in range(0, len(short), 3):
+        text, spans = "", []
+        for part in short[number : number + 3]:
+            text += " " if text else ""
+            spans += [Span(span.start + len(text), span.end + len(text), span.label) for span in part.spans]
+            text += part.text
+        first = short[number]
+        documents.append(Document(first.id, text, spans=tuple(spans), set=first.set))
+    return Documents(tuple(documents))

@@ -1,0 +1,313 @@
+"""Unlearning objectives are their formulas, and their gradients go where the formulas say."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mitigate.errors import MitigateError
+from mitigate.unlearning import objectives
+from mitigate.unlearning.distributions import Kept, keep_likeliest
+from mitigate.unlearning.objectives import (
+    DEFAULT,
+    OBJECTIVES,
+    Objective,
+    Parameters,
+    Selected,
+    anchor_of,
+    arrived,
+    needs_of,
+    parse_objective,
+)
+
+VOCABULARY, WIDTH = 5, 3
+TOKENS = torch.tensor([0, 1, 4, 2])
+PARAMETERS = Parameters(
+    beta=0.7, beta_2=1.3, delta=0.4, margin=0.25, steering=1.5, direction=torch.tensor([0.6, 0.0, 0.8]).double()
+)
+
+
+def distributions(seed: int) -> torch.Tensor:
+    """(4, V) log-probabilities."""
+    logits = torch.randn(len(TOKENS), VOCABULARY, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.log_softmax(2 * logits, -1)
+
+
+def whole(log_probs: torch.Tensor) -> Kept:
+    return keep_likeliest(log_probs, TOKENS, entries=VOCABULARY)
+
+
+def at_tokens(log_probs: torch.Tensor) -> torch.Tensor:
+    return log_probs.gather(1, TOKENS.unsqueeze(1)).squeeze(1)
+
+
+@pytest.fixture
+def selected() -> Selected:
+    """Four tokens in three spans, and three tokens of the first two spans' substitutes; all with gradient."""
+    draw = torch.Generator().manual_seed(9)
+    now, before, out = distributions(0).requires_grad_(), distributions(1), distributions(2)
+    return Selected(
+        tokens=TOKENS,
+        log_prob=at_tokens(now),
+        log_prob_before=at_tokens(before),
+        log_prob_out=at_tokens(out),
+        log_probs=now,
+        spans=torch.tensor([0, 0, 2, 1]),
+        span_count=3,
+        before=whole(before),
+        out=whole(out),
+        hidden=torch.randn(4, WIDTH, generator=draw, dtype=torch.float64).requires_grad_(),
+        hidden_before=torch.randn(4, WIDTH, generator=draw, dtype=torch.float64),
+        substitute_log_prob=torch.tensor([-3.0, -0.4, -2.0], dtype=torch.float64).requires_grad_(),
+        substitute_log_prob_before=torch.tensor([-3.5, -1.4, -1.0], dtype=torch.float64),
+        substitute_spans=torch.tensor([0, 1, 1]),
+    )
+
+
+def naive(name: str, s: Selected) -> list[float]:
+    """The losses by plain loops over numbers."""
+    beta, p = PARAMETERS.beta or math.nan, PARAMETERS
+    now, before, out = (column.tolist() for column in (s.log_prob, s.log_prob_before, s.log_prob_out))
+    rows = range(4)
+    if name in ("ascent", "grad_diff"):
+        return now
+    if name == "hinge":
+        return [max(0.0, now[n] - out[n] - p.margin) for n in rows]
+    if name == "npo":
+        return [2 / beta * math.log(1 + (math.exp(now[n]) / math.exp(before[n])) ** beta) for n in rows]
+    if name == "simnpo":
+        return [2 / beta * math.log(1 + math.exp(beta * now[n] + p.delta)) for n in rows]
+    if name == "wga":
+        return [math.exp(now[n]) ** beta * now[n] for n in rows]
+    if name == "satimp":
+        return [math.exp(now[n]) ** beta * (1 - math.exp(now[n])) ** p.beta_2 * now[n] for n in rows]
+    if name == "distill":
+        q = distributions(2).exp().tolist()
+        return [sum(q[n][v] * (math.log(q[n][v]) - s.log_probs[n, v].item()) for v in range(VOCABULARY)) for n in rows]
+    if name == "undial":
+        losses = []
+        for n, logits in enumerate(distributions(1).tolist()):  # log-probabilities are logits too
+            raised = [math.exp(z - beta * (v == TOKENS.tolist()[n])) for v, z in enumerate(logits)]
+            q = [value / sum(raised) for value in raised]
+            losses.append(sum(q[v] * (math.log(q[v]) - s.log_probs[n, v].item()) for v in range(VOCABULARY)))
+        return losses
+    if name == "rmu":
+        assert s.hidden is not None
+        assert s.hidden_before is not None
+        assert p.direction is not None
+        losses = []
+        for state, earlier in zip(s.hidden.tolist(), s.hidden_before.tolist(), strict=True):
+            length = p.steering * math.sqrt(sum(value**2 for value in earlier))
+            false = [length * part for part in p.direction.tolist()]
+            losses.append(sum((one - other) ** 2 for one, other in zip(state, false, strict=True)) / WIDTH)
+        return losses
+    assert s.substitute_log_prob is not None
+    assert s.substitute_log_prob_before is not None
+    if name in ("idk", "substitute"):
+        return [-value for value in s.substitute_log_prob.tolist()]
+    assert name == "dpo"
+    new = [a - b for a, b in zip(s.substitute_log_prob.tolist(), s.substitute_log_prob_before.tolist(), strict=True)]
+    old = [now[n] - before[n] for n in rows]
+    advantages = [
+        new[0] - (old[0] + old[1]) / 2,
+        (new[1] + new[2]) / 2 - old[3],
+        0 - old[2],  # this span has no substitute
+    ]
+    return [2 / beta * math.log(1 + math.exp(-beta * advantage)) for advantage in advantages]
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_equals_its_formula(selected: Selected, name: str) -> None:
+    losses = OBJECTIVES[name].loss(selected, PARAMETERS)
+    assert losses.tolist() == pytest.approx(naive(name, selected), rel=1e-9, abs=1e-12)
+    assert losses.requires_grad
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_reads_only_what_it_says(selected: Selected, name: str) -> None:
+    objective = OBJECTIVES[name]
+    optional = {
+        "before": ("before",),
+        "out": ("out",),
+        "hidden": ("hidden", "hidden_before"),
+        "substitutes": ("substitute_log_prob", "substitute_log_prob_before", "substitute_spans"),
+    }
+    assert objective.needs <= optional.keys()
+    withheld = {field: None for need, fields in optional.items() if need not in objective.needs for field in fields}
+    bare = replace(selected, **withheld)
+    assert (
+        objective.loss(bare, PARAMETERS).shape == {"selected": (4,), "substitutes": (3,), "spans": (3,)}[objective.over]
+    )
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_without_a_beta_an_objective_uses_its_own(selected: Selected, name: str) -> None:
+    own = OBJECTIVES[name].loss(selected, replace(PARAMETERS, beta=None))
+    given = OBJECTIVES[name].loss(selected, replace(PARAMETERS, beta=OBJECTIVES[name].beta))
+    torch.testing.assert_close(own, given, rtol=0, atol=0)
+
+
+# Gradients
+
+
+@pytest.mark.parametrize(
+    ("loss", "weight"),
+    [
+        (lambda x: objectives.wga(x, beta=0.7), lambda p: p**0.7),
+        (lambda x: objectives.satimp(x, beta_1=0.7, beta_2=1.3), lambda p: p**0.7 * (1 - p) ** 1.3),
+    ],
+    ids=["wga", "satimp"],
+)
+def test_weights_by_probability_have_no_gradient_themselves(loss, weight) -> None:  # type: ignore[no-untyped-def]
+    log_prob = torch.tensor([-0.1, -2.0, -9.0, 0.0], dtype=torch.float64, requires_grad=True)
+    loss(log_prob).sum().backward()
+    assert log_prob.grad is not None
+    assert log_prob.grad.tolist() == pytest.approx([weight(math.exp(x)) for x in log_prob.tolist()], rel=1e-12)
+
+
+def test_undial_pulls_as_the_cross_entropy_to_the_adjusted_logits_does() -> None:
+    logits = (3 * distributions(3)).requires_grad_()
+    before = distributions(4)
+    loss = objectives.undial(torch.log_softmax(logits, -1), whole(before), TOKENS, beta=2.0)
+    [got] = torch.autograd.grad(loss.sum(), logits)
+    adjusted = before.clone()
+    for row, token in enumerate(TOKENS.tolist()):
+        adjusted[row, token] -= 2.0
+    cross_entropy = torch.nn.functional.cross_entropy(logits, torch.softmax(adjusted, -1), reduction="sum")
+    [expected] = torch.autograd.grad(cross_entropy, logits)
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_token_at_the_control_gets_no_gradient_from_the_hinge() -> None:
+    log_prob = torch.tensor([-2.0, -0.5, -0.7], requires_grad=True)
+    objectives.hinge(log_prob, torch.tensor([-1.0, -1.0, -1.0]), margin=0.4).sum().backward()
+    assert log_prob.grad is not None
+    assert log_prob.grad.tolist() == [0.0, 1.0, 0.0]
+
+
+def test_npo_with_a_small_beta_pushes_as_gradient_ascent_does() -> None:
+    log_prob = torch.tensor([-0.3, -4.0], dtype=torch.float64, requires_grad=True)
+    [npo] = torch.autograd.grad(objectives.npo(log_prob, torch.tensor([-0.1, -3.0]), beta=1e-6).sum(), log_prob)
+    [ascent] = torch.autograd.grad(objectives.ascent(log_prob).sum(), log_prob)
+    torch.testing.assert_close(npo, ascent, atol=1e-5, rtol=0)
+
+
+def test_dpo_without_substitutes_is_npo_of_spans(selected: Selected) -> None:
+    nothing, nowhere = torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.long)
+    ratio = selected.log_prob - selected.log_prob_before
+    got = objectives.dpo(ratio, torch.arange(4), nothing, nowhere, count=4, beta=0.7)
+    torch.testing.assert_close(got, objectives.npo(selected.log_prob, selected.log_prob_before, beta=0.7))
+
+
+def test_dpo_does_not_depend_on_how_long_spans_and_substitutes_are() -> None:
+    ratio, new = torch.tensor([0.5, -1.5]), torch.tensor([0.25])
+    short = objectives.dpo(ratio, torch.tensor([0, 0]), new, torch.tensor([0]), count=1)
+    long = objectives.dpo(
+        ratio.repeat(3), torch.zeros(6, dtype=torch.long), new.repeat(4), torch.zeros(4).long(), count=1
+    )
+    torch.testing.assert_close(short, long)
+
+
+def test_the_anchor_of_hidden_states_is_their_mean_squared_distance(selected: Selected) -> None:
+    assert selected.hidden is not None
+    assert selected.hidden_before is not None
+    pairs = zip(selected.hidden.tolist(), selected.hidden_before.tolist(), strict=True)
+    expected = [sum((a - b) ** 2 for a, b in zip(now, before, strict=True)) / WIDTH for now, before in pairs]
+    assert objectives.hidden_anchor(selected.hidden, selected.hidden_before).tolist() == pytest.approx(expected)
+
+
+# Arrival
+
+
+def tokens_at(ratios: list[float], spans: list[int]) -> Selected:
+    """Tokens that lie so far above the OUT level, with a substitute's token."""
+    ratio = torch.tensor(ratios)
+    zero = torch.zeros_like(ratio)
+    return Selected(
+        tokens=zero.long(),
+        log_prob=ratio - 5,
+        log_prob_before=zero,
+        log_prob_out=zero - 5,
+        log_probs=zero.unsqueeze(1),
+        spans=torch.tensor(spans),
+        span_count=max(spans) + 1,
+        substitute_log_prob=torch.zeros(2),
+    )
+
+
+def test_a_token_has_arrived_at_the_margin_and_below_it() -> None:
+    at = tokens_at([1.0, 0.5, 0.25, -4.0], [0, 0, 1, 1])
+    assert arrived(at, OBJECTIVES["npo"], margin=0.5).tolist() == [False, True, True, True]
+    assert arrived(at, OBJECTIVES["npo"], margin=-1.0).tolist() == [False, False, False, True]
+
+
+def test_a_span_has_arrived_when_the_mean_of_its_tokens_has() -> None:
+    at = tokens_at([1.0, -0.5, 3.0, -1.0], [0, 0, 1, 1])
+    assert arrived(at, OBJECTIVES["dpo"], margin=0.5).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("name", [name for name, objective in OBJECTIVES.items() if not objective.one_sided])
+def test_what_ends_by_itself_never_counts_as_arrived(name: str) -> None:
+    at = tokens_at([-9.0, -9.0, -9.0], [0, 1, 2])
+    shape = 2 if OBJECTIVES[name].over == "substitutes" else 3
+    assert arrived(at, OBJECTIVES[name], margin=0.0).tolist() == [False] * shape
+
+
+def test_arrival_has_no_gradient(selected: Selected) -> None:
+    for objective in OBJECTIVES.values():
+        assert not arrived(selected, objective, margin=0.1).requires_grad
+
+
+# Names and weights
+
+
+def test_objectives_are_written_by_name_with_weights() -> None:
+    assert parse_objective("npo") == {"npo": 1.0}
+    assert parse_objective("hinge=1, distill=0.5") == {"hinge": 1.0, "distill": 0.5}
+    assert parse_objective({"hinge": 2}) == {"hinge": 2.0}
+
+
+def test_the_default_is_a_mixture_of_listed_objectives() -> None:
+    assert parse_objective("default") == dict(DEFAULT)
+    assert parse_objective(dict(DEFAULT)) == dict(DEFAULT)
+    assert parse_objective(",".join(f"{name}={weight}" for name, weight in DEFAULT.items())) == dict(DEFAULT)
+
+
+@pytest.mark.parametrize("written", ["ascend", "", "hinge,npoo=1", "default=1"])
+def test_an_unknown_objective_is_refused_with_the_known_ones(written: str) -> None:
+    with pytest.raises(MitigateError, match=r"is not one of default, .*hinge") as told:
+        parse_objective(written)
+    assert all(name in str(told.value) for name in OBJECTIVES)
+
+
+@pytest.mark.parametrize("weight", ["0", "-1", "nan", "inf", "much"])
+def test_a_weight_that_is_not_a_positive_number_is_refused(weight: str) -> None:
+    with pytest.raises(MitigateError, match=r"the weight of hinge is .*; give a positive number"):
+        parse_objective(f"hinge={weight}")
+
+
+def test_objectives_that_want_different_substitutes_are_refused_together() -> None:
+    with pytest.raises(MitigateError, match=r"dpo, idk: they want different texts .*\(fake, placeholder\)"):
+        parse_objective("dpo=1,idk=1")
+    assert parse_objective("dpo=1,substitute=0.5,npo=1")
+
+
+def test_a_mixture_needs_what_its_parts_need_and_holds_as_its_heaviest_part() -> None:
+    assert needs_of({"undial": 1.0, "dpo": 0.1}) == {"before", "substitutes"}
+    assert needs_of({"npo": 1.0}) == frozenset()
+    assert anchor_of({"npo": 0.3, "rmu": 0.7}) == "hidden"
+    assert anchor_of({"idk": 2.0, "ascent": 1.0}) == "nll"
+
+
+def test_the_table_gives_every_objective_what_it_was_published_with() -> None:
+    anchors = {name: objective.anchor for name, objective in OBJECTIVES.items()}
+    assert anchors == {
+        **dict.fromkeys(("hinge", "distill", "npo", "undial", "dpo", "substitute"), "kl"),
+        **dict.fromkeys(("grad_diff", "simnpo", "wga", "satimp", "idk"), "nll"),
+        "ascent": "none",
+        "rmu": "hidden",
+    }
+    assert all(isinstance(objective, Objective) for objective in OBJECTIVES.values())
