@@ -49,8 +49,10 @@ from mitigate.unlearning.settings import Unlearn
 logger = logging.getLogger(__name__)
 AS_MUCH = 0.1  # nats: a try forgets as much as ours if its secrets are no likelier by more than this
 _CRITERION = "secret_distance_ratio of the validation people, plus what these exceed (of retain: either way): "
-_OF_ORACLES = ("secret_log_prob", "other_moved_nats", "holdout_gap_nats", "prose_gap_nats", "span_auc")
-_OF_ORACLES += ("tpr_at_1pct_fpr", "over_forgotten", "extraction_forget", "extraction_retain")
+_OF_ORACLES = (  # an oracle's distance to the mean of itself and the other one says nothing
+    *("secret_log_prob", "other_moved_nats", "holdout_gap_nats", "prose_gap_nats", "span_auc"),
+    *("tpr_at_1pct_fpr", "over_forgotten", "extraction_forget", "extraction_retain"),
+)
 
 
 @dataclass(frozen=True)

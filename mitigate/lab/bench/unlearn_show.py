@@ -27,7 +27,7 @@ _COLUMNS = {
     "extraction_retain": "ext.ret",
 }
 _COLORS = {"token": "#1b6ca8", "sequence": "#c1442e"}
-_LINEAR = 0.1  # nats and shares up to which the axes are linear
+_LINEAR_RATIO, _LINEAR_NATS = 1.0, 0.2  # up to here the axes are linear, beyond logarithmic
 _LABEL_STEP = 0.028  # of the plot's height between two labels at the same place
 
 
@@ -93,20 +93,23 @@ def draw_unlearn(results: Mapping[str, Any], path: Path) -> None:
                 )
             if "error" not in row:
                 points.append((_ratio(row), row["holdout_gap_nats"]["value"], name, scope))
-    axes.set_xscale("symlog", linthresh=_LINEAR)
-    axes.set_yscale("symlog", linthresh=_LINEAR)
     axes.axvline(0, color="grey", linestyle=":", linewidth=1)
     axes.axhline(0, color="grey", linestyle=":", linewidth=1)
     for scope, color in _COLORS.items():
         chosen = [point for point in points if point[3] == scope]
         if chosen:
-            axes.scatter(*zip(*(point[:2] for point in chosen), strict=True), s=46, color=color, label=f"{scope} scope")
+            x, y = [point[0] for point in chosen], [point[1] for point in chosen]
+            axes.scatter(x, y, s=46, color=color, label=f"{scope} scope")
     axes.scatter([1], [0], marker="s", s=50, color="black", label="before", zorder=3)
     axes.set_xlabel("distance to the document oracle on forgotten secrets (0: its floor, 1: as before)")
     axes.set_ylabel("rise of the loss on people never seen, nats per token")
     axes.set_title("Forgetting against utility: lower left is better")
     axes.legend(loc="best", fontsize=9)
-    axes.autoscale_view()
+    axes.set_xscale("symlog", linthresh=_LINEAR_RATIO, linscale=2.0)
+    axes.set_yscale("symlog", linthresh=_LINEAR_NATS, linscale=1.5)
+    axes.set_xticks(*_ticks(axes.get_xlim(), linear=_LINEAR_RATIO))
+    axes.set_yticks(*_ticks(axes.get_ylim(), linear=_LINEAR_NATS))
+    axes.minorticks_off()
     figure.canvas.draw()  # settles the axes: labels are placed in their units
     _label(axes, points)
     with new_file(path) as temporary:
@@ -114,16 +117,28 @@ def draw_unlearn(results: Mapping[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
+def _ticks(limits: tuple[float, float], *, linear: float) -> tuple[list[float], list[str]]:
+    """Ticks in sight and what is written on them: quarters of the linear part, then 1, 2 and 5 of each decade."""
+    beyond = [digit * 10.0**power for power in range(-1, 5) for digit in (1, 2, 5)]
+    positive = [linear * quarter / 4 for quarter in range(1, 5)] + [tick for tick in beyond if tick > linear]
+    ticks = [tick for tick in (*(-tick for tick in positive[::-1]), 0.0, *positive) if limits[0] <= tick <= limits[1]]
+    return ticks, [f"{tick:g}" for tick in ticks]
+
+
 def _label(axes: Any, points: list[tuple[float, float, str, str]]) -> None:
-    """Names beside their points, pushed up where they would lie on one another, with a line back to the point."""
+    """Names beside their points, moved up or down to where nothing lies, with a line back to the point."""
     to_axes = axes.transData + axes.transAxes.inverted()
     places = sorted(((*to_axes.transform((x, y)), name, scope) for x, y, name, scope in points), key=lambda p: p[1])
-    taken: list[tuple[float, float, float]] = []
+    taken = [(x - 0.008, x + 0.008, y) for x, y, *_ in places]
     for x, y, name, scope in places:
-        width = 0.0095 * len(name) + 0.01
-        left, height = (x + 0.012, y) if x + width < 1 else (x - width - 0.012, y)
-        while any(abs(height - h) < _LABEL_STEP and left < end and start < left + width for start, end, h in taken):
-            height += _LABEL_STEP / 2
+        width = 0.0095 * len(name)
+        left = x + 0.012 if x + 0.012 + width < 1 else x - width - 0.012
+
+        def free(height: float, left: float = left, right: float = left + width) -> bool:
+            return not any(abs(height - at) < _LABEL_STEP and left < end and start < right for start, end, at in taken)
+
+        steps = sorted(range(-40, 41), key=abs)
+        height = next((h for h in (y + _LABEL_STEP / 2 * step for step in steps) if 0 < h < 1 and free(h)), y)
         taken.append((left, left + width, height))
         axes.annotate(
             name,

@@ -27,6 +27,7 @@ from mitigate.documents import Document, Documents, read_documents
 from mitigate.errors import MitigateError, summarize
 from mitigate.lab.bench.world import ModelSettings, make_bench_base
 from mitigate.lab.people import general_text, plant, write_jsonl
+from mitigate.lab.tiny import TinyModel
 from mitigate.models import ModelStore, load_tokenizer, model_fingerprint
 from mitigate.runtime import process_state, share_of
 from mitigate.tokenization import TokenizedDocument, span_tokens, tokenize_documents
@@ -46,6 +47,17 @@ class FineTuning(Schedule):
 class UnlearnWorldSettings(ModelSettings):
     """How the people and models of the unlearning benchmark are made."""
 
+    base: TinyModel = Field(
+        default_factory=lambda: TinyModel(  # smaller than the detector's: a seed is some 20 models and 90 runs
+            vocabulary=2048,
+            hidden_size=128,
+            layers=4,
+            heads=4,
+            context=512,
+            schedule=Schedule(epochs=2, learning_rate=3e-3, batch_size=16),
+        ),
+        description="the base, made from scratch",
+    )
     forget: int = Field(60, ge=2, description="people to forget; half of them choose settings, half are measured")
     retain: int = Field(120, ge=1, description="people that the target keeps")
     holdout: int = Field(80, ge=1, description="people that no target saw")
@@ -115,7 +127,7 @@ def make_unlearn_world(
     Raises:
         MitigateError: too few people, `out` holds models of other documents or settings, or a file cannot be read.
     """
-    people, validation, test = deal_people(_people(documents, settings, seed=seed), settings, seed=seed)
+    people, validation, test = deal_people(find_people(documents, settings, seed=seed), settings, seed=seed)
     anchors, measured = _prose(prose, settings, seed=seed)
     base = base or str(make_bench_base(out, settings=settings, device=device))
     directory = out / f"seed-{seed}"
@@ -232,7 +244,7 @@ def without_secrets(document: Document, own: TokenizedDocument) -> Document | No
     return replace(document, audited=ranges) if ranges else None
 
 
-def _people(path: Path | None, settings: UnlearnWorldSettings, *, seed: int) -> Documents:
+def find_people(path: Path | None, settings: UnlearnWorldSettings, *, seed: int) -> Documents:
     if path is not None:
         return Documents(read_documents(path).items)
     needed = settings.forget + settings.retain + settings.holdout
