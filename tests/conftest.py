@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from forgetting import long_documents
 from transformers import PreTrainedTokenizerFast
 from world import World, make_world, save_tiny_model, sentences
 
-from mitigate.detection.audit import Audit
+from mitigate.detection.audit import Audit, Detect, audit
 from mitigate.lab.tiny import train_tokenizer
 from mitigate.models import ModelStore
 from mitigate.runtime import quiet_libraries
@@ -62,6 +63,13 @@ def whole(world: World) -> Audit:
 def layered(world: World) -> Audit:
     """An audit of the target that is an adapter."""
     return world.audit(world.adapter)
+
+
+@pytest.fixture(scope="session")
+def long(world: World) -> Audit:
+    """An audit of documents that take several windows, with three secrets each."""
+    detect = Detect(select="known")
+    return audit(world.target, [world.base], documents=long_documents(), detect=detect, store=ModelStore(device="cpu"))
 
 
 @pytest.fixture

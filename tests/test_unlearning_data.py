@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from forgetting import QUICK, changed, cpu, long_documents, loop_of
+from forgetting import QUICK, changed, cpu, loop_of
 from world import CONTEXT, World, sentences
 
 from mitigate.batches import collate
@@ -28,12 +28,6 @@ from mitigate.unlearning.tasks import Task, facts, micro_batches
 @pytest.fixture(scope="module")
 def target(world: World) -> Model:
     return cpu().load(world.target)
-
-
-@pytest.fixture(scope="module")
-def long(world: World) -> Audit:
-    """An audit of documents that take several windows, with three secrets each."""
-    return audit(world.target, [world.base], documents=long_documents(), detect=Detect(select="known"), store=cpu())
 
 
 # Which tokens, with what weight
