@@ -65,8 +65,8 @@ class UnlearnWorldSettings(ModelSettings):
         default_factory=lambda: {2: 0.1, 4: 0.04},
         description="invented people who have more than one document: number of documents: share of the people",
     )
-    references: int = Field(8, ge=2, description="cross-fitted references of the audit; even")
-    judges: int = Field(4, ge=2, description="cross-fitted references that only figures use; even")
+    references: int = Field(8, ge=4, multiple_of=2, description="cross-fitted references of the audit; even")
+    judges: int = Field(4, ge=2, multiple_of=2, description="cross-fitted references that only figures use; even")
     schedule: FineTuning = Field(default_factory=lambda: FineTuning(), description="of every fine-tuned model")
     anchors: int = Field(120, ge=0, description="documents of prose that unlearning may hold still")
     prose: int = Field(80, ge=1, description="documents of prose on which only figures are measured")
