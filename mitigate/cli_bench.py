@@ -260,6 +260,28 @@ def _names(given: list[str] | None) -> list[str]:
     return [name.strip() for part in given or [] for name in part.split(",") if name.strip()]
 
 
+@bench.command("speed")
+def bench_speed(
+    out: Annotated[Path, typer.Option("--out", help="Directory of the models and of speed.json.")] = Path("runs/speed"),
+    steps: Annotated[int, typer.Option(min=1, help="Steps that are measured, after one that is not.")] = 5,
+    settings: Set = None,
+    device: Device = "auto",
+) -> None:
+    """Time and memory of an unlearning step, against the computation without its savings; writes OUT/speed.json.
+
+    --set takes model.vocabulary, model.hidden_size, model.layers, forget, retain, batch_size and lora.*.
+
+    Example: mitigate bench speed --steps 10 --set model.vocabulary=64000 --out runs/speed
+    """
+    quiet()
+    from mitigate.lab.bench.speed import SpeedSettings, speed_table
+    from mitigate.lab.bench.speed import bench_speed as run_bench
+
+    results = run_bench(out, steps=steps, settings=settings_from(SpeedSettings, settings), device=device)
+    typer.echo(speed_table(results))
+    typer.echo(f"results: {out / 'speed.json'}")
+
+
 def _seeds(named: list[int] | None, more: list[int] | None) -> list[int]:
     """`--seeds 0 1 2`: the option takes one number, the others arrive as arguments."""
     return [*(named or []), *(more or [])] or [0]

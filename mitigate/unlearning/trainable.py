@@ -184,8 +184,9 @@ def checkpoint_activations(trainable: Trainable) -> None:
         MitigateError: the architecture cannot.
     """
     model = trainable.model.base.model
+    older = cast(Any, model).gradient_checkpointing_enable  # the name before transformers 5.23
     try:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        getattr(model, "activation_checkpointing_enable", older)({"use_reentrant": False})
     except ValueError as error:
         raise MitigateError(f"unlearn.gradient_checkpointing: {error}; set it to false") from error
     model.enable_input_require_grads()  # adapters' layers would silently stay untrained without
