@@ -184,7 +184,7 @@ def summarize_seeds(done: Sequence[SeedRuns]) -> dict[str, Any]:
         `methods.<objective>.<scope>`, `known_spans.default`, `retrain.<name>`: figures of `unlearn_figures.figures`,
             and what the runs took, see `_of_method`;
         `before`: the same figures of the target; `oracle.{document,token}`: those of an oracle that need no other one;
-        `floor`: distances between two oracles; `audit`: what was selected;
+        `floor`: distances between two oracles; `people`, `secrets`: how many there are on each seed, by role;
         `equal_forgetting`: see `equal_forgetting`; `adapter_share_at_1b`: see `adapter_share`.
     """
     evidence = [runs.seed.evidence for runs in done]
