@@ -85,6 +85,9 @@ class Loop:
             visited = {task.key: task for step in range(settings.max_steps) for task in self.tasks(step)}
             self.losses.before.fill(list(visited.values()), description="The model before")
         step, history = self._restore() if resume else (0, [])
+        if self.trainable.can_step_back:
+            for earlier in range(step):  # in the batches that the interrupted run asked in, for equal rounding
+                self._ask_before(earlier)
         if not history:
             history.append(self._watch(step=0))
             if settings.stop_at_control and history[0]["selected_log_ratio"] <= self.control.log_ratio:
@@ -140,6 +143,12 @@ class Loop:
         hold = _take(self.data.hold, self.settings.retain_batch_size, step, seed=self.seed + 1)
         return list({task.key: task for task in forget + hold}.values())
 
+    def _ask_before(self, step: int) -> None:
+        """Have p_0 at this process's tasks of a step."""
+        tasks = self.tasks(step)
+        mine = _dealt(tasks, self.accelerator.num_processes)[self.accelerator.process_index]
+        self.losses.before.fill(mine or tasks[:1])
+
     def step(self, step: int) -> float:
         """One optimizer step. Losses are normalized by the counts of the whole step, over all processes."""
         accelerator, tasks = self.accelerator, self.tasks(step)
@@ -148,7 +157,7 @@ class Loop:
         rounds = max(len(self._micro_batches(share)) for share in shares)
         mine = shares[accelerator.process_index]
         if self.trainable.can_step_back:
-            self.losses.before.fill(mine or tasks[:1])
+            self._ask_before(step)
         batches = self._micro_batches(mine)
         filler = self._micro_batches(mine[:1] or tasks[:1])[0]  # every process takes part in every collective
         idle = [(filler, 0.0)] * (rounds - len(batches))
