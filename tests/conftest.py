@@ -65,6 +65,12 @@ def layered(world: World) -> Audit:
     return world.audit(world.adapter)
 
 
+@pytest.fixture(params=["whole", "layered"])
+def audited(request: pytest.FixtureRequest) -> Audit:
+    """Either of the two."""
+    return request.getfixturevalue(request.param)
+
+
 @pytest.fixture(scope="session")
 def long(world: World) -> Audit:
     """An audit of documents that take several windows, with three secrets each."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from world import LORA, planted_documents
 
 from mitigate.detection.audit import Audit
@@ -30,6 +31,18 @@ QUICK = Unlearn(
 def changed(settings: Unlearn, **values: Any) -> Unlearn:
     """The settings with some of them changed, and checked."""
     return Unlearn(**{**settings.model_dump(), **values})
+
+
+THOROUGH = changed(QUICK, max_steps=30, check_every=10, learning_rate=1e-2, batch_size=5, retain_batch_size=5)
+
+
+def log_ratio(audited: Audit) -> np.ndarray:
+    """(N,) log p_θ − log p̄, clipped to 3 nats."""
+    return np.clip(audited.columns["log_prob"] - audited.columns["log_prob_out"], -3, 3)
+
+
+def selected_of(audited: Audit) -> np.ndarray:
+    return audited.columns["selected"].astype(bool)
 
 
 def cpu() -> ModelStore:

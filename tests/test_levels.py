@@ -1,0 +1,66 @@
+"""Levels of text that the target never saw equal plain loops over tokens and spans."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from forgetting import log_ratio, selected_of
+from world import World
+
+from mitigate.detection.audit import Audit
+from mitigate.unlearning.levels import Control, control_level, span_floor
+
+
+def test_the_control_is_what_as_hard_tokens_of_unseen_documents_look_like(whole: Audit) -> None:
+    chosen, ratio, out = selected_of(whole), log_ratio(whole), whole.columns["log_prob_out"]
+    ordered = sorted(float(x) for x in out[chosen])
+    edges = []
+    for tenth in range(1, 10):
+        place = tenth / 10 * (len(ordered) - 1)
+        low = int(place)
+        edges.append(ordered[low] + (place - low) * (ordered[low + 1] - ordered[low]))
+    alike: list[list[float]] = [[] for _ in range(10)]
+    count = [0] * 10
+    for doc_id, rows in whole.rows.items():
+        for row in range(rows.start, rows.stop):
+            if np.isnan(out[row]):
+                continue
+            stratum = sum(edge <= out[row] for edge in edges)
+            count[stratum] += bool(chosen[row])
+            if doc_id.startswith("holdout"):
+                alike[stratum].append(float(ratio[row]))
+    usable = [n for n in range(10) if len(alike[n]) >= 10]
+    assert len(usable) > 1, "more than one stratum has holdout tokens enough"
+    total = sum(count[n] for n in usable)
+    level = sum(count[n] * sum(alike[n]) / len(alike[n]) for n in usable) / total
+    distance = sum(count[n] * sum(map(abs, alike[n])) / len(alike[n]) for n in usable) / total
+    got = control_level(whole)
+    assert (got.log_ratio, got.distance) == pytest.approx((level, distance), rel=1e-5)
+    assert control_level(whole, chosen) == got
+
+
+def test_without_holdout_the_control_is_the_references_own_level(world: World) -> None:
+    members = world.documents.subset(["forget", "retain"])
+    assert control_level(replace(world, documents=members).audit()) == Control(0.0, None)
+
+
+def test_the_floor_is_the_first_percentile_of_unseen_spans(whole: Audit) -> None:
+    assert span_floor(whole) is None, "five spans tell no percentile"
+    ratio, rows = log_ratio(whole), []
+    like = next(row for row in whole.spans.to_pylist() if row["source"] == "known")
+    for doc_id, place in whole.rows.items():
+        length = place.stop - place.start
+        rows += [{**like, "doc_id": doc_id, "token_start": n, "token_end": n + 3} for n in range(1, length - 3)]
+    found = [{**row, "source": "found", "token_end": row["token_start"] + 1} for row in rows]
+    many = replace(whole, spans=pa.Table.from_pylist(rows + found, schema=whole.spans.schema))
+    means = sorted(
+        sum(float(ratio[whole.rows[row["doc_id"]].start + row["token_start"] + n]) for n in range(3)) / 3
+        for row in rows
+        if row["doc_id"].startswith("holdout")
+    )
+    place = 0.01 * (len(means) - 1)
+    low = int(place)
+    assert span_floor(many) == pytest.approx(means[low] + (place - low) * (means[low + 1] - means[low]), rel=1e-5)

@@ -1,0 +1,165 @@
+"""The loop of unlearning: the order of tasks, the watch and when it stops, steps, the weight of the anchors."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from forgetting import QUICK, THOROUGH, changed, cpu, log_ratio, loop_of, selected_of
+
+from mitigate.detection.audit import Audit
+from mitigate.unlearning.levels import Control, control_level
+from mitigate.unlearning.loop import Loop, _dealt, _take
+from mitigate.unlearning.objectives import OBJECTIVES
+from mitigate.unlearning.tasks import Task
+from mitigate.unlearning.trainer import unlearn
+
+# The order of tasks
+
+
+def number_tasks(count: int) -> list[Task]:
+    nothing = np.zeros(1, dtype=np.float32)
+    fields = dict.fromkeys(("weight", "before", "out", "span"), nothing)
+    ids, scored = np.arange(2), np.array([1])
+    return [
+        Task(n, ids, scored, 0, key=n, doc_id=f"d{n // 2}", selected=nothing.astype(bool), **fields)
+        for n in range(count)
+    ]
+
+
+def test_every_task_is_taken_once_in_a_pass() -> None:
+    tasks = number_tasks(7)
+    taken = [task.key for step in range(7) for task in _take(tasks, 3, step, seed=0)]
+    assert len(taken) == 21
+    for start in range(0, 21, 7):
+        assert sorted(taken[start : start + 7]) == list(range(7))
+    assert [task.key for task in _take(tasks, 3, 5, seed=0)] == taken[15:18], "a function of the step alone"
+    assert len(_take(tasks, 99, 0, seed=0)) == 7
+    assert _take([], 3, 0, seed=0) == []
+
+
+def test_no_task_is_twice_in_a_step(whole: Audit, tmp_path: Path) -> None:
+    loop = loop_of(whole, changed(QUICK, batch_size=3, retain_batch_size=4), tmp_path / "out")
+    twice = [_take(loop.data.forget, 3, step, seed=0) for step in range(20)]
+    assert any(len({task.key for task in step}) < 3 for step in twice), "two passes meet within a step"
+    for step in range(20):
+        keys = [task.key for task in loop.tasks(step)]
+        assert len(set(keys)) == len(keys)
+
+
+def test_processes_share_tasks_and_windows_with_the_same_substitutes_go_to_one() -> None:
+    *tasks, partner = number_tasks(9)
+    tasks[4:6] = [replace(task, partners=(replace(partner, substitute=True),)) for task in tasks[4:6]]
+    shares = _dealt(tasks, 3)
+    assert sorted(task.key for share in shares for task in share) == list(range(8))
+    assert [{4, 5} <= {task.key for task in share} for share in shares].count(True) == 1
+    assert max(map(len, shares)) - min(map(len, shares)) <= 2
+    assert _dealt(tasks, 1) == [tasks]
+
+
+# The watch
+
+
+@pytest.mark.parametrize("batch_tokens", [None, 1])
+def test_the_watch_starts_at_the_audits_levels(audited: Audit, tmp_path: Path, batch_tokens: int | None) -> None:
+    loop = loop_of(audited, changed(QUICK, batch_tokens=batch_tokens), tmp_path / "out")
+    selected, ratio = selected_of(audited), log_ratio(audited)
+    means = ratio[selected].reshape(5, 6).mean(axis=1)
+    loop.floor = float(np.sort(means)[1:3].mean())
+    watched = loop._watch(step=0)
+    assert watched["selected_log_ratio"] == pytest.approx(ratio[selected].mean(), abs=2e-4)
+    assert watched["selected_distance"] == pytest.approx(np.abs(ratio[selected]).mean(), abs=2e-4)
+    assert watched["over_forgotten"] == pytest.approx(2 / 5), "two of the five spans are under that floor"
+
+
+def test_training_stops_at_the_first_look_at_the_control(whole: Audit, tmp_path: Path) -> None:
+    loop = loop_of(whole, changed(QUICK, stop_at_control=True), tmp_path / "out")
+    loop.control = Control(2.0, 9.0)
+    history, _ = loop.train(resume=False)
+    assert [entry["selected_log_ratio"] <= 2.0 for entry in history] == [False] * (len(history) - 1) + [True]
+
+
+def test_training_stops_where_too_many_spans_are_below_unseen_text(whole: Audit, tmp_path: Path) -> None:
+    stops = {}
+    for stop_at_control in (True, False):
+        settings = changed(QUICK, stop_at_control=stop_at_control, max_steps=5, check_every=1)
+        loop = loop_of(whole, settings, tmp_path / "out")
+        loop.control, loop.floor = Control(-99.0, 0.0), 9.0
+        history, stops[stop_at_control] = loop.train(resume=False)
+        assert len(history) == (2 if stop_at_control else 6)
+    assert stops[True] == "at step 1 100% of the spans were below text that the target never saw"
+    assert stops[False] == "step limit"
+
+
+def test_a_whole_run_ends_at_the_control_level(layered: Audit, tmp_path: Path) -> None:
+    settings = changed(THOROUGH, stop_at_control=True, max_steps=400, check_every=5)
+    summary = unlearn(layered, out=tmp_path / "out", settings=settings, store=cpu()).summary
+    assert summary["steps"] < 400
+    assert summary["stopped"].startswith(f"control level reached at step {summary['steps']}")
+    assert summary["control"] == control_level(layered).log_ratio
+    assert summary["history"][-1]["selected_log_ratio"] <= summary["control"]
+
+
+# Steps
+
+
+@pytest.mark.parametrize("objective", ["hinge=1,distill=0.5", "npo", "substitute"])
+def test_small_forwards_train_the_same_as_one(audited: Audit, tmp_path: Path, objective: str) -> None:
+    trained, losses = [], []
+    for batch_tokens in (None, 40):
+        settings = changed(QUICK, objective=objective, batch_tokens=batch_tokens, learning_rate=0.3)
+        loop = loop_of(audited, settings, tmp_path / "out")
+        # Adam divides by the gradient's size and so blows rounding up where that is nothing
+        loop.optimizer = loop.accelerator.prepare(torch.optim.SGD(loop.parameters))
+        losses.append([loop.step(step) for step in range(4)])
+        trained.append([parameter.detach().clone() for parameter in loop.parameters])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert any(parameter.abs().max() > 1e-3 for parameter in trained[0][1::2]), "lora_B left zero"
+    for one, many in zip(*trained, strict=True):
+        torch.testing.assert_close(many, one, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_lowers_the_selected_tokens(whole: Audit, tmp_path: Path, objective: str) -> None:
+    loop = loop_of(whole, changed(THOROUGH, objective=objective, max_steps=8), tmp_path / "out")
+    before = loop._watch(step=0)["selected_log_ratio"]
+    for step in range(8):
+        loop.step(step)
+    assert loop._watch(step=8)["selected_log_ratio"] < before - 0.05
+
+
+# Retention within a budget
+
+
+def held_by_step(whole: Audit, out: Path, *, steps: int, **retain: Any) -> tuple[Loop, list[tuple[float, float]]]:
+    """The loop after some steps, and of each step the anchors' mean and by what factor their weight changed."""
+    loop = loop_of(whole, changed(THOROUGH, retain=retain, max_steps=steps), out)
+    course = []
+    for step in range(steps):
+        dual = loop.dual
+        loop.step(step)
+        assert loop.held is not None
+        course.append((loop.held, loop.dual / dual))
+    return loop, course
+
+
+def test_the_anchors_weight_rises_above_the_budget_and_falls_below_it(whole: Audit, tmp_path: Path) -> None:
+    _, free = held_by_step(whole, tmp_path / "out", steps=15, weight=0.5)
+    assert all(factor == 1.0 for _, factor in free), "without a budget it is fixed"
+    budget = float(np.median([held for held, _ in free]))
+    loop, course = held_by_step(whole, tmp_path / "out", steps=15, weight=0.5, budget=budget)
+    assert all(factor > 1 if held > budget else factor < 1 for held, factor in course)
+    assert {factor > 1 for _, factor in course} == {True, False}
+    assert loop._watch(step=15)["anchor_weight"] == pytest.approx(loop.dual, abs=1e-6)
+    assert loop._watch(step=15)["held"] == pytest.approx(course[-1][0], abs=1e-6)
+
+
+def test_a_tight_budget_holds_the_rest_closer(whole: Audit, tmp_path: Path) -> None:
+    _, free = held_by_step(whole, tmp_path / "out", steps=25, weight=0.1)
+    budget = free[-1][0] / 4
+    _, tight = held_by_step(whole, tmp_path / "out", steps=25, weight=0.1, budget=budget)
+    assert tight[-1][0] < 0.75 * free[-1][0]
