@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from peft import get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
@@ -26,6 +26,8 @@ def add_adapter(model: Model, lora: Lora, *, seed: int, dora: bool = False) -> N
     """Put a fresh LoRA (or DoRA, Liu et al., arXiv 2402.09353) adapter over the model's own; only it gets gradients."""
     base, config = model.base, lora.config()
     config.use_dora = dora
+    if base.peft is not None and ADAPTER in base.peft.peft_config:
+        base.peft.delete_adapter(ADAPTER)  # of an earlier run with this store
     torch.manual_seed(seed)
     try:
         if base.peft is None:
@@ -72,9 +74,11 @@ def is_sharded(module: torch.nn.Module) -> bool:
 def save_adapter(model: Model, adapter: dict[str, torch.Tensor], directory: Path) -> None:
     """Write a PEFT adapter directory, and beside it which adapters lie under it."""
     assert model.base.peft is not None
-    config = model.base.peft.peft_config[ADAPTER]
+    config = cast(LoraConfig, model.base.peft.peft_config[ADAPTER])
     config.base_model_name_or_path = model.base.source
     config.inference_mode = True
+    if isinstance(config.target_modules, set):  # whose order would differ from process to process
+        config.target_modules = sorted(config.target_modules)
     config.save_pretrained(str(directory))
     save_file({name: tensor.contiguous() for name, tensor in adapter.items()}, directory / "adapter_model.safetensors")
     if model.adapters:

@@ -80,7 +80,7 @@ class AdapterTrainable:
 
 
 class WeightsTrainable:
-    """The model's own weights: all of them, or those of its last layers and of what follows these.
+    """The model's own weights: all of them, or those of its last layers.
 
     Adapters of the model are merged into it. Weights in half precision are trained in float32.
     """
