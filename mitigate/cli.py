@@ -159,7 +159,7 @@ def audit(
             )
         from mitigate.recipe import load_recipe
 
-        loaded = load_recipe(recipe, [*(overrides or []), "unlearn=null"])
+        loaded = load_recipe(recipe, [*(overrides or []), "unlearn=null", "retrain=null"])
         quiet()
         from mitigate.pipeline import run as run_recipe
 
@@ -282,8 +282,8 @@ def unlearn(
     objective: Annotated[
         str | None,
         typer.Option(
-            help="default, ascent, grad_diff, npo, simnpo, wga, satimp, undial, dpo, idk, substitute, rmu, distill, "
-            "hinge; several with weights: hinge=1,distill=0.5 (which is the default)."
+            help="default, ascent, grad_diff, npo, simnpo, wga, satimp, undial, dpo, idk, substitute, rmu, hinge, "
+            "distill, match, consensus; several with weights: match=1,consensus=0.5 (which is the default)."
         ),
     ] = None,
     scope: Annotated[
@@ -466,6 +466,8 @@ def _print_summary(comparison: Comparison, out: Path) -> None:
 
     typer.echo(f"{figures['name']}: {figures['selected']['spans']} spans selected")
     _print_erasure(figures["erasure"])
+    if figures["retrain"]:
+        typer.echo(figures["retrain"]["exact"])
     line("span AUC (0.5 = as if never seen)", before["span_auc"], after.get("span_auc"))
     line("secrets extracted", figures["extraction"]["before"], figures["extraction"]["after"])
     line("distance to the oracle, nats", figures["oracle_distance"]["before"], figures["oracle_distance"]["after"])

@@ -46,7 +46,7 @@ def main(args: argparse.Namespace) -> None:
     after = reaudit(before, made.directory)
     after.save(args.out / "reaudit")
     _, extraction = measure(before, after, store=ModelStore())
-    comparison = compare(before, after, extraction=extraction, unlearned=made.summary, name=args.out.name)
+    comparison = compare(before, after, extraction=extraction, name=args.out.name)
     comparison.save(args.out / "report")
     print(f"{comparison.report['selected']['spans']} memorized spans -> {args.out / 'report' / 'report.html'}")
 

@@ -58,13 +58,14 @@ def test_only_recipes_of_invented_people_show_text(name: str) -> None:
 @pytest.mark.parametrize("name", ["finetuned", "pretrained"])
 def test_a_user_s_recipe_comments_every_key(name: str) -> None:
     text = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8")
-    text = re.sub(r"(spans|forget): null( +#.*)\n", r"\1:\2\n", text)
+    text = re.sub(r"(spans|forget|retrain): null( +#.*)\n", r"\1:\2\n", text)
     text = re.sub(r"^( *)#   (\w+: )", r"\1  \2", text, flags=re.MULTILINE)  # keys that stand in comments
     for line in text.splitlines():
         if re.match(r" *(- )?[a-z_]+:", line) and not re.match(r"(data|models|detect|report|references):$", line):
             assert re.search(r"\S +# \S", line), f"no comment: {line}"
     shown = set(_dotted(yaml.safe_load(text)))
-    elsewhere = r"lab\.|data\.anchors\.|.*\.replace\.|report\.tofu\." + (r"|unlearn\." if name == "pretrained" else "")
+    elsewhere = r"lab\.|data\.anchors\.|.*\.replace\.|report\.tofu\.|retrain\.(documents|lora|schedule)\."
+    elsewhere += r"|unlearn\.|retrain\." if name == "pretrained" else ""
     assert {key for key in known_keys() if not re.match(elsewhere, key)} - shown == set()
 
 
@@ -238,7 +239,7 @@ def test_a_value_of_the_wrong_type_is_one_mistake_that_says_what_is_allowed(over
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["unlearn.objective=forget"], "'forget' is not one of npo, hinge, distill, grad_diff"),
+        (["unlearn.objective=forget"], "'forget' is not one of default, hinge, distill"),
         (["unlearn.objective={npo: -1}"], "the weight of npo is -1.0; give a positive number"),
         (["references.count=3"], "references.count: 3 is odd; each document is in half of the references"),
         (["references.count=0"], "references: none; set references.count"),

@@ -24,12 +24,14 @@ class UnlearningData:
 
     Attributes:
         forget: with tokens to forget.
-        hold: without.
+        hold: without, of the audit's own documents.
+        extra: without, of the retain documents that were given besides.
         spans: number of spans to forget, over all tasks.
     """
 
     forget: Sequence[Task]
     hold: Sequence[Task]
+    extra: Sequence[Task]
     spans: int
 
 
@@ -41,6 +43,7 @@ def unlearning_data(
     scope: str = "token",
     weighting: str = "hard",
     anchors: bool = True,
+    focus: float = 1.0,
     substitute: str | None = None,
     key: str = "",
 ) -> UnlearningData:
@@ -56,6 +59,7 @@ def unlearning_data(
         weighting (`str`, *optional*, defaults to `hard`): see `token_weights`.
         anchors (`bool`, *optional*, defaults to `True`): False leaves out every token that is not to be forgotten, and
             all text after the last that is.
+        focus (`float`, *optional*, defaults to 1.0): weight of kept tokens that the audit found memorized.
         substitute (`str`, *optional*): `fake` or `placeholder`: also make documents with these in the secrets' place.
         key (`str`, *optional*): of the fakes.
 
@@ -65,11 +69,14 @@ def unlearning_data(
     chosen = scope_tokens(audit, scope)
     columns, sets, documents = audit.columns, audit.sets(), {one.id: one for one in audit.document_list()}
     weight = token_weights(audit, chosen, weighting)
+    kept_weight = np.where(columns["memorized"].astype(bool), focus, 1.0).astype(np.float32)
+    used = ~np.isnan(audit.reference_log_probs)
+    typical = np.nansum(audit.reference_log_probs, axis=1) / np.maximum(used.sum(axis=1), 1)
     touched = {doc_id for doc_id, rows in audit.rows.items() if chosen[rows].any()}
     tokenized = audit.tokenized()
     forget = [tokens for tokens in tokenized if tokens.id in touched]
     held = [tokens for tokens in tokenized if tokens.id not in touched and sets[tokens.id] in ("retain", None)]
-    held += tokenize_documents(retain, model.tokenizer) if retain is not None else []
+    further = tokenize_documents(retain, model.tokenizer) if retain is not None else []
     windows = {
         "context": min(audit.metadata["detect"]["context"] or model.context, model.context),
         "stride": audit.metadata["detect"]["stride"],
@@ -88,9 +95,10 @@ def unlearning_data(
             key=len(tasks),
             doc_id=document.id,
             selected=selected,
-            weight=np.where(selected, weight[rows][at], 0).astype(np.float32),
+            weight=np.where(selected, weight[rows][at], kept_weight[rows][at]).astype(np.float32),
             before=np.where(selected, columns["log_prob"][rows][at], np.nan).astype(np.float32),
             out=np.where(selected, columns["log_prob_out"][rows][at], np.nan).astype(np.float32),
+            typical=np.where(selected, typical[rows][at], np.nan).astype(np.float32),
             span=np.where(selected, spans, -1),
         )
         tasks.append(task if anchors else task.only(selected))
@@ -106,13 +114,16 @@ def unlearning_data(
             for span in np.unique(spans):
                 partners.setdefault(int(span), []).append(task)
         tasks = [_with_partners(task, partners) for task in tasks]
-    hold = []
-    if anchors:
-        for piece in cut_pieces(held, **windows):
-            doc_id = held[piece.document].id
-            hold.append(_blank(piece, key=number, doc_id=doc_id, span=np.full(len(piece.scored), -1)))
+    kept: dict[str, list[Task]] = {"hold": [], "extra": []}
+    for name, texts in (("hold", held), ("extra", further)) if anchors else ():
+        for piece in cut_pieces(texts, **windows):
+            doc_id = texts[piece.document].id
+            task = _blank(piece, key=number, doc_id=doc_id, span=np.full(len(piece.scored), -1))
+            if name == "hold":
+                task = replace(task, weight=kept_weight[audit.rows[doc_id]][piece.start + piece.scored])
+            kept[name].append(task)
             number += 1
-    return UnlearningData(tasks, hold, numbering.count)
+    return UnlearningData(tasks, kept["hold"], kept["extra"], numbering.count)
 
 
 def scope_tokens(audit: Audit, scope: str) -> np.ndarray:
@@ -231,9 +242,10 @@ def _blank(piece: Piece, *, key: int, doc_id: str, span: np.ndarray, substitute:
         key=key,
         doc_id=doc_id,
         selected=none.astype(bool),
-        weight=none,
+        weight=none + 1,
         before=none,
         out=none,
+        typical=none,
         span=span,
         substitute=substitute,
     )

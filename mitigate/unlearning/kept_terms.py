@@ -103,22 +103,27 @@ class BeforeTerms:
 
 
 class OutTerms:
-    """p̄ at the tokens to forget: the mean of the OUT references' probabilities, reference by reference.
+    """What the OUT references say at the tokens to forget, gathered reference by reference.
+
+    `out` is p̄, the mean of their probabilities, `typical` p̃, their normalized geometric mean.
 
     References that share the target's base are switched to; of others one at a time is in memory.
 
     Args:
         audit: names the references, and which of them never saw which document.
         tasks: with tokens to forget.
+        kinds: of `out`, `typical`.
         store: holds the target.
         entries: likeliest entries that are kept.
     """
 
-    def __init__(self, audit: Audit, tasks: Sequence[Task], *, store: ModelStore, entries: int) -> None:
+    def __init__(
+        self, audit: Audit, tasks: Sequence[Task], *, kinds: frozenset[str], store: ModelStore, entries: int
+    ) -> None:
         table = audit.documents
         used = dict(zip(table["doc_id"].to_pylist(), table["out_references"].to_pylist(), strict=True))
         alone = [task.alone().only(task.selected) for task in tasks if task.selected.any()]
-        totals: dict[int, torch.Tensor] = {}
+        totals: dict[str, dict[int, torch.Tensor]] = {kind: {} for kind in sorted(kinds)}
         with progress(len(audit.metadata["references"]), "References' distributions", unit="reference") as bar:
             for number, entry in enumerate(audit.metadata["references"]):
                 judged = [task for task in alone if number in used[task.doc_id]]
@@ -127,20 +132,23 @@ class OutTerms:
                     [reference] = load_audited([entry], store=own)
                     _add(totals, judged, reference)
                 bar.update()
-        self._kept: dict[int, Kept] = {}
+        self._kept: dict[str, dict[int, Kept]] = {kind: {} for kind in totals}
         for task in alone:
-            log_mean = totals.pop(task.key) - math.log(len(used[task.doc_id]))
-            tokens = torch.from_numpy(task.ids[task.scored])
-            self._kept[task.key] = keep_likeliest(log_mean, tokens, entries=entries).cpu()
+            tokens, count = torch.from_numpy(task.ids[task.scored]), len(used[task.doc_id])
+            for kind, summed in totals.items():
+                total = summed.pop(task.key)
+                mean = total - math.log(count) if kind == "out" else torch.log_softmax(total / count, dim=-1)
+                self._kept[kind][task.key] = keep_likeliest(mean, tokens, entries=entries).cpu()
 
-    def of(self, batch: Batch) -> Kept | None:
-        """p̄ at a batch's tokens to forget, in its row order and on its device; None if it has none."""
-        parts = [self._kept[p.key] for p in batch.pieces if isinstance(p, Task) and p.selected.any()]
+    def of(self, batch: Batch, kind: str) -> Kept | None:
+        """At a batch's tokens to forget, in its row order and on its device; None if it has none, or nobody asked."""
+        kept = self._kept.get(kind, {})
+        parts = [kept[p.key] for p in batch.pieces if isinstance(p, Task) and p.key in kept]
         return Kept.joined(parts).to(batch.targets.device) if parts else None
 
 
-def _add(totals: dict[int, torch.Tensor], tasks: Sequence[Task], reference: Model) -> None:
-    """Add a reference's probabilities at the tasks' tokens to (n, V) sums in log space."""
+def _add(totals: dict[str, dict[int, torch.Tensor]], tasks: Sequence[Task], reference: Model) -> None:
+    """Add a reference's (n, V) probabilities (`out`, in log space) or log-probabilities (`typical`)."""
     batch_tokens = max(64, (1 << 26) // reference.vocabulary_size)
     for batch in micro_batches(tasks, batch_tokens=batch_tokens, device=reference.device):
         everyone = torch.ones(len(batch.pieces), dtype=torch.bool, device=reference.device)
@@ -148,5 +156,7 @@ def _add(totals: dict[int, torch.Tensor], tasks: Sequence[Task], reference: Mode
             log_probs = torch.log_softmax(checked_logits(reference, batch, everyone), dim=-1).cpu()
         for piece, rows in zip(batch.pieces, log_probs.split([len(p.scored) for p in batch.pieces]), strict=True):
             assert isinstance(piece, Task)
-            earlier = totals.get(piece.key)
-            totals[piece.key] = rows.clone() if earlier is None else torch.logaddexp(earlier, rows)
+            for kind, summed in totals.items():
+                add = torch.logaddexp if kind == "out" else torch.add
+                earlier = summed.get(piece.key)
+                summed[piece.key] = rows.clone() if earlier is None else add(earlier, rows)

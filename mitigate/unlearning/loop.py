@@ -30,6 +30,7 @@ from mitigate.unlearning.trainable import Trainable
 logger = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint.pt"
 MOST_OVER_FORGOTTEN = 0.05  # share of the spans under the floor at which training that watches the control gives up
+FURTHER = 4  # one of so many retain documents of a step is of those given besides the audit's own
 PATIENCE = 3  # looks without getting nearer to the references
 _DUAL_RATE = 0.1
 _DUAL_RANGE = (1e-3, 1e4)
@@ -73,8 +74,6 @@ class Loop:
         self.dual = settings.retain.weight  # the anchors' weight
         self.held: float | None = None  # the anchors' mean at the last step
         optimizer = torch.optim.AdamW(self.parameters, lr=settings.learning_rate, weight_decay=0.0, betas=(0.9, 0.95))
-        if not settings.gradient_checkpointing:
-            trainable.module.eval()  # dropout off: every change of a token's probability is ours
         self.module, self.optimizer = accelerator.prepare(trainable.module, optimizer)
         losses.module = self.module
 
@@ -140,7 +139,10 @@ class Loop:
     def tasks(self, step: int) -> list[Task]:
         """The tasks of a step, over all processes; one that two passes bring together is there once."""
         forget = _take(self.data.forget, self.settings.batch_size, step, seed=self.seed)
-        hold = _take(self.data.hold, self.settings.retain_batch_size, step, seed=self.seed + 1)
+        count, own, extra = self.settings.retain_batch_size, self.data.hold, self.data.extra
+        further = count // FURTHER if own else count  # what was trained on with the secrets is carried away first
+        hold = _take(own, count - further if extra else count, step, seed=self.seed + 1)
+        hold += _take(extra, further, step, seed=self.seed + 2)
         return list({task.key: task for task in forget + hold}.values())
 
     def _ask_before(self, step: int) -> None:

@@ -87,11 +87,13 @@ class Losses:
             log_prob=log_prob[chosen],
             log_prob_before=known.before[chosen],
             log_prob_out=known.out[chosen],
+            log_prob_typical=known.typical[chosen],
             log_probs=log_probs[chosen],
             spans=known.span[chosen],
             span_count=known.span_count,
             before=before.distribution.rows(chosen) if "before" in self.needs and before.distribution else None,
-            out=self.out_terms.of(batch) if self.out_terms is not None else None,
+            out=self.out_terms.of(batch, "out") if self.out_terms is not None else None,
+            typical=self.out_terms.of(batch, "typical") if self.out_terms is not None else None,
             hidden=hidden[chosen] if hidden is not None else None,
             hidden_before=before.hidden[chosen] if before.hidden is not None else None,
             substitute_log_prob=log_prob[known.substitute],
@@ -104,14 +106,16 @@ class Losses:
         anchors = 0.0 * log_probs.sum()
         if self.anchor == "kl":
             assert before.distribution is not None
-            anchors = anchors + divergence(before.distribution.rows(held), log_probs[held]).sum() / totals["held"]
+            drift = divergence(before.distribution.rows(held), log_probs[held])
         elif self.anchor == "nll":
-            anchors = anchors - log_prob[held].sum() / totals["held"]
+            drift = -log_prob[held]
         elif self.anchor == "hidden":
             assert hidden is not None
             assert before.hidden is not None
-            anchors = anchors + hidden_anchor(hidden[held], before.hidden[held]).sum() / totals["held"]
-        return forgetting, anchors
+            drift = hidden_anchor(hidden[held], before.hidden[held])
+        else:
+            return forgetting, anchors
+        return forgetting, anchors + (known.weight[held] * drift).sum() / totals["held"]
 
     def _objective(self, name: str, selected: Selected, known: Facts, totals: Mapping[str, float]) -> torch.Tensor:
         """A batch's part of one objective's mean over the step; what has arrived counts nothing."""
@@ -142,10 +146,16 @@ class Losses:
         return logits.float(), captured[0][batch.keep].float() if captured else None
 
     def _layer(self, number: int | None) -> torch.nn.Module:
+        """The layer to watch: by default a third of the way up, or the lowest that is trained if that lies higher."""
         layers = decoder_layers(self.trainable.module)
-        number = len(layers) // 3 if number is None else number
-        if number >= len(layers):
-            raise MitigateError(f"unlearn.layer: {number}, but this model's layers are 0 to {len(layers) - 1}")
+        trained = [place for place, layer in enumerate(layers) if any(p.requires_grad for p in layer.parameters())]
+        lowest = min(trained, default=0)
+        number = max(len(layers) // 3, lowest) if number is None else number
+        if not lowest <= number < len(layers):
+            raise MitigateError(
+                f"unlearn.layer: {number}, but what is trained can move the output of this model's layers {lowest} to "
+                f"{len(layers) - 1} only"
+            )
         return layers[number]
 
     def _needs_before(self) -> frozenset[str]:
@@ -169,9 +179,9 @@ def step_totals(tasks: Sequence[Task]) -> dict[str, float]:
     partners = {id(one): one for task in tasks for one in task.partners}.values()
     spans = {int(number) for task in (*chosen, *partners) for number in np.unique(task.span) if number >= 0}
     totals = {
-        "selected": float(sum(task.weight.sum() for task in chosen)),
+        "selected": float(sum(task.weight[task.selected].sum() for task in chosen)),
         "substitutes": float(sum(len(task.scored) for task in partners)),
         "spans": float(len(spans)),
-        "held": float(sum((~task.selected).sum() for task in tasks)),
+        "held": float(sum(task.weight[~task.selected].sum() for task in tasks)),
     }
     return {name: total or 1.0 for name, total in totals.items()}

@@ -1,8 +1,8 @@
 """Unlearning objectives: pure functions of tensors, one loss per token to forget (or per substitute, or per span).
 
 ℓ = log p_θ(x_t | x_<t) of a token to forget, ℓ⁰ before unlearning, ℓ̄ under the OUT references; p_0 is the model before
-unlearning, p̄ the mean of the OUT references' probabilities. Losses are per token, never sequence sums, so that
-hyper-parameters carry over span lengths. Nats. `OBJECTIVES`, at the end, lists them by name.
+unlearning, p̄ the mean of the OUT references' probabilities, p̃ their normalized geometric mean. Losses are per token,
+never sequence sums, so that hyper-parameters carry over span lengths. Nats. `OBJECTIVES`, at the end, lists them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from mitigate.errors import MitigateError
 from mitigate.unlearning.distributions import Kept, divergence, without_token
 
-DEFAULT: Mapping[str, float] = {"hinge": 1.0, "distill": 0.5}
+DEFAULT: Mapping[str, float] = {"match": 1.0, "consensus": 0.5}
 
 
 def ascent(log_prob: torch.Tensor) -> torch.Tensor:
@@ -124,6 +124,31 @@ def distill(log_probs: torch.Tensor, out: Kept) -> torch.Tensor:
     return divergence(out, log_probs)
 
 
+def match(log_prob: torch.Tensor, log_prob_typical: torch.Tensor) -> torch.Tensor:
+    """To what one OUT reference says on average, from above and from below: Huber(ℓ − ℓ̃), its bend at 1 nat.
+
+    ℓ̄ is the log of a mean and so above the mean of logs (Jensen), the more the references differ: at ℓ̄ a secret is
+    likelier than a model that never saw it says.
+
+    Args:
+        log_prob: (N,).
+        log_prob_typical: (N,) ℓ̃, the mean of the OUT references' log-probabilities.
+    """
+    return F.smooth_l1_loss(log_prob, log_prob_typical, reduction="none")
+
+
+def consensus(log_probs: torch.Tensor, typical: Kept) -> torch.Tensor:
+    """To the consensus of the OUT references: KL(p̃ ‖ p_θ), p̃ their normalized geometric mean.
+
+    Of all distributions it has the least mean divergence to theirs, mean_k KL(p ‖ p_k); see `match` for why not p̄.
+
+    Args:
+        log_probs: (N, V).
+        typical: p̃ at the N positions.
+    """
+    return divergence(typical, log_probs)
+
+
 def substitute(log_prob: torch.Tensor) -> torch.Tensor:
     """Learn what stands in the secret's place: −ℓ of the substitute's tokens.
 
@@ -182,11 +207,13 @@ class Selected:
         log_prob: (N,) ℓ, with gradient.
         log_prob_before: (N,) ℓ⁰.
         log_prob_out: (N,) ℓ̄.
+        log_prob_typical: (N,) ℓ̃, the mean of the OUT references' log-probabilities.
         log_probs: (N, V) log p_θ over the vocabulary, with gradient.
         spans: (N,) number of each token's span, from 0 to S − 1.
         span_count: S.
         before: p_0 at these positions, for objectives that need it.
         out: p̄ likewise.
+        typical: p̃ likewise.
         hidden, hidden_before: (N, D) likewise.
         substitute_log_prob, substitute_log_prob_before: (M,) likewise.
         substitute_spans: (M,) the span that each stands for.
@@ -196,11 +223,13 @@ class Selected:
     log_prob: torch.Tensor
     log_prob_before: torch.Tensor
     log_prob_out: torch.Tensor
+    log_prob_typical: torch.Tensor
     log_probs: torch.Tensor
     spans: torch.Tensor
     span_count: int
     before: Kept | None = None
     out: Kept | None = None
+    typical: Kept | None = None
     hidden: torch.Tensor | None = None
     hidden_before: torch.Tensor | None = None
     substitute_log_prob: torch.Tensor | None = None
@@ -228,7 +257,7 @@ class Objective:
         loss: of a batch; (N,), (M,) or (S,) as `over` says.
         beta: default of `Parameters.beta`.
         over: what the losses are of: `selected` tokens, `substitutes`' tokens, or `spans`.
-        needs: which optional parts of `Selected` it reads: `before`, `out`, `hidden`, `substitutes`.
+        needs: which optional parts of `Selected` it reads: `before`, `out`, `typical`, `hidden`, `substitutes`.
         one_sided: pushes a token down without end, so tokens that have arrived must be taken out.
         substitute: what stands in a secret's place: `fake` or `placeholder`; see `redaction`.
         anchor: what it was published with to hold the rest: `kl`, `nll`, `hidden` or `none`.
@@ -320,6 +349,11 @@ def _distill(s: Selected, p: Parameters) -> torch.Tensor:
     return distill(s.log_probs, s.out)
 
 
+def _consensus(s: Selected, p: Parameters) -> torch.Tensor:
+    assert s.typical is not None
+    return consensus(s.log_probs, s.typical)
+
+
 def _rmu(s: Selected, p: Parameters) -> torch.Tensor:
     assert s.hidden is not None
     assert s.hidden_before is not None
@@ -353,6 +387,8 @@ def _beta(parameters: Parameters, name: str) -> float:
 OBJECTIVES: dict[str, Objective] = {
     "hinge": Objective(lambda s, p: hinge(s.log_prob, s.log_prob_out, margin=p.margin), one_sided=False),
     "distill": Objective(_distill, needs=frozenset({"out"}), one_sided=False),
+    "match": Objective(lambda s, p: match(s.log_prob, s.log_prob_typical), one_sided=False),
+    "consensus": Objective(_consensus, needs=frozenset({"typical"}), one_sided=False),
     "ascent": Objective(lambda s, p: ascent(s.log_prob), anchor="none"),
     "grad_diff": Objective(lambda s, p: ascent(s.log_prob), anchor="nll"),
     "npo": Objective(lambda s, p: npo(s.log_prob, s.log_prob_before, beta=_beta(p, "npo"))),

@@ -18,11 +18,16 @@ class Retain(BaseModel):
         description="what holds a kept token: KL(p_0 || p), nll (its likelihood), hidden (its hidden state), none; "
         "auto: what the objective was published with, kl for ours",
     )
-    weight: float = Field(3.0, ge=0, description="weight of the anchors' mean; with a budget, where the weight starts")
+    weight: float = Field(10.0, ge=0, description="weight of the anchors' mean; with a budget, where the weight starts")
     budget: float | None = Field(
         None,
         gt=0,
         description="nats: the anchors' mean stays at or under this; their weight is then a dual variable, not fixed",
+    )
+    focus: float = Field(
+        4.0,
+        ge=1,
+        description="weight of kept tokens that the audit found memorized, to others' 1: forgetting takes them first",
     )
     generated: int = Field(
         0,
@@ -39,8 +44,8 @@ class Unlearn(BaseModel):
 
     objective: str | dict[str, float] = Field(
         "default",
-        description="default, ascent, grad_diff, npo, simnpo, wga, satimp, undial, dpo, idk, substitute, rmu, distill, "
-        "hinge; several with weights: hinge=1,distill=0.5 (which is the default)",
+        description="default, ascent, grad_diff, npo, simnpo, wga, satimp, undial, dpo, idk, substitute, rmu, hinge, "
+        "distill, match, consensus; several with weights: match=1,consensus=0.5 (which is the default)",
     )
     scope: str = Field(
         "token",
@@ -60,7 +65,10 @@ class Unlearn(BaseModel):
     delta: float = Field(0.0, ge=0, description="simnpo: margin, in nats times beta")
     steering: float = Field(2.0, gt=0, description="rmu: length of the false hidden state, in lengths of the true one")
     layer: int | None = Field(
-        None, ge=0, description="layer whose output rmu and hidden anchors act on; default: a third of the way up"
+        None,
+        ge=0,
+        description="layer whose output rmu and hidden anchors act on; default: a third of the way up, or the lowest "
+        "one that is trained",
     )
     margin: float | None = Field(
         None,
@@ -84,7 +92,7 @@ class Unlearn(BaseModel):
     learning_rate: float = Field(2e-4, gt=0, description="peak of a linear warm-up and cosine decay to a tenth")
     max_steps: int = Field(400, ge=1, description="at most this many steps; the control usually stops earlier")
     batch_size: int = Field(8, ge=1, description="documents with selected tokens in a step, all processes together")
-    retain_batch_size: int = Field(8, ge=0, description="retain documents in a step, all processes together")
+    retain_batch_size: int = Field(16, ge=0, description="retain documents in a step, all processes together")
     batch_tokens: int | None = Field(None, ge=1, description="padded tokens in one forward; gradients accumulate")
     kept_entries: int = Field(
         256, ge=8, description="entries of p_0 and of the references' distributions that are kept for each token"

@@ -23,9 +23,10 @@ class Task(Piece):
         key: number among all tasks.
         doc_id: of the document.
         selected: (n,) bool, to be forgotten.
-        weight: (n,) float32, weight of a token to forget.
+        weight: (n,) float32, of a token among those to forget, or among the anchors.
         before: (n,) ℓ⁰ of the tokens to forget, NaN elsewhere.
         out: (n,) ℓ̄ likewise.
+        typical: (n,) ℓ̃ likewise: the mean of the OUT references' log-probabilities.
         span: (n,) number of the span that a token to forget is in, or that a substitute's token stands for; else -1.
         substitute: its scored tokens are a substitute's.
         partners: the substitutes of its spans.
@@ -37,6 +38,7 @@ class Task(Piece):
     weight: np.ndarray
     before: np.ndarray
     out: np.ndarray
+    typical: np.ndarray
     span: np.ndarray
     substitute: bool = False
     partners: tuple[Task, ...] = field(default=(), repr=False)
@@ -48,7 +50,7 @@ class Task(Piece):
     def only(self, rows: np.ndarray) -> Task:
         """With these scored tokens alone (a mask), cut after the last of them."""
         scored = self.scored[rows]
-        facts = {name: getattr(self, name)[rows] for name in ("selected", "weight", "before", "out", "span")}
+        facts = {name: getattr(self, name)[rows] for name in ("selected", "weight", "before", "out", "typical", "span")}
         return replace(self, ids=self.ids[: scored[-1] + 1], scored=scored, **facts)
 
 
@@ -61,6 +63,7 @@ class Facts:
     weight: torch.Tensor  # (N,)
     before: torch.Tensor  # (N,) ℓ⁰
     out: torch.Tensor  # (N,) ℓ̄
+    typical: torch.Tensor  # (N,) ℓ̃
     span: torch.Tensor  # (N,) numbers from 0 in the batch; -1 for anchors
     span_count: int
 
@@ -82,6 +85,7 @@ def facts(batch: Batch) -> Facts:
         weight=joined("weight"),
         before=joined("before"),
         out=joined("out"),
+        typical=joined("typical"),
         span=torch.from_numpy(span).to(device),
         span_count=int((numbers >= 0).sum()),
     )

@@ -179,7 +179,7 @@ def prepare(
     }
     if settings.retain.generated:
         retain = _with_generated(retain, model, count=settings.retain.generated, seed=seed)
-    kinds = {OBJECTIVES[name].substitute for name in weights if "substitutes" in OBJECTIVES[name].needs}
+    texts = {OBJECTIVES[name].substitute for name in weights if "substitutes" in OBJECTIVES[name].needs}
     data = unlearning_data(
         audit,
         model,
@@ -187,19 +187,21 @@ def prepare(
         scope=settings.scope,
         weighting=settings.weighting,
         anchors=anchor != "none",
-        substitute=kinds.pop() if kinds else None,
+        focus=settings.retain.focus,
+        substitute=texts.pop() if texts else None,
         key=f"{audit.fingerprint}/{seed}",
     )
-    if anchor != "none" and not data.hold:
+    if anchor != "none" and not (data.hold or data.extra):
         logger.warning(
             "no retain documents: only the other tokens of the documents to forget are held still, and all else that "
             "the model does may drift; give --retain FILE, or set retain.generated to hold its own samples"
         )
     out_terms = None
-    if "out" in needs_of(weights):
-        out_terms = OutTerms(audit, data.forget, store=references, entries=settings.kept_entries)
+    if kinds := needs_of(weights) & {"out", "typical"}:
+        out_terms = OutTerms(audit, data.forget, kinds=kinds, store=references, entries=settings.kept_entries)
     seed_everything(seed)
     trainable = make_trainable(model, settings, seed=seed)
+    trainable.module.eval()  # dropout off: every change of a token's probability is ours
     if settings.gradient_checkpointing:
         checkpoint_activations(trainable)
     accelerator = Accelerator(cpu=store.device.type == "cpu")

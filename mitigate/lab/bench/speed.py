@@ -40,11 +40,11 @@ from mitigate.runtime import library_versions, process_state, progress
 from mitigate.training import Lora
 from mitigate.unlearning.adapter import add_adapter
 from mitigate.unlearning.loop import Loop
-from mitigate.unlearning.objectives import DEFAULT
 from mitigate.unlearning.settings import Unlearn
 from mitigate.unlearning.trainer import prepare
 
 REFERENCES = 2
+OBJECTIVE = {"hinge": 1.0, "distill": 0.5}
 PEAKED = 8.0
 VARIANTS = ("sparse", "sparse_checkpointed", "dense")
 
@@ -151,10 +151,11 @@ def measure_variant(out: Path, name: str, settings: SpeedSettings, steps: int, d
 
 
 def speed_loop(found: Audit, settings: SpeedSettings, *, device: str, checkpointed: bool, out: Path) -> Loop:
-    """A loop over the default objective that never stops by itself."""
+    """A loop that never stops by itself."""
     return prepare(
         found,
         settings=Unlearn(
+            objective=OBJECTIVE,
             lora=settings.lora,
             batch_size=settings.batch_size,
             retain_batch_size=settings.batch_size,
@@ -169,7 +170,7 @@ def speed_loop(found: Audit, settings: SpeedSettings, *, device: str, checkpoint
 
 
 def dense_steps(found: Audit, settings: SpeedSettings, *, device: str) -> Callable[[int], float]:
-    """The default objective, computed without savings: whole logits, a frozen copy, whole distributions for all tokens.
+    """The same objective, computed without savings: whole logits, a frozen copy, whole distributions for all tokens.
 
     Steps see the documents that `unlearn` sees. The loss of a step is the same but for what keeping only the likeliest
     entries leaves out.
@@ -213,7 +214,7 @@ def dense_steps(found: Audit, settings: SpeedSettings, *, device: str) -> Callab
             mean = kept[place][: length - 1].to(model.device)
             targets = batch.input_ids[row, 1:length].unsqueeze(1)
             excess = own.gather(1, targets).squeeze(1) - torch.from_numpy(out_columns[rows[row]][1:length]).to(own)
-            loss = DEFAULT["hinge"] * torch.relu(excess) + DEFAULT["distill"] * (mean.exp() * (mean - own)).sum(1)
+            loss = OBJECTIVE["hinge"] * torch.relu(excess) + OBJECTIVE["distill"] * (mean.exp() * (mean - own)).sum(1)
             forgetting.append(loss[is_secret])
             anchors.append((was.exp() * (was - own)).sum(1)[~is_secret])
         total = torch.cat(forgetting).mean() + Unlearn().retain.weight * torch.cat(anchors).mean()

@@ -51,7 +51,7 @@ ALLOWED = {"retain_gap_nats": 0.10, "holdout_gap_nats": 0.05, "prose_gap_nats": 
 class RunSettings(Unlearn):
     """`Unlearn` with a schedule for small models; what a run sets itself is not for the user to set."""
 
-    learning_rate: float = Field(1e-3, gt=0, description="common rate; every method tries it times 1/3, 1 and 3")
+    learning_rate: float = Field(2e-3, gt=0, description="common rate; every method tries it times 1/3, 1 and 3")
     max_steps: int = Field(120, ge=1, description="steps of a run; token scope may stop earlier, at the control")
     check_every: int = Field(10, ge=1, description="steps between two looks at the selected spans")
     lora: Lora = Field(default_factory=lambda: Lora(rank=32, alpha=64), description="shape of the adapter")
