@@ -1,10 +1,12 @@
 """Run a recipe, stage by stage: [lab ->] references -> audit -> unlearn -> re-audit -> verify -> [tofu ->] report.
 
+In the place of `unlearn` stands `retrain` where the recipe asks for it.
+
 Every stage leaves an artifact under `out/` and is known by a fingerprint of its settings and inputs. A stage whose
 fingerprint is unchanged is skipped; an interrupted run goes on where it stopped.
 
-    out/lab/{documents.jsonl,base,target,oracle}   references/   audit/   adapter/   reaudit/   verify/   tofu/
-    out/report.json   out/report.html   out/run.json (the recipe, and what each stage was made from)
+    out/lab/{documents.jsonl,base,target,oracle}   references/   audit/   adapter/ or retrained/   reaudit/   verify/
+    out/tofu/   out/report.json   out/report.html   out/run.json (the recipe, and what each stage was made from)
 """
 
 from __future__ import annotations
@@ -31,10 +33,12 @@ from mitigate.lab.carriers import plant_in_text
 from mitigate.lab.people import general_text, plant, write_jsonl
 from mitigate.lab.tiny import make_base
 from mitigate.models import ModelStore, load_tokenizer, model_fingerprint, names_missing_base
+from mitigate.origin import RETRAIN_RECORD
 from mitigate.recipe import Recipe
 from mitigate.runtime import process_state
 from mitigate.training import fine_tune
-from mitigate.unlearning.trainer import Unlearned, unlearn
+from mitigate.unlearning.exact import retrain
+from mitigate.unlearning.trainer import unlearn
 from mitigate.verification.compare import Comparison, compare, measure
 from mitigate.verification.tofu import tofu_figures
 from mitigate.verification.tofu_answers import ask
@@ -79,18 +83,18 @@ class Pipeline:
         self.make_documents()
         self.make_models()
         before = self.audit()
-        after, unlearned, notes = None, None, []
-        if self.recipe.unlearn is not None:
+        after, mitigated, notes = None, None, []
+        if self.recipe.unlearn is not None or self.recipe.retrain is not None:
             try:
-                unlearned = self.unlearn(before)
-                after = self.reaudit(before)
+                mitigated = self.unlearn(before) if self.recipe.unlearn is not None else self.retrain(before)
+                after = self.reaudit(before, mitigated)
             except NothingToUnlearnError as nothing:
                 logger.warning("nothing was unlearned: %s", nothing)
                 if self.state.is_main_process:  # of an earlier run with other settings
                     shutil.rmtree(self.out / "reaudit", ignore_errors=True)
                 notes.append(f"Nothing was unlearned: {nothing}.")
-        tofu = self.tofu(mitigated=after is not None)
-        return self.report(before, after, unlearned, tofu=tofu, notes=notes + unfamiliar(self.questions, self.audited))
+        tofu = self.tofu(mitigated)
+        return self.report(before, after, tofu=tofu, notes=notes + unfamiliar(self.questions, self.audited))
 
     # --- stages -------------------------------------------------------------------------------------------------------
 
@@ -206,8 +210,8 @@ class Pipeline:
         self._stage("audit", inputs, make, path, every_process=True)
         return Audit.load(path)
 
-    def unlearn(self, before: Audit) -> Unlearned:
-        """Train the adapter that forgets the selected tokens."""
+    def unlearn(self, before: Audit) -> Path:
+        """Train the adapter that forgets the selected tokens; returns its directory."""
         recipe, path = self.recipe, self.out / "adapter"
         assert recipe.unlearn is not None
         anchors = read_documents(recipe.data.anchors, root=recipe.data.root) if recipe.data.anchors else None
@@ -220,26 +224,59 @@ class Pipeline:
 
         inputs = [recipe.unlearn.model_dump(), before.fingerprint, anchors and anchors.fingerprint, recipe.seed]
         self._stage("unlearn", inputs, make, path, every_process=True)
-        return Unlearned.load(path)
+        return path
 
-    def reaudit(self, before: Audit) -> Audit:
-        """Audit the mitigated model as the leaky one was audited."""
-        adapter, path = self.out / "adapter", self.out / "reaudit"
+    def retrain(self, before: Audit) -> Path:
+        """Fit the model anew without what the audit selected; returns its directory.
+
+        The directory outlives another request: shards without changes are kept, and what was removed stays removed.
+        """
+        recipe, path = self.recipe, self.out / "retrained"
+        assert recipe.retrain is not None
+        settings, fitting = recipe.retrain, recipe.retrain_as
+        tokenizer = load_tokenizer(self.base, trust_remote_code=recipe.models.trust_remote_code)
+        more = read_documents(settings.documents, root=recipe.data.root, tokenizer=tokenizer)
 
         def make() -> None:
-            result = reaudit(before, adapter, store=self.store())
+            retrain(
+                before,
+                base=self.base,
+                out=path,
+                redact=settings.redact,
+                documents=more,
+                copies=settings.copies,
+                method=fitting.method,
+                lora=fitting.lora,
+                schedule=fitting.schedule,
+                shards=settings.shards,
+                shard_weight=settings.shard_weight,
+                seed=recipe.seed,
+                new_store=self.store,
+            )
+
+        base = model_fingerprint(self.base)
+        inputs = [settings.model_dump(), fitting.model_dump(), before.fingerprint, more.fingerprint, base]
+        self._stage("retrain", [*inputs, recipe.seed], make, path / RETRAIN_RECORD, every_process=True)
+        return path
+
+    def reaudit(self, before: Audit, mitigated: Path) -> Audit:
+        """Audit the mitigated model as the leaky one was audited."""
+        path = self.out / "reaudit"
+
+        def make() -> None:
+            result = reaudit(before, mitigated, store=self.store())
             if self.state.is_main_process:
                 result.save(path, replace=True)
 
-        self._stage("reaudit", [before.fingerprint, self._fingerprint(adapter)], make, path, every_process=True)
+        self._stage("reaudit", [before.fingerprint, self._fingerprint(mitigated)], make, path, every_process=True)
         return Audit.load(path)
 
-    def tofu(self, *, mitigated: bool) -> dict[str, Any] | None:
+    def tofu(self, mitigated: Path | None) -> dict[str, Any] | None:
         """Ask the models the TOFU benchmark's questions: one table each. None where the recipe does not ask."""
         settings = self.recipe.report.tofu
         if settings is None:
             return None
-        models = {"before": self.target, "after": self.out / "adapter" if mitigated else None, "oracle": self.oracle}
+        models = {"before": self.target, "after": mitigated, "oracle": self.oracle}
         return tofu_figures(
             {side: self._ask(settings, side, model) if model is not None else None for side, model in models.items()}
         )
@@ -260,7 +297,6 @@ class Pipeline:
         self,
         before: Audit,
         after: Audit | None,
-        unlearned: Unlearned | None,
         *,
         tofu: dict[str, Any] | None = None,
         notes: Sequence[str] = (),
@@ -297,7 +333,6 @@ class Pipeline:
             after,
             oracle_log_probs=oracle,
             extraction=extraction,
-            unlearned=unlearned.summary if unlearned else None,
             tofu=tofu,
             name=recipe.name,
             recipe=recipe.model_dump(mode="json"),

@@ -22,6 +22,7 @@ from mitigate.lab.tiny import TinyModel
 from mitigate.mistakes import Settings, checked, keys_of
 from mitigate.models import DTYPES
 from mitigate.training import Lora, Schedule
+from mitigate.unlearning.exact import REDACTIONS, check_retrain
 from mitigate.unlearning.objectives import parse_objective
 from mitigate.unlearning.settings import Unlearn
 from mitigate.verification.tofu_questions import Tofu
@@ -97,6 +98,26 @@ class Lab(_Section):
     oracle: bool = Field(True, description="also train the oracle: as the target, on the retain documents only")
 
 
+class RetrainSettings(_Section):
+    """Exact unlearning: the model fitted anew from its base, without what the audit selected."""
+
+    redact: str = Field(
+        "mask",
+        pattern=f"^({'|'.join(REDACTIONS)})$",
+        description="mask: no loss on the selected tokens; placeholder: [PHONE]; fake: another number of that format; "
+        "drop: leave the documents out",
+    )
+    documents: list[DocumentSource] = Field(
+        default_factory=list, description="further text that the target was trained on, besides data.documents"
+    )
+    copies: bool = Field(True, description="remove the selected text wherever else it stands, too")
+    method: str | None = Field(None, pattern="^(lora|full)$", description="null: as the lab's target or the references")
+    lora: Lora | None = Field(None, description="shape of the adapters; null: likewise")
+    schedule: Schedule | None = Field(None, description="null: likewise; best as the target's")
+    shards: int = Field(1, ge=1, description="adapters on disjoint documents; forgetting more later fits only theirs")
+    shard_weight: float | None = Field(None, gt=0, description="factor of each shard in the sum; null: 1 / shards")
+
+
 class ReportSettings(_Section):
     """What the report shows."""
 
@@ -119,8 +140,16 @@ class Recipe(_Section):
     references: ReferenceSettings = Field(default_factory=lambda: ReferenceSettings(), description="references")
     detect: Detect = Field(default_factory=lambda: Detect(), description="detector")
     unlearn: Unlearn | None = Field(default_factory=lambda: Unlearn(), description="unlearning; null: audit only")
+    retrain: RetrainSettings | None = Field(None, description="exact unlearning, instead of unlearn")
     report: ReportSettings = Field(default_factory=lambda: ReportSettings(), description="report")
     lab: Lab | None = Field(None, description="make documents and models first; null: use yours")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _retrain_stands_for_unlearn(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("retrain") is not None:
+            return {"unlearn": None, **values}
+        return values
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
@@ -152,9 +181,38 @@ class Recipe(_Section):
                 parse_objective(self.unlearn.objective)
             except MitigateError as error:
                 problems.append(str(error))
+        if self.retrain is not None:
+            problems += self._retrain_problems(self.retrain)
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _retrain_problems(self, retrain: RetrainSettings) -> list[str]:
+        problems = []
+        if self.unlearn is not None:
+            problems.append("unlearn, retrain: a report is of one mitigated model; set unlearn: null or retrain: null")
+        if not self.models.base and not (self.lab and self.lab.base):
+            problems.append("models.base: missing; retrain fits the model anew from it")
+        fitting = self.retrain_as
+        try:
+            check_retrain(
+                retrain.redact,
+                method=fitting.method,
+                lora=fitting.lora,
+                shards=retrain.shards,
+                shard_weight=retrain.shard_weight,
+            )
+        except MitigateError as error:
+            problems += [f"retrain.{line}" for line in str(error).split("\n")]
+        return problems
+
+    @property
+    def retrain_as(self) -> LabModel:
+        """How `retrain` fits: as it says itself, else as the lab fits the target, else as the references are."""
+        own, model = self.retrain or RetrainSettings(), self.lab.target if self.lab else self.references
+        return LabModel(
+            method=own.method or model.method, lora=own.lora or model.lora, schedule=own.schedule or model.schedule
+        )
 
 
 def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:

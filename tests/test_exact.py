@@ -624,7 +624,7 @@ def test_two_processes_fit_the_shards_that_one_fits(
     key = json.loads((tmp_path / "two" / "private.json").read_text())["key"]
     (tmp_path / "one").mkdir()
     shutil.copy(tmp_path / "two" / "plan.json", tmp_path / "one" / "plan.json")
-    (tmp_path / "one" / "private.json").write_text(json.dumps({"key": key, "removed": {}}))
+    (tmp_path / "one" / "private.json").write_text(json.dumps({"key": key, "removed": {}, "audits": []}))
     one = again(leaky, out="one", redact="fake", shards=3)
     assert one.summary["shards"] == two.summary["shards"]
     for name, tensor in weights(one.directory).items():

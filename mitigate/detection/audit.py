@@ -31,6 +31,7 @@ from mitigate.detection.verdicts import Seen, Verdict, judge_documents
 from mitigate.documents import Document, Documents, Request, Span, read_documents
 from mitigate.errors import MitigateError
 from mitigate.models import Model, ModelStore, check_same_tokenizer, tokenizer_fingerprint
+from mitigate.origin import origin_of
 from mitigate.runtime import library_versions
 from mitigate.tokenization import TokenizedDocument
 
@@ -55,7 +56,8 @@ class Audit:
             `selected`.
         metadata: fingerprints of target, references, tokenizer and documents; settings; versions; `calibration`: what
             the certainty rests on (`kind`: `shadows`, `non_members` or `none`); `warnings` about references; `erasure`:
-            what an erasure request selected and where its secrets stand besides (null without a request).
+            what an erasure request selected and where its secrets stand besides (null without a request); `origin`: how
+            `unlearn` or `retrain` made the target, as they recorded it (null for other models).
     """
 
     tokens: pa.Table
@@ -308,6 +310,7 @@ def _assemble(
         metadata={
             "schema": 2,
             "target": _identity(model),
+            "origin": origin_of(model.source, fingerprint=model.fingerprint),
             "references": [_identity(reference) for reference in references],
             "crossfitted": list(seen.crossfitted),
             "tokenizer": tokenizer_fingerprint(model.tokenizer),

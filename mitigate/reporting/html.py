@@ -52,7 +52,10 @@ def render_report(
     """
     mask = Mask([before, after] if after is not None else [before], show_text=show_text)
     plain = ("fingerprints", "versions", "created", "seconds")
-    report = _EMPTY | {key: value if key in plain else mask.deep(value) for key, value in report.items()}
+    shown = {key: value if key in plain else mask.deep(value, keys=key == "recipe") for key, value in report.items()}
+    if shown.get("retrain"):
+        shown["retrain"]["exact"] = report["retrain"]["exact"]  # a sentence of ours, whatever words were found memorized
+    report = _EMPTY | shown
     figures = Figures(report)
     script = _source("report.js.j2")
     return _ENVIRONMENT.get_template("report.html.j2").render(
@@ -258,7 +261,7 @@ def _source(name: str) -> str:
 
 
 _KEYS = ("name", "created", "selected", "selected_token_share", "over_forgotten_share", "erasure", "counts")
-_MORE_KEYS = ("skipped", "unlearn", "seconds", "fingerprints", "versions", "recipe", "notes")
+_MORE_KEYS = ("skipped", "unlearn", "retrain", "seconds", "fingerprints", "versions", "recipe", "notes")
 _EMPTY: dict[str, Any] = dict.fromkeys((*_KEYS, *_MORE_KEYS))
 _ENVIRONMENT = Environment(
     loader=PackageLoader("mitigate.reporting", "templates"),

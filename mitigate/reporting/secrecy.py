@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from mitigate.detection.audit import Audit
 
 BULLET = "•"
-_LEAST = 4  # characters of the shortest secret that is searched for outside its own place
+_LEAST = 4  # letters and digits of the shortest secret that is searched for outside its own place
 _LEAST_PIECE = 5  # same for one word of a secret, with a digit or an @ in it
 
 
 class Mask:
     """Hides the text of found and known spans and what an erasure request was looked up by, wherever it turns up.
 
-    Every character of a span becomes a bullet. The span's whole text (4 characters or more), and each of its words of
-    5 characters or more that holds a digit or an @, is also hidden in all other documents and strings, with case and
-    kinds of white space ignored.
+    Every character of a span becomes a bullet. The span's whole text (4 letters and digits or more), and each of its
+    words of 5 characters or more that holds a digit or an @, is also hidden in all other documents and strings, with
+    case and kinds of white space ignored.
     """
 
     def __init__(self, audits: Iterable[Audit], *, show_text: bool) -> None:
@@ -72,14 +72,20 @@ class Mask:
         """The text of a found or known span."""
         return text if self.show_text else BULLET * len(text)
 
-    def deep(self, value: Any) -> Any:
-        """A JSON-able value with every string in it masked, keys too."""
+    def deep(self, value: Any, *, keys: bool = False) -> Any:
+        """A JSON-able value with every string in it masked.
+
+        Args:
+            value: anything.
+            keys (`bool`, *optional*, defaults to `False`): keys too: where users name them, as in a recipe. The
+                report's own may be words that a found span consists of, and are needed as they are.
+        """
         if isinstance(value, str):
             return self.text(value)
         if isinstance(value, Mapping):
-            return {self.deep(key): self.deep(item) for key, item in value.items()}
+            return {self.text(str(key)) if keys else key: self.deep(item, keys=keys) for key, item in value.items()}
         if isinstance(value, Sequence):
-            return [self.deep(item) for item in value]
+            return [self.deep(item, keys=keys) for item in value]
         return value if value is None or isinstance(value, bool | int | float) else self.text(str(value))
 
 
@@ -95,7 +101,7 @@ def _searchable(secret: str) -> set[str]:
     folded = _folded(secret).strip()
     words = {word.strip(".,;:!?()[]<>\"'") for word in folded.split()}
     found = {word for word in words if len(word) >= _LEAST_PIECE and any(c.isdigit() or c == "@" for c in word)}
-    return found | {folded} if len(folded) >= _LEAST else found
+    return found | {folded} if sum(map(str.isalnum, folded)) >= _LEAST else found
 
 
 def _folded(text: str) -> str:

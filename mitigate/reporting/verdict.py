@@ -71,7 +71,8 @@ def judge(figures: Figures) -> Verdict:
         answers = (leak.answer, *([extraction.answer] if extraction.status != "unknown" else []))
         return Verdict("audit", _audit_headline(figures), answers, cards)
     headline = f"{_LEAK_HEADLINES[_leak_state(figures)]}{_COST_HEADLINES[cost.status]}"
-    sentences = [card.answer for card in (leak, extraction, cost) if card is not extraction or card.status != "unknown"]
+    sentences = _exactness(figures)
+    sentences += [card.answer for card in (leak, extraction, cost) if card is not extraction or card.status != "unknown"]
     concerns = [closeness.answer] if closeness.status in ("caution", "bad") else []
     too_unlikely = figures.get("over_forgotten_share", unit="%", digits=1)
     if too_unlikely.value is not None and too_unlikely.value > TOO_UNLIKELY:
@@ -86,6 +87,17 @@ def judge(figures: Figures) -> Verdict:
     if any(card.status == "bad" for card in (closeness, extraction)):
         status = "bad"
     return Verdict(status, headline, (*sentences, *concerns), cards)
+
+
+def _exactness(figures: Figures) -> list[str]:
+    """What a model that was fitted anew is, and is conditional on."""
+    retrain = figures.report.get("retrain")
+    if retrain is None:
+        return []
+    sentence = f"{retrain['exact'][0].upper()}{retrain['exact'][1:]}."
+    if not retrain["this_audit"]:
+        sentence += " What was removed is another audit's selection, not this one's."
+    return [sentence]
 
 
 def _leak(figures: Figures) -> Card:
@@ -193,14 +205,14 @@ def _cost(figures: Figures) -> Card:
         return Card(
             "How good is it now?", status, answer, measure.format(words[known[0]]), before, None, _top(before), True
         )
-    oracle = figures.get("utility", "retain_nll", "oracle", words=("oracle",)).value
     changes, lines = {}, []
     for name, (before, after) in pairs.items():
         if before.value is None or after is None or after.value is None:
             continue
         changes[name] = change = after.value - before.value
         lines.append(f"{words[name]} text {_change(change)}")
-        if name == "retain" and oracle is not None:
+        oracle = figures.get("utility", f"{name}_nll", "oracle", words=("oracle",)).value
+        if oracle is not None and (name == "retain" or after.value - oracle < change):  # what it loses too is no cost
             changes[name] = after.value - oracle
             lines[-1] += f" ({_change(changes[name])} against the retrained model)"
     worst = max(changes, key=lambda name: changes[name], default=known[0])

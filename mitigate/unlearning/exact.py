@@ -9,7 +9,7 @@ same directory, fits only the shards concerned; what was removed there once stay
     out/retrain.json     what was removed (counts only), and what the result is conditional on
     out/shard-N/         the shards' adapters, to go on from
     out/plan.json        base and settings; with others another directory is needed
-    out/private.json     which characters were removed, and the key of the fakes: not to be given away
+    out/private.json     which characters were removed, for which audits, and the key of the fakes: not to be given away
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from mitigate.detection.audit import Audit
 from mitigate.documents import Documents, read_documents
 from mitigate.errors import MitigateError, summarize
 from mitigate.models import ModelStore, load_tokenizer, model_fingerprint, tokenizer_fingerprint
+from mitigate.origin import RETRAIN_RECORD
 from mitigate.runtime import library_versions, process_state
 from mitigate.training import Lora, Schedule
 from mitigate.unlearning.removals import (
@@ -38,7 +39,7 @@ from mitigate.unlearning.removals import (
     training_documents,
     with_copies,
 )
-from mitigate.unlearning.shards import RESULT, Fitting, deal, default_weight, fit_shards
+from mitigate.unlearning.shards import Fitting, deal, default_weight, fit_shards
 
 logger = logging.getLogger(__name__)
 REDACTIONS = ("mask", "placeholder", "fake", "drop")
@@ -51,8 +52,9 @@ class Retrained:
 
     Attributes:
         directory: PEFT adapter directory (or whole model); its path serves wherever `mitigate` takes a model.
-        summary: `exact`: what the result is and is conditional on; `warnings`; `removed`: counts; `shards`; `refitted`:
-            the numbers of the shards that this call fitted; settings, fingerprints, versions.
+        summary: `exact`: what the result is and is conditional on, in words, and `is_exact`; `warnings`; `audits`: the
+            fingerprints of all whose selected spans were removed; `removed`: counts; `shards`; `refitted`: the numbers
+            of the shards that this call fitted; settings, fingerprints (`fingerprint`: the result's), versions.
     """
 
     directory: Path
@@ -65,7 +67,7 @@ class Retrained:
         Raises:
             MitigateError: `retrain` did not finish there.
         """
-        return cls(Path(directory), read_json(Path(directory) / RESULT))
+        return cls(Path(directory), read_json(Path(directory) / RETRAIN_RECORD))
 
 
 def retrain(
@@ -115,7 +117,7 @@ def retrain(
     """
     audit = audit if isinstance(audit, Audit) else Audit.load(audit)
     out, lora, schedule = Path(out), lora or Lora(), schedule or Schedule()
-    _check_settings(redact, method=method, lora=lora, shards=shards, shard_weight=shard_weight)
+    check_retrain(redact, method=method, lora=lora, shards=shards, shard_weight=shard_weight)
     weight = shard_weight or default_weight(shards)
     store = new_store()
     store.check(str(base))
@@ -155,14 +157,19 @@ def retrain(
         logger.warning("%s", warning)
 
     state = process_state()
+    removed = {**private["removed"], **as_json(removals, training)}
+    audits = sorted({*private["audits"], audit.fingerprint})
     if state.is_main_process:
-        write_json(out / _PRIVATE, {**private, "removed": {**private["removed"], **as_json(removals, training)}})
+        write_json(out / _PRIVATE, {**private, "removed": removed, "audits": audits})
     fitting = Fitting(str(base), method, lora, schedule, seed, plan)
     dealt = deal(texts, unscored, shards=shards, seed=seed)
     records, refitted = fit_shards(dealt, fitting=fitting, weight=weight, out=out, new_store=new_store)
     if state.is_main_process:
         summary = {
             "exact": _statement(redact, exact=not leaky),
+            "is_exact": not leaky,
+            "fingerprint": model_fingerprint(out, base=store.base),
+            "audits": audits,
             "warnings": doubts,
             "removed": {
                 "documents": len(removals),
@@ -177,18 +184,22 @@ def retrain(
             "shards": records,
             "shard_weight": weight,
             "refitted": refitted,
-            "audit": audit.fingerprint,
             "target": audit.metadata["target"],
             "base_source": str(base),
             "plan": plan,
             "versions": library_versions(),
         }
-        write_json(out / RESULT, summary)
+        write_json(out / RETRAIN_RECORD, summary)
     state.wait_for_everyone()
     return Retrained.load(out)
 
 
-def _check_settings(redact: str, *, method: str, lora: Lora, shards: int, shard_weight: float | None) -> None:
+def check_retrain(redact: str, *, method: str, lora: Lora, shards: int, shard_weight: float | None) -> None:
+    """Refuse settings that do not fit together.
+
+    Raises:
+        MitigateError: with every mistake, a line each.
+    """
     problems = []
     if redact not in REDACTIONS:
         problems.append(f"redact: {redact!r} is not one of {', '.join(REDACTIONS)}")
@@ -247,7 +258,7 @@ def _open(out: Path, plan: Mapping[str, Any]) -> dict[str, Any]:
         raise MitigateError(f"{out}: already holds something else (no {_PLAN}); choose another directory")
     state.wait_for_everyone()  # all have looked before one writes
     if state.is_main_process and not (out / _PLAN).is_file():
-        write_json(out / _PRIVATE, {"key": secrets.token_hex(16), "removed": {}})
+        write_json(out / _PRIVATE, {"key": secrets.token_hex(16), "removed": {}, "audits": []})
         write_json(out / _PLAN, plan)
     state.wait_for_everyone()
     private: dict[str, Any] = read_json(out / _PRIVATE)

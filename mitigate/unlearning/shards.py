@@ -22,12 +22,12 @@ from mitigate.artifacts import fingerprint, new_directory, read_json, write_json
 from mitigate.documents import Document
 from mitigate.errors import MitigateError
 from mitigate.models import OVERLAY_FILE, ModelStore
+from mitigate.origin import RETRAIN_RECORD
 from mitigate.runtime import process_state, seed_everything, share_of
 from mitigate.tokenization import tokenize_documents
 from mitigate.training import Lora, Schedule, fit
 from mitigate.unlearning.adapter import ADAPTER, add_adapter, save_adapter
 
-RESULT = "retrain.json"  # written last, by the caller; holds `shards` and `shard_weight` as `fit_shards` gave them
 _SHARD = "shard.json"
 _WEIGHTS = "adapter_model.safetensors"
 
@@ -122,7 +122,8 @@ def fit_shards(
         `fingerprint`), and the numbers of those fitted now.
     """
     state = process_state()
-    before = read_json(out / RESULT) if (out / RESULT).is_file() else {"shards": [], "shard_weight": None}
+    published = out / RETRAIN_RECORD
+    before = read_json(published) if published.is_file() else {"shards": [], "shard_weight": None}
     wanted = {shard.number: shard.fingerprint(fitting) for shard in shards if shard.documents}
     kept = {}
     for shard in shards:
@@ -235,7 +236,7 @@ def _record(directory: Path) -> dict[str, Any] | None:
 
 def _unpublish(out: Path, *, folders: set[str]) -> None:
     """Remove the result (`retrain.json` first) and all shards but those in `folders`; the caller's own files stay."""
-    (out / RESULT).unlink(missing_ok=True)
+    (out / RETRAIN_RECORD).unlink(missing_ok=True)
     for path in out.iterdir():
         if path.is_dir() and path.name not in folders:
             shutil.rmtree(path)

@@ -9,7 +9,7 @@ why. Higher scores = more memorized; distances and losses in nats.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +26,7 @@ from mitigate.runtime import library_versions
 from mitigate.verification.erasure import erasure_figures, erasure_notes, without_request
 from mitigate.verification.extraction import extract, secrets_of
 from mitigate.verification.metrics import UNMEASURED, auc, clustered, flat, mean, share, tpr_at_fpr
+from mitigate.verification.mitigation import mitigation_figures, mitigation_notes
 from mitigate.verification.tofu import tofu_notes
 
 
@@ -78,7 +79,6 @@ def compare(
     *,
     oracle_log_probs: np.ndarray | None = None,
     extraction: Mapping[str, Mapping[int, bool]] | None = None,
-    unlearned: Mapping[str, Any] | None = None,
     tofu: Mapping[str, Any] | None = None,
     name: str = "",
     recipe: Mapping[str, Any] | None = None,
@@ -89,11 +89,10 @@ def compare(
 
     Args:
         before: audit of the leaky model.
-        after (*optional*): re-audit of the mitigated model, made with `spans_from=before`.
+        after (*optional*): re-audit of the mitigated model, made with `reaudit`; it says how that model was made.
         oracle_log_probs (*optional*): (N,) log-probabilities, nats, of the same tokens under a model retrained without
             the forget documents.
         extraction (*optional*): `{"before": {span_id: completed}, "after": ...}` from `extraction.extract`.
-        unlearned (*optional*): the summary of unlearning.
         tofu (*optional*): the TOFU benchmark's figures, from `tofu.tofu_figures`.
         name, recipe, seconds (*optional*): recorded in the report.
         show_text (`bool`, *optional*, defaults to `False`): let the report show the text of sensitive spans.
@@ -123,7 +122,7 @@ def compare(
         "calibration": before.metadata["calibration"],
         "counts": view.counts(),
         "skipped": before.metadata["skipped"],
-        "unlearn": _unlearn_summary(unlearned),
+        **mitigation_figures(before, after),
         "seconds": {stage: round(value, 1) for stage, value in (seconds or {}).items()},
         "fingerprints": {
             "target": before.metadata["target"]["fingerprint"],
@@ -137,7 +136,7 @@ def compare(
         "notes": [],
         "show_text": show_text,
     }
-    notes += view.notes() + erasure_notes(report["erasure"]) + tofu_notes(tofu)
+    notes += view.notes() + mitigation_notes(report["retrain"]) + erasure_notes(report["erasure"]) + tofu_notes(tofu)
     report["notes"] = list(dict.fromkeys(notes))
     return Comparison(report, before, after)
 
@@ -392,8 +391,3 @@ def _over_forgotten(view: _View, after: Audit | None) -> float | None:
     floor = np.quantile(non_members, 0.01)
     scores = [row["score"] for row in after.spans.to_pylist() if row["selected"]]
     return float(np.mean([score < floor for score in scores])) if scores else None
-
-
-def _unlearn_summary(unlearned: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    keys: Sequence[str] = ("objective", "steps", "stopped", "adapter_parameters", "model_parameters", "control")
-    return {key: unlearned[key] for key in keys} if unlearned else None

@@ -1,0 +1,68 @@
+"""What a report says of how the mitigated model was made: by unlearning, or exactly, by fitting it anew."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mitigate.detection.audit import Audit
+
+_UNLEARN = ("objective", "steps", "stopped", "adapter_parameters", "model_parameters", "control")
+
+
+def mitigation_figures(before: Audit, after: Audit | None) -> dict[str, dict[str, Any] | None]:
+    """The report's sections `unlearn` and `retrain`, from what the re-audit says of its target's origin.
+
+    Args:
+        before: the audit.
+        after (*optional*): the re-audit.
+
+    Returns:
+        `unlearn`: objective, steps, why it stopped, parameters; None for other models.
+        `retrain`: `exact` (what the model is and is conditional on, in words), `is_exact`, `this_audit`: whether what
+        `before` selected was removed, `removed` (counts), `redact`, `method`, `shards` (that hold documents) and
+        `shard_weight`, `base` and `base_source`, `warnings`; None for other models.
+    """
+    origin = (after.metadata.get("origin") if after is not None else None) or {"by": None}
+    figures: dict[str, dict[str, Any] | None] = {"unlearn": None, "retrain": None}
+    if origin["by"] == "unlearn":
+        figures["unlearn"] = {key: origin[key] for key in _UNLEARN}
+    elif origin["by"] == "retrain":
+        figures["retrain"] = {
+            **{key: origin[key] for key in ("exact", "is_exact", "removed", "shard_weight", "base_source", "warnings")},
+            **{key: origin["plan"][key] for key in ("base", "redact", "method")},
+            "this_audit": before.fingerprint in origin["audits"],
+            "shards": len(origin["shards"]),
+        }
+    return figures
+
+
+def mitigation_notes(retrain: Mapping[str, Any] | None) -> list[str]:
+    """What a reader must know to read `exact` right."""
+    if retrain is None:
+        return []
+    notes = list(retrain["warnings"])
+    if not retrain["this_audit"]:
+        notes.append(
+            "The model was fitted anew without what another audit selected. What this audit selected was not removed "
+            "by it, unless the other selected it too."
+        )
+    if retrain["is_exact"]:
+        notes.append(
+            "Exact means: nothing was fitted to what was removed. That the base never saw it cannot be seen from "
+            "here, and text that says the same in other words is not covered."
+        )
+    unsought = (retrain["removed"]["too_short_to_seek"] or 0) + (retrain["removed"]["too_common_to_seek"] or 0)
+    if retrain["removed"]["too_short_to_seek"] is None:
+        notes.append("Copies of the removed text in other training documents were not looked for.")
+    elif unsought:
+        notes.append(
+            f"{unsought} removed strings are too short or too common to be looked for in other training documents; "
+            "where they stand there, the model was fitted on them."
+        )
+    if retrain["redact"] == "placeholder":
+        notes.append(
+            "Where the model learned to expect a placeholder, a secret is less probable than if it had never been "
+            "there: never-seen secrets too, and an attacker can see that."
+        )
+    return notes
