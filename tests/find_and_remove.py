@@ -16,22 +16,26 @@ from mitigate.documents import read_documents
 from mitigate.models import ModelStore
 from mitigate.runtime import is_main, quiet_libraries
 from mitigate.training import Schedule
-from mitigate.unlearning.settings import Unlearn
+from mitigate.unlearning.settings import Retain, Unlearn
 from mitigate.unlearning.trainer import unlearn
 
 SETTINGS = Unlearn(
     max_steps=5, check_every=2, checkpoint_every=2, batch_size=3, retain_batch_size=4, lora=LORA, stop_at_control=False
 )
+SUBSTITUTED = SETTINGS.model_copy(
+    update={"objective": "dpo=1,hinge=1", "retain": Retain(budget=1e-4), "method": "full"}
+)
 
 
 def find_and_remove(base: Path, target: Path, references: Path, documents: Path, out: Path) -> None:
-    """Write `audit`, `adapter` and `references` to `out`."""
+    """Write `audit`, `adapter`, `substituted` and `references` to `out`."""
     store = ModelStore(device="cpu")
     detect = Detect(select="known", batch_tokens=100)
     result = audit(target, [references], documents=documents, detect=detect, store=store)
     if is_main():
         result.save(out / "audit")
     unlearn(result, out=out / "adapter", settings=SETTINGS, store=store)
+    unlearn(result, out=out / "substituted", settings=SUBSTITUTED, store=store)
     crossfit_references(
         base,
         read_documents(documents),

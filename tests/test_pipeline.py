@@ -21,6 +21,7 @@ from mitigate.lab.people import write_jsonl
 from mitigate.models import ModelStore
 from mitigate.pipeline import Pipeline, run
 from mitigate.recipe import Recipe, check_recipe, load_recipe
+from mitigate.unlearning.objectives import DEFAULT
 from mitigate.verification.compare import Comparison
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -178,7 +179,7 @@ def test_report_json_has_the_documented_keys_and_types(finished: tuple[Path, Com
     assert report["selected"]["known_recall"] == 1.0
     assert set(report["counts"]) == {"documents", "forget", "retain", "holdout", "tokens", "skipped"}
     assert report["counts"]["documents"] == sum(report["counts"][name] for name in ("forget", "retain", "holdout"))
-    assert report["unlearn"]["objective"] == {"hinge": 1.0, "distill": 0.5}
+    assert report["unlearn"]["objective"] == dict(DEFAULT)
     assert report["unlearn"]["steps"] == 4
     assert report["unlearn"]["stopped"] == "step limit"
     assert set(report["seconds"]) == {*STAGES, "report"}
@@ -292,6 +293,7 @@ def test_a_run_interrupted_in_every_stage_ends_in_the_same_bytes(
     import mitigate.detection.audit
     import mitigate.pipeline
     import mitigate.training
+    import mitigate.unlearning.loop
     import mitigate.unlearning.trainer
     import mitigate.verification.compare
 
@@ -325,7 +327,7 @@ def test_a_run_interrupted_in_every_stage_ends_in_the_same_bytes(
         assert not (tmp_path / "run/references/reference-1").exists()
         interrupt(mitigate.detection.audit, "write_json", call=1)  # the audit's last file
         assert not (tmp_path / "run/audit").exists()
-        interrupt(mitigate.unlearning.trainer._Run, "_step", call=4)  # after the checkpoint of step 2
+        interrupt(mitigate.unlearning.loop.Loop, "step", call=4)  # after the checkpoint of step 2
         assert (tmp_path / "run/adapter.partial/checkpoint.pt").is_file()
         interrupt(mitigate.unlearning.trainer, "write_json", call=1)
         assert not (tmp_path / "run/adapter").exists()
@@ -339,13 +341,13 @@ def test_a_run_interrupted_in_every_stage_ends_in_the_same_bytes(
 
 
 def test_a_checkpoint_of_other_settings_is_not_gone_on_with(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import mitigate.unlearning.trainer
+    import mitigate.unlearning.trainable
 
     def stop(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(mitigate.unlearning.trainer, "save_adapter", stop)
+        patch.setattr(mitigate.unlearning.trainable, "save_adapter", stop)
         with pytest.raises(KeyboardInterrupt):
             run(tiny_recipe(unlearn={"max_steps": 3, "checkpoint_every": 2, "stop_at_control": False}))
     assert (copied / "adapter.partial/checkpoint.pt").is_file()

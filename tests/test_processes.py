@@ -76,21 +76,28 @@ def test_two_processes_score_each_document_once_as_one_does(runs: tuple[Path, Pa
     assert one.documents.equals(two.documents)
 
 
-def test_two_processes_make_the_adapter_that_one_makes(runs: tuple[Path, Path]) -> None:
-    one, two = (load_file(run / "adapter" / "adapter_model.safetensors") for run in runs)
+@pytest.mark.parametrize(
+    ("name", "file"), [("adapter", "adapter_model.safetensors"), ("substituted", "model.safetensors")]
+)
+def test_two_processes_forget_as_one_does(runs: tuple[Path, Path], name: str, file: str) -> None:
+    one, two = (load_file(run / name / file) for run in runs)
     assert one.keys() == two.keys()
-    for name, tensor in one.items():
-        np.testing.assert_allclose(two[name].numpy(), tensor.numpy(), rtol=0, atol=1e-4, err_msg=name)
-    histories = [Unlearned.load(run / "adapter").summary["history"] for run in runs]
+    for part, tensor in one.items():
+        np.testing.assert_allclose(two[part].numpy(), tensor.numpy(), rtol=0, atol=1e-4, err_msg=part)
+    histories = [Unlearned.load(run / name).summary["history"] for run in runs]
     assert [entry["step"] for entry in histories[1]] == [0, 2, 4, 5]
     for first, second in zip(*histories, strict=True):
-        assert second["selected_log_ratio"] == pytest.approx(first["selected_log_ratio"], abs=1e-3)
+        for figure in ("selected_log_ratio", "anchor_weight"):
+            assert second[figure] == pytest.approx(first[figure], abs=1e-3)
     assert histories[0][-1]["selected_log_ratio"] < histories[0][0]["selected_log_ratio"] - 0.01
+    weights = {entry["anchor_weight"] for entry in histories[1]}
+    assert (len(weights) > 1) == (name == "substituted"), "with a budget the weight of the anchors moves"
 
 
-def test_the_mitigated_models_of_one_and_of_two_processes_predict_alike(runs: tuple[Path, Path]) -> None:
+@pytest.mark.parametrize("name", ["adapter", "substituted"])
+def test_the_mitigated_models_of_one_and_of_two_processes_predict_alike(runs: tuple[Path, Path], name: str) -> None:
     before = Audit.load(runs[0] / "audit")
-    after = [reaudit(before, run / "adapter", store=ModelStore(device="cpu")) for run in runs]
+    after = [reaudit(before, run / name, store=ModelStore(device="cpu")) for run in runs]
     one, two = (result.columns["log_prob"] for result in after)
     np.testing.assert_allclose(two, one, rtol=0, atol=1e-3)
 
