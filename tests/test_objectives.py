@@ -48,17 +48,19 @@ def at_tokens(log_probs: torch.Tensor) -> torch.Tensor:
 def selected() -> Selected:
     """Four tokens in three spans, and three tokens of the first two spans' substitutes; all with gradient."""
     draw = torch.Generator().manual_seed(9)
-    now, before, out = distributions(0).requires_grad_(), distributions(1), distributions(2)
+    now, before, out, typical = distributions(0).requires_grad_(), *map(distributions, (1, 2, 5))
     return Selected(
         tokens=TOKENS,
         log_prob=at_tokens(now),
         log_prob_before=at_tokens(before),
         log_prob_out=at_tokens(out),
+        log_prob_typical=at_tokens(typical),
         log_probs=now,
         spans=torch.tensor([0, 0, 2, 1]),
         span_count=3,
         before=whole(before),
         out=whole(out),
+        typical=whole(typical),
         hidden=torch.randn(4, WIDTH, generator=draw, dtype=torch.float64).requires_grad_(),
         hidden_before=torch.randn(4, WIDTH, generator=draw, dtype=torch.float64),
         substitute_log_prob=torch.tensor([-3.0, -0.4, -2.0], dtype=torch.float64).requires_grad_(),
@@ -84,8 +86,11 @@ def naive(name: str, s: Selected) -> list[float]:
         return [math.exp(now[n]) ** beta * now[n] for n in rows]
     if name == "satimp":
         return [math.exp(now[n]) ** beta * (1 - math.exp(now[n])) ** p.beta_2 * now[n] for n in rows]
-    if name == "distill":
-        q = distributions(2).exp().tolist()
+    if name == "match":
+        apart = [abs(now[n] - s.log_prob_typical.tolist()[n]) for n in rows]
+        return [gap - 0.5 if gap > 1 else gap**2 / 2 for gap in apart]
+    if name in ("distill", "consensus"):
+        q = distributions(2 if name == "distill" else 5).exp().tolist()
         return [sum(q[n][v] * (math.log(q[n][v]) - s.log_probs[n, v].item()) for v in range(VOCABULARY)) for n in rows]
     if name == "undial":
         losses = []
@@ -132,6 +137,7 @@ def test_every_objective_reads_only_what_it_says(selected: Selected, name: str) 
     optional = {
         "before": ("before",),
         "out": ("out",),
+        "typical": ("typical",),
         "hidden": ("hidden", "hidden_before"),
         "substitutes": ("substitute_log_prob", "substitute_log_prob_before", "substitute_spans"),
     }
@@ -188,6 +194,13 @@ def test_a_token_at_the_control_gets_no_gradient_from_the_hinge() -> None:
     assert log_prob.grad.tolist() == [0.0, 1.0, 0.0]
 
 
+def test_matching_pulls_from_both_sides_and_no_harder_from_afar() -> None:
+    log_prob = torch.tensor([-9.0, -1.5, -1.0, -0.5, 4.0], dtype=torch.float64, requires_grad=True)
+    objectives.match(log_prob, torch.full((5,), -1.0, dtype=torch.float64)).sum().backward()
+    assert log_prob.grad is not None
+    assert log_prob.grad.tolist() == pytest.approx([-1.0, -0.5, 0.0, 0.5, 1.0])
+
+
 def test_npo_with_a_small_beta_pushes_as_gradient_ascent_does() -> None:
     log_prob = torch.tensor([-0.3, -4.0], dtype=torch.float64, requires_grad=True)
     [npo] = torch.autograd.grad(objectives.npo(log_prob, torch.tensor([-0.1, -3.0]), beta=1e-6).sum(), log_prob)
@@ -231,6 +244,7 @@ def tokens_at(ratios: list[float], spans: list[int]) -> Selected:
         log_prob=ratio - 5,
         log_prob_before=zero,
         log_prob_out=zero - 5,
+        log_prob_typical=zero - 6,
         log_probs=zero.unsqueeze(1),
         spans=torch.tensor(spans),
         span_count=max(spans) + 1,
@@ -305,7 +319,7 @@ def test_a_mixture_needs_what_its_parts_need_and_holds_as_its_heaviest_part() ->
 def test_the_table_gives_every_objective_what_it_was_published_with() -> None:
     anchors = {name: objective.anchor for name, objective in OBJECTIVES.items()}
     assert anchors == {
-        **dict.fromkeys(("hinge", "distill", "npo", "undial", "dpo", "substitute"), "kl"),
+        **dict.fromkeys(("hinge", "distill", "match", "consensus", "npo", "undial", "dpo", "substitute"), "kl"),
         **dict.fromkeys(("grad_diff", "simnpo", "wga", "satimp", "idk"), "nll"),
         "ascent": "none",
         "rmu": "hidden",

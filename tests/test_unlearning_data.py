@@ -84,27 +84,27 @@ def tokens_of(tasks: Iterable[Task], *, name: str) -> dict[tuple[str, int], floa
 
 @pytest.mark.parametrize("scope", ["token", "sequence"])
 def test_every_token_is_in_one_task_with_the_facts_of_the_audit(long: Audit, target: Model, scope: str) -> None:
-    data = unlearning_data(long, target, scope=scope, weighting="entropy")
-    chosen = scope_tokens(long, scope)
+    data = unlearning_data(long, target, scope=scope, weighting="entropy", focus=3.0)
+    chosen, columns = scope_tokens(long, scope), long.columns
     weight = token_weights(long, chosen, "entropy")
     assert len(data.forget) > 2 * 2, "documents of several windows"
     assert {task.doc_id.split("-")[0] for task in data.hold} == {"retain"}, "never the holdout"
-    facts_of = {name: tokens_of(data.forget, name=name) for name in ("selected", "weight", "before", "out")}
+    names = ("selected", "weight", "before", "out", "typical")
+    found = {name: tokens_of([*data.forget, *data.hold], name=name) for name in names}
+    assert {columns["memorized"][row] for row in range(len(chosen)) if not chosen[row]} == {True, False}
     for doc_id, rows in long.rows.items():
         for position, row in enumerate(range(rows.start, rows.stop)):
-            if not long.columns["audited"][row] or doc_id.startswith("holdout"):
+            if not columns["audited"][row] or doc_id.startswith("holdout"):
                 continue
-            where = doc_id, position
-            if doc_id.startswith("retain"):
-                assert where in tokens_of(data.hold, name="selected")
+            got = {name: found[name].pop((doc_id, position)) for name in names}
+            assert got["selected"] == chosen[row]
+            if not chosen[row]:
+                assert got["weight"] == (3.0 if columns["memorized"][row] else 1.0)
                 continue
-            assert facts_of["selected"][where] == chosen[row]
-            expected = (weight, long.columns["log_prob"], long.columns["log_prob_out"])
-            for name, column in zip(("weight", "before", "out"), expected, strict=True):
-                value = column[row] if chosen[row] else (0.0 if name == "weight" else math.nan)
-                assert facts_of[name][where] == pytest.approx(value, rel=1e-6, nan_ok=True)
-    audited = sum(long.columns["audited"][rows].sum() for d, rows in long.rows.items() if d.startswith("forget"))
-    assert len(facts_of["selected"]) == audited
+            typical = [x for x in long.reference_log_probs[row].tolist() if x == x]
+            expected = (weight[row], columns["log_prob"][row], columns["log_prob_out"][row], np.mean(typical))
+            assert list(got.values())[1:] == pytest.approx(expected, rel=1e-6)
+    assert not any(found.values()), "no other token"
     assert len({task.key for task in (*data.forget, *data.hold)}) == len(data.forget) + len(data.hold)
 
 
@@ -149,20 +149,21 @@ def test_without_anchors_sequences_end_with_the_last_token_to_forget(long: Audit
 
 
 def test_retain_documents_are_held_beside_the_audits_own(whole: Audit, target: Model) -> None:
-    extra = Documents(tuple(Document(f"extra-{n}", text) for n, text in enumerate(sentences(4, seed=8))))
-    alone, with_extra = (unlearning_data(whole, target, retain=retain) for retain in (None, extra))
-    assert [task.ids.tolist() for task in with_extra.hold[: len(alone.hold)]] == [t.ids.tolist() for t in alone.hold]
-    assert [task.doc_id for task in with_extra.hold[len(alone.hold) :]] == [document.id for document in extra]
+    given = Documents(tuple(Document(f"extra-{n}", text) for n, text in enumerate(sentences(4, seed=8))))
+    alone, beside = (unlearning_data(whole, target, retain=retain, focus=3.0) for retain in (None, given))
+    assert [task.ids.tolist() for task in beside.hold] == [task.ids.tolist() for task in alone.hold]
+    assert [task.doc_id for task in beside.extra] == [document.id for document in given]
+    assert all((task.weight == 1).all() and not task.selected.any() for task in beside.extra)
     assert len(alone.hold) == len(alone.forget) == 5
+    assert alone.extra == unlearning_data(whole, target, retain=given, anchors=False).extra == []
 
 
 def test_the_models_own_samples_are_held_where_asked(whole: Audit, tmp_path: Path) -> None:
-    plain, generated = (
-        loop_of(whole, changed(QUICK, retain={"generated": count}), tmp_path / "out").data for count in (0, 3)
+    plain, generated, again = (
+        loop_of(whole, changed(QUICK, retain={"generated": count}), tmp_path / "out").data.extra for count in (0, 3, 3)
     )
-    assert len(generated.hold) - len(plain.hold) == 3
-    again = loop_of(whole, changed(QUICK, retain={"generated": 3}), tmp_path / "out").data
-    assert [t.ids.tolist() for t in again.hold] == [t.ids.tolist() for t in generated.hold], "the seed settles them"
+    assert (len(plain), len(generated)) == (0, 3)
+    assert [task.ids.tolist() for task in again] == [task.ids.tolist() for task in generated], "the seed settles them"
 
 
 # Substitutes
@@ -302,34 +303,39 @@ def log_probs_of(model: Model, task: Task) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("entries", [16, 10**4])
-def test_the_out_distribution_is_the_mean_of_the_probabilities_of_models_that_never_saw_a_document(
+def test_references_distributions_are_means_over_the_models_that_never_saw_a_document(
     world: World, target: Model, entries: int
 ) -> None:
     store, judges = cpu(), [world.references, world.base]
     judged = audit(target, judges, documents=world.documents, detect=Detect(select="known"), store=store)
     tasks = unlearning_data(judged, target).forget
-    terms = OutTerms(judged, tasks, store=store, entries=entries)
+    kinds = frozenset({"out", "typical"})
+    terms = OutTerms(judged, tasks, kinds=kinds, store=store, entries=entries)
     references = load_audited(judged.metadata["references"], store=store)
     table = judged.documents
-    out = dict(zip(table["doc_id"].to_pylist(), table["out_references"].to_pylist(), strict=True))
-    assert {tuple(out[task.doc_id]) for task in tasks} == {(0, 2), (1, 2)}, (
-        "half of the cross-fitted ones, and the base"
-    )
+    used = dict(zip(table["doc_id"].to_pylist(), table["out_references"].to_pylist(), strict=True))
+    assert {tuple(used[task.doc_id]) for task in tasks} == {(0, 2), (1, 2)}  # a cross-fitted one, and the base
     for task in tasks:
-        mean = sum(log_probs_of(references[n], task).exp() for n in out[task.doc_id]) / len(out[task.doc_id])
-        kept = terms.of(collate([task]))
-        assert kept is not None
+        said = torch.stack([log_probs_of(references[number], task) for number in used[task.doc_id]])
+        means = {"out": said.exp().mean(0).log(), "typical": torch.log_softmax(said.mean(0), -1)}
         own = torch.from_numpy(task.selected)
-        assert len(kept) == own.sum()
-        torch.testing.assert_close(kept.log_probs.double(), mean[own].log().gather(1, kept.ids), rtol=0, atol=1e-4)
-        assert kept.ids.shape[1] == min(entries, mean.shape[1])
-        at_token = mean[own].log().gather(1, torch.from_numpy(task.ids[task.scored])[own].unsqueeze(1)).squeeze(1)
-        np.testing.assert_allclose(at_token, task.out[task.selected], rtol=0, atol=1e-4)
+        for kind, mean in means.items():
+            kept = terms.of(collate([task]), kind)
+            assert kept is not None
+            assert len(kept) == own.sum()
+            assert kept.ids.shape[1] == min(entries, mean.shape[1])
+            torch.testing.assert_close(kept.log_probs.double(), mean[own].gather(1, kept.ids), rtol=0, atol=1e-4)
+        tokens = torch.from_numpy(task.ids[task.scored]).unsqueeze(1)
+        for log_probs, fact in ((means["out"], task.out), (said.mean(0), task.typical)):
+            at_token = log_probs.gather(1, tokens).squeeze(1)[own]
+            np.testing.assert_allclose(at_token, fact[task.selected], rtol=0, atol=1e-4)
 
 
-def test_a_batch_without_tokens_to_forget_has_no_out_distribution(whole: Audit, target: Model) -> None:
+def test_nobody_is_asked_for_distributions_that_no_objective_needs(whole: Audit, target: Model) -> None:
     data = unlearning_data(whole, target)
-    assert OutTerms(whole, data.forget, store=cpu(), entries=16).of(collate(data.hold[:2])) is None
+    terms = OutTerms(whole, data.forget, kinds=frozenset({"out"}), store=cpu(), entries=16)
+    assert terms.of(collate(data.hold[:2]), "out") is None, "no token to forget"
+    assert terms.of(collate(data.forget[:2]), "typical") is None
 
 
 def test_the_model_before_is_asked_once_about_each_token(layered: Audit, tmp_path: Path) -> None:

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from forgetting import QUICK, THOROUGH, changed, cpu, log_ratio, loop_of, selected_of
+from world import World, sentences
 
 from mitigate.detection.audit import Audit
+from mitigate.documents import Document, Documents
 from mitigate.unlearning.levels import Control, control_level
 from mitigate.unlearning.loop import Loop, _dealt, _take
 from mitigate.unlearning.objectives import OBJECTIVES
@@ -23,7 +25,7 @@ from mitigate.unlearning.trainer import unlearn
 
 def number_tasks(count: int) -> list[Task]:
     nothing = np.zeros(1, dtype=np.float32)
-    fields = dict.fromkeys(("weight", "before", "out", "span"), nothing)
+    fields = dict.fromkeys(("weight", "before", "out", "typical", "span"), nothing)
     ids, scored = np.arange(2), np.array([1])
     return [
         Task(n, ids, scored, 0, key=n, doc_id=f"d{n // 2}", selected=nothing.astype(bool), **fields)
@@ -49,6 +51,20 @@ def test_no_task_is_twice_in_a_step(whole: Audit, tmp_path: Path) -> None:
     for step in range(20):
         keys = [task.key for task in loop.tasks(step)]
         assert len(set(keys)) == len(keys)
+
+
+@pytest.mark.parametrize(("count", "own", "extra"), [(1, 1, 1), (2, 1, 1), (3, 2, 1), (8, 5, 2)])
+def test_steps_hold_the_audits_own_documents_and_the_given_ones(
+    world: World, whole: Audit, tmp_path: Path, count: int, own: int, extra: int
+) -> None:
+    given = Documents(tuple(Document(f"extra-{n}", text) for n, text in enumerate(sentences(6, seed=8))))
+    loop = loop_of(whole, changed(QUICK, retain_batch_size=count), tmp_path / "out", retain=given)
+    steps = [[task.doc_id.split("-")[0] for task in loop.tasks(step)] for step in range(30)]
+    assert max(step.count("retain") for step in steps) == own
+    assert max(step.count("extra") for step in steps) == extra
+    assert all(step.count("retain") + step.count("extra") <= count for step in steps)
+    held = {task.doc_id for step in range(30) for task in loop.tasks(step)}
+    assert held >= {document.id for document in (*given, *world.documents.subset("retain"))}, "none is left out"
 
 
 def test_processes_share_tasks_and_windows_with_the_same_substitutes_go_to_one() -> None:

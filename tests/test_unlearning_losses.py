@@ -57,6 +57,7 @@ class Place:
     log_p: torch.Tensor
     log_p_0: torch.Tensor
     log_out: torch.Tensor
+    log_typical: torch.Tensor
     hidden: torch.Tensor
     hidden_0: torch.Tensor
 
@@ -78,7 +79,7 @@ class Dense:
     kind: str | None
     forgotten: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     weights: list[float] = field(default_factory=list)
-    held: list[float] = field(default_factory=list)
+    held: list[tuple[float, float]] = field(default_factory=list)  # weight, loss
 
     def __post_init__(self) -> None:
         [self.lower] = load_audited([self.audit.metadata["target"]], store=cpu())
@@ -102,10 +103,12 @@ class Dense:
         now = Said.by(self.loop.trainable.module, tokens)
         with self.lower.active() as module:
             before = Said.by(module, tokens)
-        out = torch.zeros_like(now.log_probs)
+        out, typical = torch.zeros_like(now.log_probs), torch.zeros_like(now.log_probs)
         for judge in judges:
             with judge.active() as module:
-                out += Said.by(module, tokens).log_probs.exp() / len(judges)
+                said = Said.by(module, tokens).log_probs
+            out += said.exp() / len(judges)
+            typical += said / len(judges)
         return {
             at: Place(
                 first + at,
@@ -113,6 +116,7 @@ class Dense:
                 now.log_probs[at - 1],
                 before.log_probs[at - 1],
                 out[at - 1].log(),
+                typical[at - 1],
                 now.hidden[at - 1],
                 before.hidden[at - 1],
             )
@@ -154,6 +158,12 @@ class Dense:
             return max(0.0, place.gap - p.margin)
         if name == "distill":
             return (place.log_out.exp() * (place.log_out - place.log_p)).sum().item()
+        if name == "match":
+            apart = abs((place.log_p - place.log_typical)[place.token].item())
+            return apart - 0.5 if apart > 1 else apart**2 / 2
+        if name == "consensus":
+            consensus = torch.log_softmax(place.log_typical, -1)
+            return (consensus.exp() * (consensus - place.log_p)).sum().item()
         if name == "npo":
             return 2 * math.log(1 + math.exp(place.change))
         if name == "wga":
@@ -168,7 +178,11 @@ class Dense:
         false = p.steering * place.hidden_0.norm() * p.direction.double()
         return (place.hidden - false).square().mean().item()
 
-    def anchor(self, place: Place) -> float:
+    def anchor(self, place: Place) -> tuple[float, float]:
+        focus = self.loop.settings.retain.focus if self.audit.columns["memorized"][place.row] else 1.0
+        return focus, self.drift(place)
+
+    def drift(self, place: Place) -> float:
         if self.loop.losses.anchor == "kl":
             return (place.log_p_0.exp() * (place.log_p_0 - place.log_p)).sum().item()
         if self.loop.losses.anchor == "nll":
@@ -181,7 +195,7 @@ class Dense:
         for name, weight in self.loop.losses.weights.items():
             count = sum(self.weights) if OBJECTIVES[name].over == "selected" else len(self.forgotten[name])
             total += weight * sum(self.forgotten[name]) / count
-        return total, sum(self.held) / len(self.held)
+        return total, sum(weight * loss for weight, loss in self.held) / sum(weight for weight, _ in self.held)
 
 
 def moved(loop: Loop) -> None:
@@ -204,8 +218,9 @@ def step_losses(loop: Loop, tasks: list[Task], *, batch_tokens: int = 10**6) -> 
 
 DENSE: dict[str, dict[str, Any]] = {
     "hinge and distill": {},
+    "match and consensus": {"objective": "match=1,consensus=0.5"},
     "hinge and distill, all weights": {"method": "full"},
-    "npo, nll": {"objective": "npo", "retain": {"anchor": "nll"}},
+    "npo, nll": {"objective": "npo", "retain": {"anchor": "nll", "focus": 1.0}},
     "npo, sequence": {"objective": "npo", "scope": "sequence", "stop_at_control": True},
     "wga, entropy": {"objective": "wga", "weighting": "entropy", "stop_at_control": True},
     "undial, hidden": {"objective": "undial", "retain": {"anchor": "hidden"}, "layer": 0},
@@ -250,21 +265,21 @@ def test_small_forwards_add_up_to_the_loss_of_one(long: Audit, tmp_path: Path, o
 def test_totals_count_each_token_span_and_substitute_of_a_step_once(long: Audit, tmp_path: Path) -> None:
     settings = changed(QUICK, objective="dpo", weighting="entropy", batch_size=99, retain_batch_size=1)
     tasks = loop_of(long, settings, tmp_path / "out").tasks(0)
-    selected, held, learned, spans = 0.0, 0, set(), set()
+    selected, held, learned, spans = 0.0, 0.0, set(), set()
     for task in tasks:
         for n in range(len(task.scored)):
             selected += float(task.weight[n]) * bool(task.selected[n])
-            held += not task.selected[n]
+            held += float(task.weight[n]) * (not task.selected[n])
         spans |= {int(number) for number, chosen in zip(task.span, task.selected, strict=True) if chosen}
         learned |= {(partner.start, partner.doc_id, at) for partner in task.partners for at in partner.scored.tolist()}
     assert step_totals(tasks) == {
         "selected": pytest.approx(selected),
-        "held": held,
+        "held": pytest.approx(held),
         "spans": len(spans),
         "substitutes": len(learned),
     }
     assert len(spans) == 6
-    assert step_totals(tasks[-1:]) == {"selected": 1, "spans": 1, "substitutes": 1, "held": len(tasks[-1].scored)}
+    assert step_totals(tasks[-1:]) == {"selected": 1, "spans": 1, "substitutes": 1, "held": tasks[-1].weight.sum()}
 
 
 # Where gradients come from

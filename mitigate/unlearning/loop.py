@@ -140,9 +140,12 @@ class Loop:
         """The tasks of a step, over all processes; one that two passes bring together is there once."""
         forget = _take(self.data.forget, self.settings.batch_size, step, seed=self.seed)
         count, own, extra = self.settings.retain_batch_size, self.data.hold, self.data.extra
-        further = count // FURTHER if own else count  # what was trained on with the secrets is carried away first
-        hold = _take(own, count - further if extra else count, step, seed=self.seed + 1)
-        hold += _take(extra, further, step, seed=self.seed + 2)
+        if own and extra and count > 1:  # what was trained on with the secrets is carried away first
+            further = max(1, count // FURTHER)
+            hold = _take(own, count - further, step, seed=self.seed + 1)
+            hold += _take(extra, further, step, seed=self.seed + 2)
+        else:
+            hold = _take([*own, *extra], count, step, seed=self.seed + 1)
         return list({task.key: task for task in forget + hold}.values())
 
     def _ask_before(self, step: int) -> None:
