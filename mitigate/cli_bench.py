@@ -212,7 +212,8 @@ def bench_unlearn(
     distance of two such models. Membership is told by judges that unlearning never sees.
 
     An interrupted run goes on where it stopped: finished models and runs are kept. To see soon whether it is worth it,
-    give few --objectives, and the others later to the same --out.
+    give few --objectives, and the others later to the same --out. Once the base is there, seeds may run at the same
+    time, each in a call of its own with the same --out; a last call with all seeds makes the results of these.
 
     --set takes sizes (forget, retain, holdout, anchors, prose, judges, copies.*), training (schedule.*, base.*,
     base_documents, method, lora.*) and what all runs share (unlearn.learning_rate, unlearn.max_steps,
