@@ -42,10 +42,13 @@ def retrain(
     ] = None,
     copies: Annotated[bool, typer.Option(help="Remove the selected text wherever else it stands, too.")] = True,
     method: Annotated[str, typer.Option(help="lora: an adapter; full: a whole model.")] = "lora",
-    shards: Annotated[int, typer.Option(min=1, help="Adapters on disjoint documents, summed into one.")] = 1,
-    shard_weight: Annotated[
-        float | None, typer.Option(help="Factor of each shard in the sum.", show_default="1 / shards")
-    ] = None,
+    shards: Annotated[int, typer.Option(min=1, help="Adapters on disjoint documents.")] = 1,
+    combine: Annotated[
+        str,
+        typer.Option(
+            help="Shards as one model: mixture, or sum, a plain adapter that knows little of single documents."
+        ),
+    ] = "mixture",
     settings: Set = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -91,7 +94,7 @@ def retrain(
         lora=chosen.lora,
         schedule=chosen.schedule,
         shards=shards,
-        shard_weight=shard_weight,
+        combine=combine,
         seed=seed,
         new_store=store,
     ).summary

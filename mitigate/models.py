@@ -28,10 +28,12 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from mitigate.artifacts import fingerprint, fingerprint_files, read_json
 from mitigate.errors import MitigateError
+from mitigate.mixture import Mixture
 from mitigate.runtime import resolve_device
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 OVERLAY_FILE = "mitigate.json"  # beside an adapter trained by `unlearn`: the adapters that lie under it
+MIXTURE_FILE = "mixture.json"  # instead of weights, where `retrain` fitted several shards: their directories
 _WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt"}
 _MASKED_HEAD = hasattr(transformers.modeling_utils, "slice_logits_to_keep")  # logits_to_keep takes a (B, T) bool mask
 
@@ -169,11 +171,16 @@ class ModelStore:
         """
         source = str(source)
         stack, base_source = self.check(source)
-        key = _key(base_source)
-        if key not in self._bases:
-            self._bases[key] = self._load_base(base_source)
-        base = self._bases[key]
-        adapters = tuple(base.attach(directory) for directory in stack)
+        if members := mixture_members(source):
+            mixture = Mixture([self.load(member) for member in members])
+            base = SharedBase(source, model_fingerprint(source, base=self.base), mixture)
+            adapters: tuple[str, ...] = ()
+        else:
+            key = _key(base_source)
+            if key not in self._bases:
+                self._bases[key] = self._load_base(base_source)
+            base = self._bases[key]
+            adapters = tuple(base.attach(directory) for directory in stack)
         tokenizer = load_tokenizer(source, base=base_source, trust_remote_code=self.trust_remote_code)
         model = Model(
             name=name or source,
@@ -194,11 +201,13 @@ class ModelStore:
         """Make sure, without loading it, that a model is there.
 
         Returns:
-            the adapter directories, lowest first, and the base.
+            the adapter directories, lowest first (of a mixture, those of all members), and the base.
 
         Raises:
             MitigateError: there is no such model, or the base of an adapter is missing.
         """
+        if members := [self.check(member) for member in mixture_members(source)]:
+            return [part for stack, _ in members for part in stack], members[0][1]
         stack = adapter_stack(source)
         base = (self.base or _base_of(stack[0])) if stack else source
         if stack and not self.base and not _exists(base):
@@ -225,6 +234,12 @@ class ModelStore:
             ) from error
         cast(torch.nn.Module, model).to(self.device).eval().requires_grad_(False)
         return SharedBase(source=source, fingerprint=model_fingerprint(source), model=model)
+
+
+def mixture_members(source: str | Path) -> list[str]:
+    """The model directories that `source` is a mixture of; empty for any other model."""
+    file = Path(source) / MIXTURE_FILE
+    return [str(Path(source) / name) for name in read_json(file)["members"]] if file.is_file() else []
 
 
 def adapter_stack(source: str) -> list[str]:
@@ -262,7 +277,7 @@ def load_tokenizer(
     Raises:
         MitigateError: there is none.
     """
-    source = str(source)
+    source = next(iter(mixture_members(source)), str(source))
     stack = adapter_stack(source)
     if stack and not (Path(source) / "tokenizer_config.json").is_file():
         source = base or _base_of(stack[0])
@@ -307,6 +322,8 @@ def model_fingerprint(source: str | Path, *, base: str | None = None) -> str:
 
     Local weights are hashed whole. A hub model is known by its commit.
     """
+    if members := mixture_members(source):
+        return fingerprint([model_fingerprint(member, base=base) for member in members])
     stack = adapter_stack(str(source))
     if stack:
         parts = [model_fingerprint(base or _base_of(stack[0]))]
@@ -348,7 +365,7 @@ def _has_sparse_head(module: torch.nn.Module) -> bool:
 
 def names_missing_base(source: str) -> bool:
     """Whether a model is an adapter whose base is not where its adapter_config.json says."""
-    stack = adapter_stack(source)
+    stack = adapter_stack(next(iter(mixture_members(source)), source))
     return bool(stack) and not _exists(_base_of(stack[0]))
 
 

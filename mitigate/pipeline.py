@@ -249,7 +249,7 @@ class Pipeline:
                 lora=fitting.lora,
                 schedule=fitting.schedule,
                 shards=settings.shards,
-                shard_weight=settings.shard_weight,
+                combine=settings.combine,
                 seed=recipe.seed,
                 new_store=self.store,
             )

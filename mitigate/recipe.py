@@ -25,6 +25,7 @@ from mitigate.training import Lora, Schedule
 from mitigate.unlearning.exact import REDACTIONS, check_retrain
 from mitigate.unlearning.objectives import parse_objective
 from mitigate.unlearning.settings import Unlearn
+from mitigate.unlearning.shards import COMBINATIONS
 from mitigate.verification.tofu_questions import Tofu
 
 
@@ -115,7 +116,11 @@ class RetrainSettings(_Section):
     lora: Lora | None = Field(None, description="shape of the adapters; null: likewise")
     schedule: Schedule | None = Field(None, description="null: likewise; best as the target's")
     shards: int = Field(1, ge=1, description="adapters on disjoint documents; forgetting more later fits only theirs")
-    shard_weight: float | None = Field(None, gt=0, description="factor of each shard in the sum; null: 1 / shards")
+    combine: str = Field(
+        "mixture",
+        pattern=f"^({'|'.join(COMBINATIONS)})$",
+        description="shards as one model: mixture, or sum: a plain adapter, poor in what is rare",
+    )
 
 
 class ReportSettings(_Section):
@@ -193,15 +198,9 @@ class Recipe(_Section):
             problems.append("unlearn, retrain: a report is of one mitigated model; set unlearn: null or retrain: null")
         if not self.models.base and not (self.lab and self.lab.base):
             problems.append("models.base: missing; retrain fits the model anew from it")
-        fitting = self.retrain_as
+        method = self.retrain_as.method
         try:
-            check_retrain(
-                retrain.redact,
-                method=fitting.method,
-                lora=fitting.lora,
-                shards=retrain.shards,
-                shard_weight=retrain.shard_weight,
-            )
+            check_retrain(retrain.redact, method=method, shards=retrain.shards, combine=retrain.combine)
         except MitigateError as error:
             problems += [f"retrain.{line}" for line in str(error).split("\n")]
         return problems

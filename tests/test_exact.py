@@ -28,7 +28,7 @@ from mitigate.detection.signals import token_log_probs
 from mitigate.documents import Document, Documents, Span
 from mitigate.errors import MitigateError, NothingToUnlearnError
 from mitigate.lab.tiny import train_tokenizer
-from mitigate.models import OVERLAY_FILE, ModelStore
+from mitigate.models import OVERLAY_FILE, ModelStore, mixture_members
 from mitigate.tokenization import span_tokens, tokenize_documents
 from mitigate.training import Lora, Schedule, fine_tune
 from mitigate.unlearning.exact import Retrained, retrain
@@ -62,6 +62,9 @@ def again(world: World, tmp_path: Path) -> Callable[..., Retrained]:
 
 
 def weights(directory: Path) -> dict[str, torch.Tensor]:
+    """Of an adapter, or of all members of a mixture with their names before them."""
+    if members := mixture_members(directory):
+        return {f"{Path(one).name} {name}": value for one in members for name, value in weights(Path(one)).items()}
     return load_file(directory / "adapter_model.safetensors")
 
 
@@ -476,10 +479,10 @@ def test_an_interrupted_fit_goes_on_and_leaves_nothing_that_looks_finished(
         return cpu()
 
     earlier = again(selecting(leaky, "forget-0"), redact="drop", shards=2)
-    assert (earlier.directory / "adapter_model.safetensors").is_file()
+    assert (earlier.directory / "mixture.json").is_file()
     with pytest.raises(KeyboardInterrupt):
         again(leaky, redact="drop", shards=2, new_store=failing)
-    assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
+    assert not (tmp_path / "out" / "mixture.json").exists()
     with pytest.raises(MitigateError, match=r"retrain.json: no such file"):
         Retrained.load(tmp_path / "out")
     resumed = again(leaky, redact="drop", shards=2)
@@ -498,21 +501,27 @@ def test_the_same_again_fits_nothing(leaky: Audit, again: Callable[..., Retraine
         assert torch.equal(tensor, before[name])
 
 
-def test_another_shard_weight_is_another_sum_of_the_same_shards(leaky: Audit, again: Callable[..., Retrained]) -> None:
-    mean = weights(again(leaky, shards=2).directory)
-    done = again(leaky, shards=2, shard_weight=1.0)
+def test_mixture_and_sum_are_made_of_the_same_shards(leaky: Audit, again: Callable[..., Retrained]) -> None:
+    done = again(leaky, shards=2)
+    mixed = weights(done.directory)
+    done = again(leaky, shards=2, combine="sum")
     assert done.summary["refitted"] == []
-    for name, tensor in weights(done.directory).items():
-        assert torch.equal(tensor, 2 * mean[name] if "lora_B" in name else mean[name])
+    assert not (done.directory / "mixture.json").exists()
+    combined = load_file(done.directory / "adapter_model.safetensors")
+    for name, tensor in combined.items():
+        parts = [mixed[f"shard-{number} {name}"] for number in range(2)]
+        assert torch.equal(tensor, torch.cat([p / 2 for p in parts], 1) if "lora_B" in name else torch.cat(parts))
+    assert again(leaky, shards=2).summary["refitted"] == []
+    assert {path.name for path in done.directory.glob("adapter*")} == set()
 
 
-def test_a_shard_whose_documents_are_all_dropped_is_left_out_of_the_sum(
-    leaky: Audit, again: Callable[..., Retrained]
-) -> None:
+def test_a_shard_whose_documents_are_all_dropped_is_left_out(leaky: Audit, again: Callable[..., Retrained]) -> None:
     done = again(leaky, redact="drop", shards=40)
     numbers = sorted({shard_of(f"retain-{n}", shards=40, seed=0) for n in range(5)})
     assert [shard["number"] for shard in done.summary["shards"]] == numbers
     assert sorted(path.name for path in done.directory.glob("shard-*")) == sorted(f"shard-{n}" for n in numbers)
+    assert mixture_members(done.directory) == [str(done.directory / f"shard-{number}") for number in numbers]
+    done = again(leaky, redact="drop", shards=40, combine="sum")
     rank = json.loads((done.directory / "adapter_config.json").read_text())["r"]
     assert rank == len(numbers) * SMALL.rank
 
@@ -578,7 +587,7 @@ def test_over_an_adapter_the_result_is_a_stack_and_says_what_it_rests_on(
     world: World, leaky: Audit, again: Callable[..., Retrained]
 ) -> None:
     lower = world.references / "reference-0"
-    done = again(leaky, base=lower, shards=2)
+    done = again(leaky, base=lower, shards=2, combine="sum")
     [warning] = done.summary["warnings"]
     assert "lies over an adapter" in warning
     assert json.loads((done.directory / OVERLAY_FILE).read_text()) == {"over": [str(lower)]}
@@ -636,15 +645,13 @@ def test_two_processes_fit_the_shards_that_one_fits(
 
 def test_every_wrong_setting_is_named_at_once(leaky: Audit, again: Callable[..., Retrained]) -> None:
     with pytest.raises(MitigateError) as error:
-        again(leaky, redact="blank", method="dora", shards=0, shard_weight=-1.0)
+        again(leaky, redact="blank", method="dora", shards=0, combine="vote")
     assert "redact: 'blank' is not one of mask, placeholder, fake, drop" in str(error.value)
     assert "method: 'dora' is not lora or full" in str(error.value)
     assert "shards: 0" in str(error.value)
-    assert "shard_weight: -1.0" in str(error.value)
-    with pytest.raises(MitigateError, match="whole models cannot be summed"):
+    assert "combine: 'vote' is not one of mixture, sum" in str(error.value)
+    with pytest.raises(MitigateError, match="method: full fits a whole model, and shards are adapters"):
         again(leaky, method="full", shards=2)
-    with pytest.raises(MitigateError, match=r"shard_weight: 0.5 .* with more than one shard"):
-        again(leaky, shard_weight=0.5)
 
 
 def test_without_a_selected_token_there_is_nothing_to_forget(
@@ -740,4 +747,4 @@ def test_the_verb_says_what_was_removed_and_what_exact_rests_on(
     assert "exact, given that the base never saw it" in said
     assert "fitted: nothing of 2 shards" in call("--shards", "2", "--redact", "drop")
     assert "fitted with another seed" in call("--shards", "2", "--redact", "drop", "--seed", "1")
-    assert len(cpu().load(tmp_path / "out").adapters) == 1
+    assert len(mixture_members(tmp_path / "out")) == 2

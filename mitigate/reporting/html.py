@@ -54,7 +54,7 @@ def render_report(
     plain = ("fingerprints", "versions", "created", "seconds")
     shown = {key: value if key in plain else mask.deep(value, keys=key == "recipe") for key, value in report.items()}
     if shown.get("retrain"):
-        shown["retrain"]["exact"] = report["retrain"]["exact"]  # a sentence of ours, whatever words were found memorized
+        shown["retrain"]["exact"] = report["retrain"]["exact"]  # our own sentence, whatever was found memorized
     report = _EMPTY | shown
     figures = Figures(report)
     script = _source("report.js.j2")

@@ -71,8 +71,8 @@ def judge(figures: Figures) -> Verdict:
         answers = (leak.answer, *([extraction.answer] if extraction.status != "unknown" else []))
         return Verdict("audit", _audit_headline(figures), answers, cards)
     headline = f"{_LEAK_HEADLINES[_leak_state(figures)]}{_COST_HEADLINES[cost.status]}"
-    sentences = _exactness(figures)
-    sentences += [card.answer for card in (leak, extraction, cost) if card is not extraction or card.status != "unknown"]
+    answering = [card for card in (leak, extraction, cost) if card is not extraction or card.status != "unknown"]
+    sentences = [*_exactness(figures), *(card.answer for card in answering)]
     concerns = [closeness.answer] if closeness.status in ("caution", "bad") else []
     too_unlikely = figures.get("over_forgotten_share", unit="%", digits=1)
     if too_unlikely.value is not None and too_unlikely.value > TOO_UNLIKELY:

@@ -2,10 +2,11 @@
 
     result = retrain("audit", base="my-base", out="retrained", redact="placeholder", shards=4)
 
-With shards, documents are dealt to adapters of their own, which are summed into one. Forgetting more later, into the
+With shards, documents are dealt to adapters of their own, which are mixed or summed. Forgetting more later, into the
 same directory, fits only the shards concerned; what was removed there once stays removed.
 
     out/adapter_config.json, adapter_model.safetensors   the result: a PEFT adapter (with method full a whole model)
+    out/mixture.json     or this: the shards' adapters, to be loaded as one model with `ModelStore().load(out)`
     out/retrain.json     what was removed (counts only), and what the result is conditional on
     out/shard-N/         the shards' adapters, to go on from
     out/plan.json        base and settings; with others another directory is needed
@@ -25,7 +26,7 @@ from mitigate.artifacts import read_json, write_json
 from mitigate.detection.audit import Audit
 from mitigate.documents import Documents, read_documents
 from mitigate.errors import MitigateError, summarize
-from mitigate.models import ModelStore, load_tokenizer, model_fingerprint, tokenizer_fingerprint
+from mitigate.models import ModelStore, load_tokenizer, mixture_members, model_fingerprint, tokenizer_fingerprint
 from mitigate.origin import RETRAIN_RECORD
 from mitigate.runtime import library_versions, process_state
 from mitigate.training import Lora, Schedule
@@ -39,7 +40,7 @@ from mitigate.unlearning.removals import (
     training_documents,
     with_copies,
 )
-from mitigate.unlearning.shards import Fitting, deal, default_weight, fit_shards
+from mitigate.unlearning.shards import COMBINATIONS, Fitting, deal, fit_shards
 
 logger = logging.getLogger(__name__)
 REDACTIONS = ("mask", "placeholder", "fake", "drop")
@@ -51,7 +52,8 @@ class Retrained:
     """The model that was fitted anew.
 
     Attributes:
-        directory: PEFT adapter directory (or whole model); its path serves wherever `mitigate` takes a model.
+        directory: PEFT adapter directory (or whole model, or mixture of shards); its path serves wherever `mitigate`
+            takes a model to audit or to write with.
         summary: `exact`: what the result is and is conditional on, in words, and `is_exact`; `warnings`; `audits`: the
             fingerprints of all whose selected spans were removed; `removed`: counts; `shards`; `refitted`: the numbers
             of the shards that this call fitted; settings, fingerprints (`fingerprint`: the result's), versions.
@@ -82,7 +84,7 @@ def retrain(
     lora: Lora | None = None,
     schedule: Schedule | None = None,
     shards: int = 1,
-    shard_weight: float | None = None,
+    combine: str = "mixture",
     seed: int = 0,
     new_store: Callable[[], ModelStore] = ModelStore,
 ) -> Retrained:
@@ -107,7 +109,8 @@ def retrain(
         method (`str`, *optional*, defaults to `lora`): `lora`, or `full` for a whole model (one shard).
         lora, schedule (*optional*): as the target was trained, where that is known.
         shards (`int`, *optional*, defaults to 1): adapters that the documents are dealt to, by group.
-        shard_weight (`float`, *optional*): factor of each shard's update in the sum; default: see `default_weight`.
+        combine (`str`, *optional*, defaults to `mixture`): how shards are one model: `mixture`, or `sum` for a plain
+            adapter, poor in what stands in one document alone; see `fit_shards`.
         seed (`int`, *optional*, defaults to 0): of the shards, the initialization and the order.
         new_store (*optional*): makes a store for each shard; settles device and number format.
 
@@ -117,8 +120,7 @@ def retrain(
     """
     audit = audit if isinstance(audit, Audit) else Audit.load(audit)
     out, lora, schedule = Path(out), lora or Lora(), schedule or Schedule()
-    check_retrain(redact, method=method, lora=lora, shards=shards, shard_weight=shard_weight)
-    weight = shard_weight or default_weight(shards)
+    check_retrain(redact, method=method, shards=shards, combine=combine)
     store = new_store()
     store.check(str(base))
     base_print = model_fingerprint(base)
@@ -163,7 +165,7 @@ def retrain(
         write_json(out / _PRIVATE, {**private, "removed": removed, "audits": audits})
     fitting = Fitting(str(base), method, lora, schedule, seed, plan)
     dealt = deal(texts, unscored, shards=shards, seed=seed)
-    records, refitted = fit_shards(dealt, fitting=fitting, weight=weight, out=out, new_store=new_store)
+    records, refitted = fit_shards(dealt, fitting=fitting, combine=combine, out=out, new_store=new_store)
     if state.is_main_process:
         summary = {
             "exact": _statement(redact, exact=not leaky),
@@ -182,7 +184,7 @@ def retrain(
                 "tokens": sum(len(removal.tokens) for removal in removals.values()) if redact == "mask" else None,
             },
             "shards": records,
-            "shard_weight": weight,
+            "combine": combine,
             "refitted": refitted,
             "target": audit.metadata["target"],
             "base_source": str(base),
@@ -194,7 +196,7 @@ def retrain(
     return Retrained.load(out)
 
 
-def check_retrain(redact: str, *, method: str, lora: Lora, shards: int, shard_weight: float | None) -> None:
+def check_retrain(redact: str, *, method: str, shards: int, combine: str) -> None:
     """Refuse settings that do not fit together.
 
     Raises:
@@ -208,11 +210,9 @@ def check_retrain(redact: str, *, method: str, lora: Lora, shards: int, shard_we
     if shards < 1:
         problems.append(f"shards: {shards} is not a number from 1")
     if shards > 1 and method == "full":
-        problems.append("method: full fits one whole model, and whole models cannot be summed; use lora with shards")
-    if shards > 1 and method == "lora" and getattr(lora.config(), "use_dora", False):
-        problems.append("lora: DoRA's magnitudes cannot be summed over shards; use plain LoRA, or one shard")
-    if shard_weight is not None and (shards == 1 or not shard_weight > 0):
-        problems.append(f"shard_weight: {shard_weight} must be above 0, and with more than one shard")
+        problems.append("method: full fits a whole model, and shards are adapters over one base; use lora with shards")
+    if combine not in COMBINATIONS:
+        problems.append(f"combine: {combine!r} is not one of {', '.join(COMBINATIONS)}")
     if problems:
         raise MitigateError("\n".join(problems))
 
@@ -229,8 +229,10 @@ def _check_base(base: str, store: ModelStore, *, method: str, leaky: bool) -> li
     """What speaks against exactness, as far as it can be seen.
 
     Raises:
-        MitigateError: an adapter, where a whole model is to be trained.
+        MitigateError: a mixture; or an adapter, where a whole model is to be trained.
     """
+    if mixture_members(base):
+        raise MitigateError(f"{base}: a mixture of shards; give the base that they were fitted on")
     stack, _ = store.check(base)
     if stack and method == "full":
         raise MitigateError(f"{base}: an adapter; method full trains a whole model: merge it first, or use lora")

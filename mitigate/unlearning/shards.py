@@ -1,7 +1,7 @@
-"""Shards: documents dealt to models of their own, and the shards' adapters as one.
+"""Shards: documents dealt to models of their own, and the shards' adapters as one model.
 
 What a document taught is in one shard's adapter and nowhere else, so forgetting it means fitting that one anew
-(Bourtoule et al., "Machine Unlearning", arXiv 1912.03817, with adapters summed instead of predictions voted).
+(Bourtoule et al., "Machine Unlearning", arXiv 1912.03817; here the shards' predictions are mixed, not voted on).
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from safetensors.torch import load_file, save_file
 from mitigate.artifacts import fingerprint, new_directory, read_json, write_json
 from mitigate.documents import Document
 from mitigate.errors import MitigateError
-from mitigate.models import OVERLAY_FILE, ModelStore
+from mitigate.models import MIXTURE_FILE, OVERLAY_FILE, ModelStore
 from mitigate.origin import RETRAIN_RECORD
 from mitigate.runtime import process_state, seed_everything, share_of
 from mitigate.tokenization import tokenize_documents
 from mitigate.training import Lora, Schedule, fit
 from mitigate.unlearning.adapter import ADAPTER, add_adapter, save_adapter
 
+COMBINATIONS = ("mixture", "sum")
 _SHARD = "shard.json"
 _WEIGHTS = "adapter_model.safetensors"
 
@@ -86,34 +87,24 @@ def deal(
     ]
 
 
-def default_weight(shards: int) -> float:
-    """The factor of each shard's update in the sum: 1 / shards, their mean.
-
-    Loss on the training text (nats a token) of adapters over a tiny model, 48 documents, by factor:
-
-        shards   unsharded   0.7 / S   1 / S   1.3 / S   1 / √S      1
-             2        0.74      0.93    0.84      0.99     1.19   3.64
-             4        0.74      1.03    0.97      1.09     2.58   6.95
-
-    What documents have in common is learned by every shard, so a sum of factor 1 learns it S times over. What stands in
-    one document alone is scaled down: the price of sharding.
-    """
-    return 1 / shards
-
-
 def fit_shards(
-    shards: Sequence[Shard], *, fitting: Fitting, weight: float, out: Path, new_store: Callable[[], ModelStore]
+    shards: Sequence[Shard], *, fitting: Fitting, combine: str, out: Path, new_store: Callable[[], ModelStore]
 ) -> tuple[list[dict[str, Any]], list[int]]:
-    """Fit the shards that are not there yet or whose documents changed, and write their sum to `out`.
+    """Fit the shards that are not there yet or whose documents changed, and make one model of them in `out`.
 
     Each is saved as soon as it is done. Under several processes each fits a share. With one shard, its files are the
-    result. What `out` held before is removed before the first fit: weights that know what is being forgotten do not
+    result. A `mixture` (see `mitigate.mixture`) keeps nearly all that the shards learned, at as many forward passes as
+    there are shards; their `sum`, or rather mean, is a plain adapter, but scales down what stands in one document
+    alone. Loss on the retained text (nats a token) of a model fitted at once, of 3 shards mixed, summed, and of the
+    base, 80 documents over a tiny model: 1.92, 1.98, 3.66, 3.83; fitted at a fifth of the rate 2.90, 2.90, 3.70, 3.83.
+
+    What `out` held before is removed before the first fit: weights that know what is being forgotten do not
     outlive an interruption.
 
     Args:
         shards: of `deal`.
         fitting: base and settings.
-        weight: factor of every shard's update.
+        combine: one of `COMBINATIONS`.
         out: directory that holds `shard-N` and, if it was finished, the result and its `retrain.json`.
         new_store: loads the base.
 
@@ -123,7 +114,7 @@ def fit_shards(
     """
     state = process_state()
     published = out / RETRAIN_RECORD
-    before = read_json(published) if published.is_file() else {"shards": [], "shard_weight": None}
+    before = read_json(published) if published.is_file() else {"shards": [], "combine": None}
     wanted = {shard.number: shard.fingerprint(fitting) for shard in shards if shard.documents}
     kept = {}
     for shard in shards:
@@ -133,7 +124,7 @@ def fit_shards(
         if record and record["fingerprint"] == wanted.get(shard.number):
             kept[shard.number] = record
     missing = [number for number in wanted if number not in kept]
-    unchanged = before == {**before, "shards": list(kept.values()), "shard_weight": weight} and not missing
+    unchanged = before == {**before, "shards": list(kept.values()), "combine": combine} and not missing
     state.wait_for_everyone()  # all know what is there before one removes it
     if state.is_main_process and not unchanged:
         _unpublish(out, folders={f"shard-{number}" for number in kept})
@@ -146,15 +137,22 @@ def fit_shards(
     state.wait_for_everyone()
     if state.is_main_process and not unchanged:
         folders = [out / f"shard-{number}" for number in wanted]
-        if len(shards) > 1:
+        if len(shards) == 1:
+            _move_files(folders[0], out)
+        elif combine == "mixture":
+            write_json(out / MIXTURE_FILE, {"members": [folder.name for folder in folders]})
+        else:
             with new_directory(out / "sum", replace=True) as directory:
-                combine_adapters(folders, weight=weight, out=directory)
-            folders = [out / "sum"]
-        for file in sorted(folders[0].iterdir(), key=lambda file: file.name != _SHARD):  # cut short: no shard there
-            file.replace(out / file.name)
-        folders[0].rmdir()
+                combine_adapters(folders, weight=1 / len(shards), out=directory)
+            _move_files(out / "sum", out)
     state.wait_for_everyone()
     return [record for record in records if record], missing
+
+
+def _move_files(source: Path, out: Path) -> None:
+    for file in sorted(source.iterdir(), key=lambda file: file.name != _SHARD):  # cut short: no shard there
+        file.replace(out / file.name)
+    source.rmdir()
 
 
 def combine_adapters(directories: Sequence[Path], *, weight: float, out: Path) -> None:
@@ -196,7 +194,7 @@ def _fit(shard: Shard, fitting: Fitting, *, out: Path, mark: str, store: ModelSt
         audited = document.audited.copy()
         audited[np.array(shard.unscored.get(document.id, ()), dtype=int)] = False
         tokenized[place] = replace(document, audited=audited)
-    seed_everything(fitting.seed)  # one initialization for all: their sum keeps more, see `default_weight`
+    seed_everything(fitting.seed)  # one initialization for all: their sum keeps more
     if fitting.method == "lora":
         add_adapter(model, fitting.lora, seed=fitting.seed)
     else:

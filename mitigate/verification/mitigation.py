@@ -21,7 +21,7 @@ def mitigation_figures(before: Audit, after: Audit | None) -> dict[str, dict[str
         `unlearn`: objective, steps, why it stopped, parameters; None for other models.
         `retrain`: `exact` (what the model is and is conditional on, in words), `is_exact`, `this_audit`: whether what
         `before` selected was removed, `removed` (counts), `redact`, `method`, `shards` (that hold documents) and
-        `shard_weight`, `base` and `base_source`, `warnings`; None for other models.
+        `combine`, `base` and `base_source`, `warnings`; None for other models.
     """
     origin = (after.metadata.get("origin") if after is not None else None) or {"by": None}
     figures: dict[str, dict[str, Any] | None] = {"unlearn": None, "retrain": None}
@@ -29,7 +29,7 @@ def mitigation_figures(before: Audit, after: Audit | None) -> dict[str, dict[str
         figures["unlearn"] = {key: origin[key] for key in _UNLEARN}
     elif origin["by"] == "retrain":
         figures["retrain"] = {
-            **{key: origin[key] for key in ("exact", "is_exact", "removed", "shard_weight", "base_source", "warnings")},
+            **{key: origin[key] for key in ("exact", "is_exact", "removed", "combine", "base_source", "warnings")},
             **{key: origin["plan"][key] for key in ("base", "redact", "method")},
             "this_audit": before.fingerprint in origin["audits"],
             "shards": len(origin["shards"]),
