@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,15 @@ def cpu() -> ModelStore:
     return ModelStore(device="cpu")
 
 
+@cache
+def shared(purpose: str) -> ModelStore:
+    """A store that tests share, for loading takes longest: for loops, of which only the newest is alive; to read."""
+    return cpu()
+
+
 def loop_of(audit: Audit, settings: Unlearn, out: Path, **options: Any) -> Loop:
     """The loop that `unlearn` trains, before its first step."""
-    return prepare(audit, settings=settings, partial=out, **{"store": cpu(), **options})
+    return prepare(audit, settings=settings, partial=out, **{"store": shared("loops"), **options})
 
 
 def long_documents() -> Documents:

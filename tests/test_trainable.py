@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from mitigate.errors import MitigateError
 from mitigate.models import OVERLAY_FILE, Model, ModelStore
 from mitigate.unlearning.adapter import ADAPTER, as_before
 from mitigate.unlearning.loop import Loop
+from mitigate.unlearning.settings import Unlearn
 from mitigate.unlearning.trainable import Trainable, decoder_layers
 from mitigate.unlearning.trainer import MERGED, unlearn
 
@@ -32,7 +32,7 @@ METHODS = {"lora": {}, "dora": {}, "full": {}, "last_layers": {"layers": 1}}
 TARGETS = ("whole", "layered")
 
 
-def settings_of(method: str, **values: Any):
+def settings_of(method: str, **values: Any) -> Unlearn:
     return changed(QUICK, method=method, max_steps=3, **METHODS[method], **values)
 
 
@@ -61,13 +61,12 @@ class Trained:
     store: ModelStore
     weights: dict[str, torch.Tensor]  # the store's own, before training
     inputs: dict[Path, bytes]
+    history: list[dict[str, Any]]
     directory: Path
 
 
 @pytest.fixture(scope="module", params=[(method, target) for method in METHODS for target in TARGETS], ids="-".join)
-def trained(
-    request: pytest.FixtureRequest, world: World, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Trained]:
+def trained(request: pytest.FixtureRequest, world: World, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     method, target = request.param
     before: Audit = request.getfixturevalue(target)
     store, directory = cpu(), tmp_path_factory.mktemp("trained") / "out"
@@ -75,10 +74,10 @@ def trained(
     weights = {name: parameter.detach().clone() for name, parameter in base.named_parameters()}
     inputs = files(world.base.parent)
     loop = loop_of(before, settings_of(method), directory, store=store)
-    loop.train(resume=False)
+    history, _ = loop.train(resume=False)
     directory.mkdir()
     loop.trainable.save(loop.trainable.state(loop.accelerator, loop.module), directory)
-    return Trained(before, loop, store, weights, inputs, directory)
+    return Trained(before, loop, store, weights, inputs, history, directory)
 
 
 def test_the_saved_directory_is_the_trained_model(trained: Trained) -> None:
@@ -90,9 +89,9 @@ def test_the_saved_directory_is_the_trained_model(trained: Trained) -> None:
 
 
 def test_training_lowers_the_selected_tokens_from_where_the_audit_saw_them(trained: Trained) -> None:
-    begun = trained.loop._watch(step=0)["selected_log_ratio"]
-    lowered = float(log_ratio(trained.before)[selected_of(trained.before)].mean()) - 0.01
-    assert begun < lowered
+    begun, *_, ended = (entry["selected_log_ratio"] for entry in trained.history)
+    assert begun == pytest.approx(log_ratio(trained.before)[selected_of(trained.before)].mean(), abs=2e-4)
+    assert ended < begun - 0.01
 
 
 def test_neither_files_nor_the_callers_models_change(trained: Trained, world: World) -> None:
@@ -104,8 +103,9 @@ def test_neither_files_nor_the_callers_models_change(trained: Trained, world: Wo
     for name, parameter in trained.weights.items():
         [same] = [p for n, p in now.items() if n.replace(".base_layer", "") == name.replace(".base_layer", "")]
         assert torch.equal(same, parameter), name
-    earlier = trained.before.columns["log_prob"][trained.before.columns["audited"].astype(bool)]
-    np.testing.assert_allclose(log_probs(model, trained.before), earlier, rtol=0, atol=1e-5)
+    again = reaudit(trained.before, source, store=trained.store)
+    for name in ("log_prob", "log_prob_out"):
+        np.testing.assert_allclose(again.columns[name], trained.before.columns[name], rtol=0, atol=1e-5)
 
 
 def test_only_what_is_to_be_trained_is(trained: Trained, world: World) -> None:
@@ -117,7 +117,7 @@ def test_only_what_is_to_be_trained_is(trained: Trained, world: World) -> None:
         assert any("magnitude" in name for name in state) == (method == "dora")
         return
     assert not (trained.directory / "adapter_config.json").exists()
-    before = log_probs_of_merged(world, trained.before)
+    before = plain_weights(world, trained.before)
     after = AutoModelForCausalLM.from_pretrained(trained.directory).state_dict()
     assert before.keys() == after.keys()
     moved = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
@@ -127,7 +127,7 @@ def test_only_what_is_to_be_trained_is(trained: Trained, world: World) -> None:
         assert moved == {name for name in before if ".layers.1." in name}, "the last of two layers"
 
 
-def log_probs_of_merged(world: World, before: Audit) -> dict[str, torch.Tensor]:
+def plain_weights(world: World, before: Audit) -> dict[str, torch.Tensor]:
     """Weights of the target as a plain model."""
     source = before.metadata["target"]["source"]
     if Path(source) == world.target:
@@ -149,17 +149,23 @@ def test_p_0_is_the_audited_model_its_own_adapter_included(trained: Trained) -> 
         np.testing.assert_allclose(own, expected, rtol=0, atol=1e-4)
 
 
-def test_an_adapter_can_be_switched_off_after_training(trained: Trained) -> None:
+def test_an_adapter_is_off_inside_the_block_and_trainable_again_after_it(trained: Trained) -> None:
     trainable = trained.loop.trainable
     if not trainable.can_step_back:
         return
-    earlier = trained.before.columns["log_prob"][trained.before.columns["audited"].astype(bool)]
-    np.testing.assert_allclose(log_probs(trainable.model, trained.before), earlier, rtol=0, atol=1e-5)
+    first = trained.before.tokenized()[0]
+
+    def said() -> np.ndarray:
+        with torch.no_grad():
+            logits = trainable.module(torch.from_numpy(first.ids)[None]).logits[0, :-1].double()
+        return torch.log_softmax(logits, -1).gather(1, torch.from_numpy(first.ids[1:, None])).squeeze(1).numpy()
+
+    earlier = trained.before.columns["log_prob"][trained.before.rows[first.id]][1:]
     with as_before(trainable.model):
-        assert not any(parameter.requires_grad for parameter in trainable.module.parameters() if parameter.dim() == 0)
-    trainable_names = {name for name, parameter in trainable.module.named_parameters() if parameter.requires_grad}
-    assert trainable_names
-    assert all(f".{ADAPTER}." in name for name in trainable_names), "on again, and only it is trained"
+        np.testing.assert_allclose(said(), earlier, rtol=0, atol=1e-5)
+    assert np.abs(said() - earlier).max() > 1e-3
+    names = {name for name, parameter in trainable.module.named_parameters() if parameter.requires_grad}
+    assert names == {name for name, _ in trainable.module.named_parameters() if f".{ADAPTER}." in name} != set()
 
 
 # Stacks of adapters
@@ -172,7 +178,7 @@ def stacked(layered: Audit, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     return first.directory, reaudit(layered, first.directory, store=cpu())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["lora", "full"])
 def test_unlearning_goes_on_over_an_earlier_unlearning(
     world: World, stacked: tuple[Path, Audit], tmp_path: Path, method: str
 ) -> None:
@@ -216,8 +222,10 @@ def test_the_adapter_of_a_whole_model_loads_with_peft_alone(world: World, whole:
 # Merging
 
 
-@pytest.mark.parametrize("method", ["lora", "dora"])
-@pytest.mark.parametrize("target", ["whole", "layered", "stacked"])
+@pytest.mark.parametrize(
+    ("target", "method"),
+    [("whole", "lora"), ("whole", "dora"), ("layered", "lora"), ("layered", "dora"), ("stacked", "dora")],
+)
 def test_merged_it_is_a_plain_model_that_says_the_same(
     request: pytest.FixtureRequest, tmp_path: Path, method: str, target: str
 ) -> None:
@@ -294,8 +302,13 @@ def count_forwards(loop: Loop) -> list[int]:
 # Number formats
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        *((name, method) for name in ("llama", "gpt2", "gpt_neox") for method in ("lora", "full")),
+        ("gpt2", "last_layers"),
+    ],
+)
 def test_a_model_in_half_precision_is_trained_and_saved_in_it(
     tiny_model: TinyModelFactory, tmp_path: Path, name: str, method: str
 ) -> None:

@@ -123,9 +123,13 @@ def test_a_whole_run_ends_at_the_control_level(layered: Audit, tmp_path: Path) -
 # Steps
 
 
-@pytest.mark.parametrize("objective", ["hinge=1,distill=0.5", "npo", "substitute"])
-def test_small_forwards_train_the_same_as_one(audited: Audit, tmp_path: Path, objective: str) -> None:
-    trained, losses = [], []
+@pytest.mark.parametrize(
+    ("target", "objective"), [("layered", "hinge=1,distill=0.5"), ("whole", "npo"), ("layered", "substitute")]
+)
+def test_small_forwards_train_the_same_as_one(
+    request: pytest.FixtureRequest, tmp_path: Path, target: str, objective: str
+) -> None:
+    audited, trained, losses = request.getfixturevalue(target), [], []
     for batch_tokens in (None, 40):
         settings = changed(QUICK, objective=objective, batch_tokens=batch_tokens, learning_rate=0.3)
         loop = loop_of(audited, settings, tmp_path / "out")
