@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -23,12 +23,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mitigate import __version__
-from mitigate.artifacts import fingerprint, new_directory, read_json, read_table, write_json, write_table
+from mitigate.artifacts import new_directory, read_json, read_table, write_json, write_table
 from mitigate.detection.audit import Audit, audit, reaudit
 from mitigate.detection.references import References, crossfit_references, load_references
 from mitigate.documents import Documents, read_documents
-from mitigate.errors import MitigateError, NothingToUnlearnError
+from mitigate.errors import NothingToUnlearnError
 from mitigate.lab.carriers import plant_in_text
 from mitigate.lab.people import general_text, plant, write_jsonl
 from mitigate.lab.tiny import make_base
@@ -36,6 +35,7 @@ from mitigate.models import ModelStore, load_tokenizer, model_fingerprint, names
 from mitigate.origin import RETRAIN_RECORD
 from mitigate.recipe import Recipe
 from mitigate.runtime import process_state
+from mitigate.stages import Stages
 from mitigate.training import fine_tune
 from mitigate.unlearning.exact import retrain
 from mitigate.unlearning.trainer import unlearn
@@ -45,7 +45,6 @@ from mitigate.verification.tofu_answers import ask
 from mitigate.verification.tofu_questions import Question, Tofu, read_questions, unfamiliar
 
 logger = logging.getLogger(__name__)
-RUN = "run.json"
 
 
 def run(recipe: Recipe, *, replace: bool = False) -> Comparison:
@@ -72,11 +71,7 @@ class Pipeline:
         self.out = recipe.out
         self.state = process_state(recipe.models.device)
         self._check_inputs()
-        if self.state.is_main_process:
-            self.record = self._open(replace=replace)
-        self.state.wait_for_everyone()
-        if not self.state.is_main_process:
-            self.record = read_json(self.out / RUN)
+        self.stages = Stages(recipe.out, recipe.model_dump(mode="json"), state=self.state, replace=replace)
 
     def run(self) -> Comparison:
         """All stages that are not done yet, then the report."""
@@ -115,7 +110,7 @@ class Pipeline:
             with new_directory(self._documents_file.parent, replace=True) as directory:
                 write_jsonl(documents, directory / self._documents_file.name)
 
-        self._stage("lab.documents", [people.model_dump(), self.recipe.seed], make, self._documents_file)
+        self.stages.run("lab.documents", [people.model_dump(), self.recipe.seed], make, self._documents_file)
 
     def make_models(self) -> None:
         """Lab: train the base from scratch, the target and the oracle; then the cross-fitted references.
@@ -133,7 +128,7 @@ class Pipeline:
                     else tuple(general_text(lab.base_documents, seed=recipe.seed))
                 )
                 shape = lab.base
-                self._stage(
+                self.stages.run(
                     "lab.base",
                     [shape.model_dump(), Documents(text).fingerprint, recipe.seed],
                     lambda: make_base(
@@ -144,7 +139,7 @@ class Pipeline:
             trained = {"target": self.documents.subset(["forget", "retain"])}
             trained |= {"oracle": audited.subset("retain")} if lab.oracle else {}
             for name, chosen in trained.items():
-                self._stage(
+                self.stages.run(
                     f"lab.{name}",
                     [lab.target.model_dump(), model_fingerprint(self.base), chosen.fingerprint, recipe.seed],
                     lambda name=name, chosen=chosen: fine_tune(  # type: ignore[misc]
@@ -162,7 +157,7 @@ class Pipeline:
                 )
         if recipe.references.count:
             settings = recipe.references
-            self._stage(
+            self.stages.run(
                 "references",
                 [
                     settings.model_dump(exclude={"given"}),
@@ -207,7 +202,7 @@ class Pipeline:
         target = self._fingerprint(self.target)
         inputs = [recipe.detect.model_dump(), target, references, self.audited.fingerprint, recipe.seed]
         inputs += [recipe.forget.model_dump()] if recipe.forget else []
-        self._stage("audit", inputs, make, path, every_process=True)
+        self.stages.run("audit", inputs, make, path, every_process=True)
         return Audit.load(path)
 
     def unlearn(self, before: Audit) -> Path:
@@ -223,7 +218,7 @@ class Pipeline:
             unlearn(before, out=path, retain=anchors, settings=recipe.unlearn, store=self.store(), seed=recipe.seed)
 
         inputs = [recipe.unlearn.model_dump(), before.fingerprint, anchors and anchors.fingerprint, recipe.seed]
-        self._stage("unlearn", inputs, make, path, every_process=True)
+        self.stages.run("unlearn", inputs, make, path, every_process=True)
         return path
 
     def retrain(self, before: Audit) -> Path:
@@ -256,7 +251,7 @@ class Pipeline:
 
         base = model_fingerprint(self.base)
         inputs = [settings.model_dump(), fitting.model_dump(), before.fingerprint, more.fingerprint, base]
-        self._stage("retrain", [*inputs, recipe.seed], make, path / RETRAIN_RECORD, every_process=True)
+        self.stages.run("retrain", [*inputs, recipe.seed], make, path / RETRAIN_RECORD, every_process=True)
         return path
 
     def reaudit(self, before: Audit, mitigated: Path) -> Audit:
@@ -268,7 +263,7 @@ class Pipeline:
             if self.state.is_main_process:
                 result.save(path, replace=True)
 
-        self._stage("reaudit", [before.fingerprint, self._fingerprint(mitigated)], make, path, every_process=True)
+        self.stages.run("reaudit", [before.fingerprint, self._fingerprint(mitigated)], make, path, every_process=True)
         return Audit.load(path)
 
     def tofu(self, mitigated: Path | None) -> dict[str, Any] | None:
@@ -290,7 +285,7 @@ class Pipeline:
                 write_table(path, table)
 
         inputs = [settings.model_dump(), [asdict(question) for question in self.questions], self._fingerprint(model)]
-        self._stage(f"tofu.{side}", inputs, make, path, every_process=True)
+        self.stages.run(f"tofu.{side}", inputs, make, path, every_process=True)
         return read_table(path)
 
     def report(
@@ -320,7 +315,7 @@ class Pipeline:
             self._fingerprint(self.oracle) if self.oracle else None,
             recipe.report.extraction,
         ]
-        self._stage("verify", inputs, make, path, every_process=True)
+        self.stages.run("verify", inputs, make, path, every_process=True)
         extraction = {
             key: {int(span): done for span, done in found.items()}
             for key, found in read_json(path / "extraction.json").items()
@@ -336,7 +331,7 @@ class Pipeline:
             tofu=tofu,
             name=recipe.name,
             recipe=recipe.model_dump(mode="json"),
-            seconds={stage: entry["seconds"] for stage, entry in self.record["stages"].items()},
+            seconds=self.stages.seconds(),
             show_text=recipe.report.show_text,
         )
         if self.state.is_main_process:
@@ -439,71 +434,3 @@ class Pipeline:
         if self.recipe.lab is None or self.recipe.lab.people is None:
             _ = self.audited
         _ = self.questions
-
-    def _open(self, *, replace: bool) -> dict[str, Any]:
-        """Make or check the run's directory.
-
-        Raises:
-            MitigateError: it holds another run, or something that is no run.
-        """
-        recipe = self.recipe.model_dump(mode="json")
-        identity = fingerprint([recipe[key] for key in ("name", "seed", "data", "models", "lab")])
-        if self.out.exists() and not self.out.is_dir():
-            raise MitigateError(f"{self.out}: a file, not a directory; choose another out=")
-        if replace and self.out.exists():
-            if not (self.out / RUN).is_file() and any(self.out.iterdir()):
-                raise MitigateError(
-                    f"{self.out}: not a run (no {RUN}), so --replace leaves it alone; choose another out="
-                )
-            shutil.rmtree(self.out)
-        record: dict[str, Any] = {"identity": identity, "stages": {}}
-        if (self.out / RUN).is_file():
-            record = read_json(self.out / RUN)
-            if record["identity"] != identity:
-                raise MitigateError(
-                    f"{self.out}: holds another run ({record['recipe']['name']!r}, other data, models or seed); "
-                    "choose another out=, or start it anew with --replace"
-                )
-        elif self.out.exists() and any(self.out.iterdir()):
-            raise MitigateError(f"{self.out}: not empty, and not a run of this tool (no {RUN}); choose another out=")
-        record["recipe"] = recipe
-        write_json(self.out / RUN, record)
-        self.out.chmod(0o700)
-        return record
-
-    def _stage(
-        self,
-        name: str,
-        inputs: list[Any],
-        make: Callable[[], object],
-        output: Path,
-        *,
-        every_process: bool = False,
-        resumable: bool = False,
-    ) -> None:
-        """Run a stage unless its output is there, made from the same inputs."""
-        key = fingerprint([__version__, *inputs])
-        done = self.record["stages"].get(name)
-        current = done is not None and done["fingerprint"] == key
-        self.state.wait_for_everyone()  # all decide before anyone writes
-        if current and done["complete"] and output.exists():
-            logger.info("%s: unchanged, skipped", name)
-            return
-        logger.info("%s", name)
-        before = done["seconds"] if current else 0.0
-        if not (resumable and current) and self.state.is_main_process and output.is_dir():
-            shutil.rmtree(output)
-        if not current and self.state.is_main_process:  # a checkpoint made from other inputs
-            shutil.rmtree(output.with_name(f"{output.name}.partial"), ignore_errors=True)
-        self._note(name, key, before, complete=False)
-        self.state.wait_for_everyone()
-        started = time.monotonic()
-        if every_process or self.state.is_main_process:
-            make()
-        self.state.wait_for_everyone()
-        self._note(name, key, before + time.monotonic() - started, complete=True)
-
-    def _note(self, name: str, key: str, seconds: float, *, complete: bool) -> None:
-        self.record["stages"][name] = {"fingerprint": key, "seconds": round(seconds, 2), "complete": complete}
-        if self.state.is_main_process:
-            write_json(self.out / RUN, self.record)
