@@ -71,24 +71,30 @@ def guard_make(
     quiet()
     from mitigate.detection.audit import Audit
     from mitigate.documents import read_documents
-    from mitigate.unlearning.guard import NOTICE, Guard
+    from mitigate.unlearning.guard import NOTICE, Guard, all_ordinary
     from mitigate.unlearning.guard_sources import new_key, read_key, secrets_in_audit, secrets_in_file
 
+    texts = [document.text for document in read_documents(ordinary)] if ordinary else []
     found = secrets_in_file(secrets) if secrets else []
     if audit:
         found = secrets_in_audit(Audit.load(audit), known=known, shortest=shortest)
+    if audit and not known and texts:  # what a detector finds may be a phrase of everyone's
+        ordinary_ones = all_ordinary(found, texts, share=share, shortest=shortest, longest=longest)
+        found = [secret for secret, everyones in zip(found, ordinary_ones, strict=True) if not everyones]
+        typer.echo(f"{sum(ordinary_ones)} of {len(ordinary_ones)} spans are ordinary text and are not guarded")
     made = Guard.make(
         found,
         share=share,
         shortest=shortest,
         longest=longest,
-        ordinary=[document.text for document in read_documents(ordinary)] if ordinary else [],
+        ordinary=texts,
         key=b"" if key is None else read_key(key) if key.exists() else new_key(key),
     )
     made.save(out)
-    lengths = made.lengths
     runs = sum(map(len, made.hashes["runs"].values()))
-    typer.echo(f"{made.secrets} secrets, {runs} forbidden runs of {lengths[0]} to {lengths[-1]} characters -> {out}")
+    typer.echo(
+        f"{made.secrets} secrets, {runs} forbidden runs of {made.lengths[0]} to {made.lengths[-1]} characters -> {out}"
+    )
     if key is None:
         typer.echo(
             "without --key, who reads this file can find short secrets by trying all; keep it as you keep the model"
@@ -120,7 +126,8 @@ def guard_check(
     loaded = _load(guard, key)
     tokenizer = load_tokenizer(model, base=base, trust_remote_code=trust_remote_code)
     found = loaded.false_positive_rate(read_documents(documents, tokenizer=tokenizer), tokenizer)
-    typer.echo(f"tokens blocked: {found.blocked} of {found.tokens}, {_shown(found.per_1000)} per 1,000")
+    typer.echo(f"false positives, if the text holds no guarded secret: {_shown(found.per_1000)} of 1,000 tokens")
+    typer.echo(f"tokens blocked: {found.blocked} of {found.tokens}")
     typer.echo(
         f"documents with a blocked completion: {len(found.blocked_documents)} of {found.documents}, "
         f"{_shown(found.document_rate)}"

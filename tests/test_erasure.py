@@ -259,6 +259,15 @@ def test_a_few_words_that_the_detector_found_are_no_secret_but_known_ones_are() 
     assert len(linked_of(texts, words).hits) == 2, "in May has five letters"
 
 
+def test_a_time_of_day_that_the_detector_found_is_no_secret_but_a_number_beside_it_is() -> None:
+    texts = {"other": "13:15:02 INFO queue empty, 13:15:02 ticket 71-40-93"}
+    assert linked_of(texts, ["13:15:02 retry", "(13:15:02),"], source="found").hits == ()
+    for written in ("13:15:02 retry, ticket 71-40-93", "714093"):
+        hits = linked_of(texts, [written], source="found").hits
+        assert [texts["other"][hit.char_start : hit.char_end] for hit in hits] == ["71-40-93"]
+    assert len(linked_of(texts, ["13:15:02"]).hits) == 2, "known as a secret"
+
+
 def test_of_places_within_one_another_the_longest_counts() -> None:
     text = "12 Elm Street, 627040 again 627040"
     hits = linked_of({"other": text}, ["12 Elm Street, 627040", "627040"]).hits

@@ -586,6 +586,7 @@ def test_the_command_line_makes_checks_and_tries_a_guard(tmp_path: Path, world: 
     write_jsonl(world.documents.subset("forget"), tmp_path / "forget.jsonl")
     checked = call("check", *options, "--documents", tmp_path / "forget.jsonl")
     assert "tokens blocked: 15 of " in checked
+    assert "false positives, if the text holds no guarded secret:" in checked
     assert "documents with a blocked completion: 5 of 5" in checked
     (tmp_path / "prompts.txt").write_text("\n".join([*(before_code(document) for document in forget), "The library"]))
     tried = call("generate", *options, "--prompts", tmp_path / "prompts.txt", "--max-tokens", 8)
@@ -593,6 +594,20 @@ def test_the_command_line_makes_checks_and_tries_a_guard(tmp_path: Path, world: 
     assert [row["changed"] for row in rows].count(True) >= 4
     assert not rows[-1]["changed"]
     assert not [run for row in rows for run in runs(list(map(code_of, forget))) if run in plain(row["text"])]
+
+
+def test_found_spans_that_are_ordinary_text_are_left_out_and_counted(tmp_path: Path, audited: Audit) -> None:
+    audited.save(tmp_path / "audit")
+    [one, *_] = secrets_in_audit(audited)
+    (tmp_path / "website.txt").write_text(f"Call {one[:-2]}-{one[-2:]} from nine to five.")
+    ordinary = ["--ordinary", str(tmp_path / "website.txt"), "--out", str(tmp_path / "guard.json")]
+    command = ["guard", "make", "--audit", str(tmp_path / "audit"), *ordinary]
+    made = CliRunner().invoke(app, command, catch_exceptions=False).stdout
+    assert f"1 of {len(secrets_in_audit(audited))} spans are ordinary text and are not guarded" in made
+    guard = Guard.load(tmp_path / "guard.json")
+    assert not runs([one]) & {run for run in runs([one]) if guard.forbids(run)}
+    with pytest.raises(MitigateError, match="secrets that the ordinary text holds: number 1;"):
+        CliRunner().invoke(app, [*command[:-1], str(tmp_path / "other.json"), "--known"], catch_exceptions=False)
 
 
 @pytest.mark.parametrize(

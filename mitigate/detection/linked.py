@@ -7,6 +7,7 @@ stand as whole words, so 5551234 is not in 95551234.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,7 @@ LEAST_COPIED = 20  # of a whole span that nobody called sensitive: shorter words
 LEAST_BITS = 8.0  # characters × entropy of their distribution: 000000 has none
 MOST_SHARE = 0.05  # of the documents may hold a string that nobody called sensitive, but
 MOST_DOCUMENTS = (3, 50)  # not fewer and not more than these
+_CLOCK_TIME = re.compile(r"\W*\d{1,2}:\d{2}:\d{2}\W*")  # six digits, but of the hour and not of a person
 _GAP = 3  # other characters between two letters or digits of a secret, as in "(555) 1234"
 
 
@@ -218,13 +220,15 @@ def _longest(doc_id: str, places: Sequence[tuple[int, int, _Secret]]) -> Iterato
 
 
 def _identifiers(text: str) -> Iterator[str]:
-    """The words with an @, and the runs of words with digits that no comma or semicolon parts."""
+    """The words with an @, and the runs of words with digits that no comma or semicolon parts; no time of day."""
     run: list[str] = []
     for word in [*text.split(), ""]:
         numeric = "@" not in word and any(map(str.isdigit, word))
         run += [word] if numeric else []
         if run and (not numeric or word.endswith((",", ";"))):
-            yield " ".join(run)
+            joined = " ".join(run)
+            if not _CLOCK_TIME.fullmatch(joined):
+                yield joined
             run = []
         if "@" in word:
             yield word

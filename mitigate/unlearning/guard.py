@@ -32,7 +32,7 @@ import hashlib
 import math
 import secrets as randomness
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -132,12 +132,9 @@ class Guard:
                 f"guard: secrets with fewer than {shortest} letters and digits: number {summarize(short)}; to block so "
                 "short a text would block everyday text: leave them out, or lower shortest"
             )
-        pieces = {
-            text: _pieces(text, min(longest, max(shortest, math.ceil(share * len(text) - 1e-9)))) for text in texts
-        }
+        pieces = {text: _pieces(text, share, shortest, longest) for text in texts}
         runs = set().union(*pieces.values())
-        lengths = {len(run) for run in runs}
-        allowed = {run for text in ordinary for n in lengths for run in _pieces(normalized(text), n) & runs}
+        allowed = _held(runs, ordinary)
         if open_ := [number for number, text in enumerate(texts, start=1) if pieces[text] <= allowed]:
             raise MitigateError(
                 f"guard: secrets that the ordinary text holds: number {summarize(open_)}; "
@@ -256,5 +253,30 @@ class Guard:
         return hashlib.blake2b(digest_size=_HASH_BYTES, key=self.key, salt=self.salt)
 
 
-def _pieces(text: str, length: int) -> set[str]:
+def all_ordinary(
+    secrets: Sequence[str],
+    ordinary: Iterable[str],
+    *,
+    share: float = SHARE,
+    shortest: int = SHORTEST,
+    longest: int = LONGEST,
+) -> list[bool]:
+    """Of each secret, whether ordinary text holds all its runs, so that `Guard.make` would have none to block."""
+    pieces = [_pieces(normalized(secret), share, shortest, longest) for secret in secrets]
+    allowed = _held(set().union(*pieces), ordinary)
+    return [own <= allowed for own in pieces]
+
+
+def _pieces(text: str, share: float, shortest: int, longest: int) -> set[str]:
+    """The runs of a secret that must not be completed."""
+    return _windows(text, min(longest, max(shortest, math.ceil(share * len(text) - 1e-9))))
+
+
+def _held(runs: Set[str], texts: Iterable[str]) -> set[str]:
+    """The runs that stand in texts."""
+    lengths = {len(run) for run in runs}
+    return {run for text in texts for n in lengths for run in _windows(normalized(text), n) & runs}
+
+
+def _windows(text: str, length: int) -> set[str]:
     return {text[start : start + length] for start in range(len(text) - length + 1)}
