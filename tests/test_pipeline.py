@@ -154,6 +154,7 @@ def test_report_json_has_the_documented_keys_and_types(finished: tuple[Path, Com
             "counts",
             "skipped",
             "unlearn",
+            "retrain",
             "seconds",
         ),
         *("fingerprints", "versions", "recipe", "notes", "show_text"),
