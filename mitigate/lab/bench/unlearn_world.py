@@ -245,6 +245,7 @@ def without_secrets(document: Document, own: TokenizedDocument) -> Document | No
 
 
 def find_people(path: Path | None, settings: UnlearnWorldSettings, *, seed: int) -> Documents:
+    """All people that may be dealt to sets: a file's, or invented ones, most of them with one document."""
     if path is not None:
         return Documents(read_documents(path).items)
     needed = settings.forget + settings.retain + settings.holdout
