@@ -237,6 +237,16 @@ def test_verdict(auc: float | None, holdout: float | None, headline: str, status
     assert verdict.status == status
 
 
+def test_what_a_model_retrained_without_the_text_loses_too_is_no_cost() -> None:
+    report = changed()
+    report["utility"]["holdout_nll"] |= {"before": 2.31, "after": 2.71, "oracle": 2.70}
+    verdict = judge(Figures(report))
+    assert verdict.status == "good"
+    assert any("never-seen text +0.400 (+0.010 against the retrained model)" in line for line in verdict.sentences)
+    report["utility"]["holdout_nll"]["oracle"] = None
+    assert judge(Figures(report)).status == "bad"
+
+
 def test_a_good_headline_does_not_hide_what_else_went_wrong() -> None:
     report = changed(over_forgotten_share=0.4)
     assert judge(Figures(report)).status == "caution"
