@@ -14,14 +14,19 @@ from mitigate.detection.audit import Audit
 from mitigate.unlearning.levels import Control, control_level, span_floor
 
 
-def test_the_control_is_what_as_hard_tokens_of_unseen_documents_look_like(whole: Audit) -> None:
+@pytest.mark.parametrize("unseen", [2, 5])
+def test_the_control_is_what_as_hard_tokens_of_unseen_documents_look_like(whole: Audit, unseen: int) -> None:
+    sets = [name if name != "holdout" else None for name in whole.sets().values()]
+    sets[-unseen:] = ["holdout"] * unseen
+    place = whole.documents.column_names.index("set")
+    whole = replace(whole, documents=whole.documents.set_column(place, "set", pa.array(sets)))
     chosen, ratio, out = selected_of(whole), log_ratio(whole), whole.columns["log_prob_out"]
     ordered = sorted(float(x) for x in out[chosen])
     edges = []
     for tenth in range(1, 10):
-        place = tenth / 10 * (len(ordered) - 1)
-        low = int(place)
-        edges.append(ordered[low] + (place - low) * (ordered[low + 1] - ordered[low]))
+        at = tenth / 10 * (len(ordered) - 1)
+        low = int(at)
+        edges.append(ordered[low] + (at - low) * (ordered[low + 1] - ordered[low]))
     alike: list[list[float]] = [[] for _ in range(10)]
     count = [0] * 10
     for doc_id, rows in whole.rows.items():
@@ -30,10 +35,11 @@ def test_the_control_is_what_as_hard_tokens_of_unseen_documents_look_like(whole:
                 continue
             stratum = sum(edge <= out[row] for edge in edges)
             count[stratum] += bool(chosen[row])
-            if doc_id.startswith("holdout"):
+            if whole.sets()[doc_id] == "holdout":
                 alike[stratum].append(float(ratio[row]))
     usable = [n for n in range(10) if len(alike[n]) >= 10]
-    assert len(usable) > 1, "more than one stratum has holdout tokens enough"
+    assert len(usable) > 1, "more than one stratum has unseen tokens enough"
+    assert len(usable) < 10 or unseen > 2, "of few documents some have not"
     total = sum(count[n] for n in usable)
     level = sum(count[n] * sum(alike[n]) / len(alike[n]) for n in usable) / total
     distance = sum(count[n] * sum(map(abs, alike[n])) / len(alike[n]) for n in usable) / total
