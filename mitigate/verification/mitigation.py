@@ -60,6 +60,12 @@ def mitigation_notes(retrain: Mapping[str, Any] | None) -> list[str]:
             f"{unsought} removed strings are too short or too common to be looked for in other training documents; "
             "where they stand there, the model was fitted on them."
         )
+    if retrain["is_exact"] and retrain["redact"] in ("mask", "fake"):
+        notes.append(
+            "The documents were still learned but for what was removed, so the form of their secrets may be likelier "
+            "than in documents never seen. An AUC above 0.5 is then no trace of the secrets; redact: drop leaves the "
+            "documents out."
+        )
     if retrain["redact"] == "placeholder":
         notes.append(
             "Where the model learned to expect a placeholder, a secret is less probable than if it had never been "
