@@ -319,6 +319,16 @@ def test_without_an_oracle_forget_quality_is_not_measured_and_the_notes_say_so(t
     assert tofu_notes(None) == []
 
 
+def test_a_model_that_never_knew_the_world_is_noted(tables: dict[str, pa.Table]) -> None:
+    figures = tofu_figures({"before": tables["target"], "after": None, "oracle": tables["base"]})
+    figures["sets"]["real_authors"]["rouge_l_recall"]["before"] = 0.6
+    figures["sets"]["world_facts"]["rouge_l_recall"]["before"] = 0.02
+    [note] = tofu_notes(figures)
+    assert "2% of world_facts (ROUGE-L" in note
+    figures["sets"]["world_facts"]["rouge_l_recall"]["before"] = 0.3
+    assert tofu_notes(figures) == []
+
+
 # --- questions --------------------------------------------------------------------------------------------------------
 
 
@@ -421,7 +431,7 @@ def test_a_recipe_reports_tofu_s_figures_and_asks_only_models_that_changed(
     assert written["tofu"] == comparison.report["tofu"]
     assert written["tofu"]["questions"] == dict.fromkeys(QUESTION_SETS, 6)
     assert 0 < written["tofu"]["forget_quality"]["after"] <= 1
-    assert not any("TOFU" in note for note in written["notes"])
+    assert [note for note in written["notes"] if "TOFU" in note] == tofu_notes(written["tofu"])
     page = (tmp_path / "run/report.html").read_text(encoding="utf-8")
     assert "TOFU benchmark" in page
     assert "Forget quality: log10 of the p-value" in page

@@ -171,6 +171,14 @@ def tofu_notes(figures: Mapping[str, Any] | None) -> list[str]:
         notes.append(
             "No oracle (a model retrained without the forget documents): TOFU's forget quality is not measured."
         )
+    unknown = [name for name in _CHOICES if figures and figures["sets"][name]["rouge_l_recall"]["before"] < _KNOWN]
+    if figures and unknown:
+        found = [f"{figures['sets'][name]['rouge_l_recall']['before']:.0%} of {name}" for name in unknown]
+        notes.append(
+            f"TOFU: already the model before unlearning answers only {' and '.join(found)} (ROUGE-L recall): it never "
+            "knew them. Model utility, a harmonic mean, is then near 0 whatever is unlearned, and cannot show what "
+            "unlearning does to such knowledge; retain_utility takes the retain questions alone."
+        )
     return notes
 
 
@@ -245,6 +253,7 @@ def _padded(rows: Sequence[Sequence[float]]) -> np.ndarray:
     return padded
 
 
+_KNOWN = 0.1  # ROUGE-L recall of a set below which a model does not know its answers
 _TINY = np.finfo(float).tiny
 PAPER = Definition(truth_ratio, choice_probability)
 RELEASED_CODE = Definition(geometric_truth_ratio, normalized_choice_probability)
