@@ -439,6 +439,7 @@ def test_a_recipe_reports_tofu_s_figures_and_asks_only_models_that_changed(
     assert rows[1].oracle is not None
 
     caplog.set_level("INFO")
+    caplog.clear()  # another test may have had the first run logged, too
     run(tofu_recipe(unlearn={"max_steps": 3, "check_every": 2, "stop_at_control": False}))
     stages = [message for message in caplog.messages if message.startswith("tofu.")]
     assert stages == ["tofu.before: unchanged, skipped", "tofu.after", "tofu.oracle: unchanged, skipped"]
