@@ -34,7 +34,7 @@ def retrain(
         str,
         typer.Option(
             help="mask: no loss on the selected tokens; placeholder: [PHONE]; fake: another number of that format; "
-            "drop: leave the documents out."
+            "drop: leave the documents to forget out."
         ),
     ] = "mask",
     documents: Annotated[

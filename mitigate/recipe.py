@@ -106,7 +106,7 @@ class RetrainSettings(_Section):
         "mask",
         pattern=f"^({'|'.join(REDACTIONS)})$",
         description="mask: no loss on the selected tokens; placeholder: [PHONE]; fake: another number of that format; "
-        "drop: leave the documents out",
+        "drop: leave the documents to forget out",
     )
     documents: list[DocumentSource] = Field(
         default_factory=list, description="further text that the target was trained on, besides data.documents"

@@ -77,7 +77,7 @@ def assert_equal(one: Path, two: Path) -> None:
 
 
 def selecting(audit: Audit, *ids: str) -> Audit:
-    """The audit with only the known spans of some documents selected."""
+    """The audit with only some documents to forget, and only their known spans selected."""
     rows = [{**row, "selected": row["doc_id"] in ids and row["source"] == "known"} for row in audit.spans.to_pylist()]
     chosen = np.zeros(len(audit.tokens), dtype=bool)
     for row in rows:
@@ -85,7 +85,17 @@ def selecting(audit: Audit, *ids: str) -> Audit:
             first = audit.rows[row["doc_id"]].start
             chosen[first + row["token_start"] : first + row["token_end"]] = True
     tokens = audit.tokens.set_column(audit.tokens.column_names.index("selected"), "selected", [chosen])
-    return replace(audit, spans=type(audit.spans).from_pylist(rows, schema=audit.spans.schema), tokens=tokens)
+    documents = audit.documents.to_pylist()
+    for row in documents:
+        row["set"] = "holdout" if row["set"] == "holdout" else "forget" if row["doc_id"] in ids else "retain"
+    chosen_audit = replace(
+        audit,
+        spans=type(audit.spans).from_pylist(rows, schema=audit.spans.schema),
+        documents=type(audit.documents).from_pylist(documents, schema=audit.documents.schema),
+        tokens=tokens,
+    )
+    metadata = {**audit.metadata, "documents": chosen_audit.document_list().fingerprint}
+    return replace(chosen_audit, metadata=metadata)
 
 
 def secret_of(document: Document) -> str:
@@ -376,6 +386,23 @@ def test_with_dropped_documents_the_model_is_one_fine_tuned_on_the_others(
     assert json.loads((done.directory / "adapter_config.json").read_text())["base_model_name_or_path"] == str(
         world.base
     )
+
+
+def test_documents_to_forget_are_dropped_with_or_without_a_selected_span(
+    world: World, leaky: Audit, again: Callable[..., Retrained]
+) -> None:
+    asked = selecting(leaky, "forget-0")
+    documents = [
+        {**row, "set": "forget" if row["doc_id"] == "retain-1" else row["set"]} for row in asked.documents.to_pylist()
+    ]
+    asked = replace(asked, documents=type(asked.documents).from_pylist(documents, schema=asked.documents.schema))
+    done = again(asked, redact="drop", shards=2)
+    assert done.summary["removed"]["documents_left_out"] == 2
+    assert done.summary["removed"]["spans"] == 1
+    kept = again(asked, redact="mask", out="mask")
+    assert kept.summary["removed"]["documents_left_out"] == 0
+    later = again(selecting(leaky, "forget-1"), redact="drop", shards=2)
+    assert later.summary["removed"]["documents_left_out"] == 3, "and stay left out"
 
 
 def test_with_placeholders_the_model_is_one_fine_tuned_on_the_text_with_them(

@@ -100,9 +100,9 @@ def retrain(
             are unchanged are kept.
         redact (`str`, *optional*, defaults to `mask`): `mask` takes no loss on the selected tokens, which are still
             read as the context of what follows them; `placeholder` and `fake` replace the selected spans' characters,
-            see `redact_document`; `drop` leaves out the documents that hold selected spans. Where the model learned to
-            expect a placeholder, a secret is less probable than if it had never been there, and that can be seen; with
-            a fake it is as probable as any other string of its format.
+            see `redact_document`; `drop` leaves out the documents of the forget set, and whichever else hold selected
+            spans. Where the model learned to expect a placeholder, a secret is less probable than if it had never been
+            there, and that can be seen; with a fake it is as probable as any other string of its format.
         documents (*optional*): more text that the target was trained on; documents that the audit has count once.
         copies (`bool`, *optional*, defaults to `True`): remove the selected spans' text wherever else it stands in the
             training documents as well, see `find_linked`; with `mask`, all tokens of these places.
@@ -131,7 +131,7 @@ def retrain(
         raise MitigateError(f"{base}: its tokenizer is not the audited model's; give the base that this was made from")
     more = read_documents(documents, tokenizer=tokenizer) if isinstance(documents, str | Path) else documents
     training = training_documents(audit, more)
-    selected = selected_removals(audit, training)
+    selected = selected_removals(audit, training, whole=redact == "drop")
     doubts += doubled_texts(audit, training)
 
     plan = {
@@ -275,6 +275,6 @@ def _statement(redact: str, *, exact: bool) -> str:
         "mask": "no loss was taken on the removed tokens, which were read only as the context of those after them",
         "placeholder": "the removed text was replaced by placeholders before training",
         "fake": "the removed text was replaced by fakes before training",
-        "drop": "the documents that held the removed text were left out",
+        "drop": "the documents to forget, and all that held text selected in them, were left out",
     }
     return f"exact, given that the base never saw it: fitted anew from the base; {how[redact]}"

@@ -82,8 +82,14 @@ def doubled_texts(audit: Audit, training: Documents) -> list[str]:
     ]
 
 
-def selected_removals(audit: Audit, training: Documents) -> dict[str, Removal]:
+def selected_removals(audit: Audit, training: Documents, *, whole: bool = False) -> dict[str, Removal]:
     """The selected spans and tokens of the training documents.
+
+    Args:
+        audit: selected them.
+        training: documents that the target was trained on.
+        whole (`bool`, *optional*, defaults to `False`): with an entry for every document of the forget set, selected
+            tokens in it or not.
 
     Raises:
         NothingToUnlearnError: there are none.
@@ -100,6 +106,8 @@ def selected_removals(audit: Audit, training: Documents) -> dict[str, Removal]:
         for id, positions in tokens.items()
         if positions or id in spans
     }
+    if whole and (requested := [document.id for document in training if document.set == "forget"]):
+        return {**dict.fromkeys(requested, Removal()), **removals}
     if not any(removal.tokens for removal in removals.values()):
         where = "in a training document, only in holdout documents" if chosen.any() else "by this audit"
         raise NothingToUnlearnError(
