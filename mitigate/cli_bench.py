@@ -191,7 +191,10 @@ def bench_unlearn(
     ] = None,
     tries: Annotated[
         int,
-        typer.Option(min=1, help="Learning rates that every method chooses from: the common one times powers of 3."),
+        typer.Option(
+            min=1,
+            help="On the first seed, learning rates to choose from: the common one times powers of 3.",
+        ),
     ] = 3,
     retrain: Annotated[
         bool, typer.Option(help="Fit anew without the secrets, too: what exact unlearning gives.")
@@ -206,14 +209,15 @@ def bench_unlearn(
     """Every way to unlearn, against models that never saw what is forgotten; OUT/results.json, and a table.
 
     Each seed deals people to forget, retain and holdout, fine-tunes a target, audits it, and lets every objective
-    forget the audit's tokens (token scope) and whole documents (sequence scope), each at --tries learning rates. The
-    rate is chosen on half of the forget people, the figures are of the other half. Distances are to models that were
-    trained without these people (document oracles) or without a loss on their secrets (token oracles); the floor is the
-    distance of two such models. Membership is told by judges that unlearning never sees.
+    forget the audit's tokens (token scope) and whole documents (sequence scope). On the first seed each runs at --tries
+    learning rates; the best by half of the forget people is taken on all seeds, and the figures are of the other half.
+    Distances are to models that were trained without these people (document oracles) or without a loss on their secrets
+    (token oracles); the floor is the distance of two such models. Membership is told by judges that unlearning never
+    sees.
 
     An interrupted run goes on where it stopped: finished models and runs are kept. To see soon whether it is worth it,
-    give few --objectives, and the others later to the same --out. Once the base is there, seeds may run at the same
-    time, each in a call of its own with the same --out; a last call with all seeds makes the results of these.
+    give few --objectives, and the others later to the same --out. Once the first seed is done, others may run at the
+    same time, each in a call of its own (--seeds 0 1, --seeds 0 2); a last call with all seeds makes the results.
 
     --set takes sizes (forget, retain, holdout, anchors, prose, judges, copies.*), training (schedule.*, base.*,
     base_documents, method, lora.*) and what all runs share (unlearn.learning_rate, unlearn.max_steps,

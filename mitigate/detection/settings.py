@@ -36,7 +36,9 @@ class Detect(BaseModel):
     )
     context: int | None = Field(None, ge=2, description="window length in tokens; default: the model's")
     stride: int | None = Field(None, ge=1, description="tokens a next window adds; default: half the context")
-    batch_tokens: int | None = Field(None, ge=1, description="padded tokens in a batch; default: logits fit in 256 MiB")
+    batch_tokens: int | None = Field(
+        None, ge=1, description="padded tokens in a batch; default: as many as 256 MiB of logits, on a CPU 2,048"
+    )
 
     @field_validator("score")
     @classmethod

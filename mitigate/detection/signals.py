@@ -20,7 +20,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from mitigate.batches import Batch, cut_pieces, make_batches
+from mitigate.batches import Batch, cut_pieces, default_batch_tokens, make_batches
 from mitigate.errors import MitigateError, summarize
 from mitigate.models import Model, kept_logits
 from mitigate.runtime import progress, share_of
@@ -28,7 +28,6 @@ from mitigate.tokenization import TokenizedDocument
 
 TARGET_SIGNALS = ("log_prob", "rank", "top_log_prob", "entropy", "log_prob_std")
 REFERENCE_SIGNALS = ("log_prob_out", "entropy_out", "log_ratio", "kl", "log_ratio_variance")
-_LOGIT_BYTES = 1 << 28  # default bound for the float32 logits that one batch holds, of all models together
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def judge(
             `offline_mixture`.
         context (`int`, *optional*, defaults to the shortest of the models' contexts): window length in tokens.
         stride (`int`, *optional*, defaults to half the context): tokens that a next window adds.
-        batch_tokens (`int`, *optional*): padded tokens in a batch; by default all models' logits fit in 256 MiB.
+        batch_tokens (`int`, *optional*): padded tokens in a batch; see `default_batch_tokens`.
 
     Returns:
         columns over the tokens of the judgements' documents, concatenated in the judgements' order (N rows in all):
@@ -80,7 +79,9 @@ def judge(
     longest = min(model.context for model in models)
     context = min(context or longest, longest)
     used = {number for judgement in judgements for number in (judgement.target, *judgement.out)}
-    batch_tokens = batch_tokens or max(64, _LOGIT_BYTES // (4 * models[0].vocabulary_size * max(1, len(used))))
+    batch_tokens = batch_tokens or default_batch_tokens(
+        models[0].vocabulary_size, device=models[0].device, models=len(used)
+    )
     wanted: dict[int, list[int]] = {}
     for number, judgement in enumerate(judgements):
         wanted.setdefault(judgement.document, []).append(number)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mitigate.batches import Batch
+from mitigate.batches import Batch, default_batch_tokens
 from mitigate.detection.audit import Audit, load_audited
 from mitigate.detection.signals import checked_logits
 from mitigate.models import Model, ModelStore
@@ -149,7 +149,7 @@ class OutTerms:
 
 def _add(totals: dict[str, dict[int, torch.Tensor]], tasks: Sequence[Task], reference: Model) -> None:
     """Add a reference's (n, V) probabilities (`out`, in log space) or log-probabilities (`typical`)."""
-    batch_tokens = max(64, (1 << 26) // reference.vocabulary_size)
+    batch_tokens = default_batch_tokens(reference.vocabulary_size, device=reference.device)
     for batch in micro_batches(tasks, batch_tokens=batch_tokens, device=reference.device):
         everyone = torch.ones(len(batch.pieces), dtype=torch.bool, device=reference.device)
         with torch.inference_mode():

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mitigate.batches import Batch
+from mitigate.batches import Batch, default_batch_tokens
 from mitigate.errors import MitigateError
 from mitigate.models import kept_logits
 from mitigate.unlearning.distributions import divergence
@@ -54,7 +54,9 @@ class Losses:
         self.layer = self._layer(settings.layer) if "hidden" in self.needs or anchor == "hidden" else None
         self.module: torch.nn.Module = trainable.module  # the loop puts the wrapped one here
         self.mixed = mixed_dtype(trainable)
-        self.batch_tokens = settings.batch_tokens or max(64, (1 << 26) // trainable.model.vocabulary_size)
+        self.batch_tokens = settings.batch_tokens or default_batch_tokens(
+            trainable.model.vocabulary_size, device=device
+        )
         self.before = BeforeTerms(
             self.forward,
             trainable.before,

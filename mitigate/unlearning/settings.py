@@ -93,7 +93,11 @@ class Unlearn(BaseModel):
     max_steps: int = Field(400, ge=1, description="at most this many steps; the control usually stops earlier")
     batch_size: int = Field(8, ge=1, description="documents with selected tokens in a step, all processes together")
     retain_batch_size: int = Field(16, ge=0, description="retain documents in a step, all processes together")
-    batch_tokens: int | None = Field(None, ge=1, description="padded tokens in one forward; gradients accumulate")
+    batch_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="padded tokens in one forward, gradients accumulate; default: as detect.batch_tokens",
+    )
     kept_entries: int = Field(
         256, ge=8, description="entries of p_0 and of the references' distributions that are kept for each token"
     )

@@ -4,9 +4,10 @@
 
 Protocol, each seed: people are dealt to forget, retain and holdout; a target is fine-tuned on forget and retain, and
 audited with cross-fitted references. Every objective forgets the audit's tokens (token scope) and whole documents
-(sequence scope, as published: a fixed number of steps), each at the same number of learning rates. The rate is chosen
-on one half of the forget people (retain, holdout and prose are the same for both halves), figures are of the other
-half. Judges that no method sees tell whether a secret looks seen. Exact retraining is measured beside them.
+(sequence scope, as published: a fixed number of steps). On the first seed each runs at the same number of learning
+rates, and the best by one half of the forget people (retain, holdout and prose are the same for both halves) is taken
+on all seeds; figures are of the other half. Judges that no method sees tell whether a secret looks seen. Exact
+retraining is measured beside them.
 """
 
 from __future__ import annotations
@@ -60,12 +61,17 @@ class Tried:
     """One method on one seed.
 
     Attributes:
-        tries: factor of the common rate -> run.
-        chosen: the best of them by the validation people.
+        tries: factor of the common rate -> run; on all seeds but the first only the chosen one.
+        chosen: the best of the first seed's by its validation people.
+        factor: of the chosen one.
     """
 
     tries: Mapping[float, Run]
-    chosen: Run
+    factor: float
+
+    @property
+    def chosen(self) -> Run:
+        return self.tries[self.factor]
 
 
 @dataclass(frozen=True)
@@ -98,7 +104,7 @@ def bench_unlearn(
 
     Args:
         out: directory of models, runs and results.
-        seeds (*optional*): each has its own people, models and runs.
+        seeds (*optional*): each has its own people, models and runs; learning rates are chosen on the first.
         documents (*optional*): JSON lines with id, text, spans and group; by default invented people.
         prose (*optional*): documents without anyone's data; by default invented prose.
         objectives, scopes (*optional*, default to all): which methods. `default` in token scope always runs: the others
@@ -130,7 +136,7 @@ def bench_unlearn(
         }
         evidence = gather_evidence(world, device=device)
         seed = Seed(number, directory, world, evidence, audits, settings, device)
-        done.append(run_seed(seed, wanted, tries=tries, retrain=retrain))
+        done.append(run_seed(seed, wanted, tries=factors(tries), retrain=retrain, first=done[0] if done else None))
         results = {
             **summarize_seeds(done),
             "settings": {
@@ -165,15 +171,19 @@ def check_methods(objectives: Sequence[str], scopes: Sequence[str], tries: int) 
     return list(dict.fromkeys([("default", "token"), *((name, scope) for scope in scopes for name in objectives)]))
 
 
-def run_seed(seed: Seed, wanted: Iterable[tuple[str, str]], *, tries: int, retrain: bool) -> SeedRuns:
-    """All runs of one seed."""
+def run_seed(
+    seed: Seed, wanted: Iterable[tuple[str, str]], *, tries: Sequence[float], retrain: bool, first: SeedRuns | None
+) -> SeedRuns:
+    """All runs of one seed: every try, or, after the first seed, each method at the rate chosen there."""
 
-    def tried(objective: str, scope: str, selection: str = "found") -> Tried:
-        runs = {f: run_method(seed, objective, scope, factor=f, selection=selection) for f in factors(tries)}
-        return Tried(runs, choose(seed, list(runs.values())))
+    def tried(objective: str, scope: str, selection: str, chosen: Tried | None) -> Tried:
+        wanted = [chosen.factor] if chosen else tries
+        runs = {f: run_method(seed, objective, scope, factor=f, selection=selection) for f in wanted}
+        best = choose(seed, list(runs.values()))
+        return Tried(runs, next(factor for factor, run in runs.items() if run is best))
 
-    methods = {(objective, scope): tried(objective, scope) for objective, scope in wanted}
-    known = tried("default", "token", "known")
+    methods = {pair: tried(*pair, "found", first.methods[pair] if first else None) for pair in wanted}
+    known = tried("default", "token", "known", first.known if first else None)
     return SeedRuns(seed, methods, known, {name: run_retrain(seed, name) for name in RETRAINED if retrain})
 
 
@@ -279,8 +289,8 @@ def _of_method(evidence: Sequence[Evidence], tried: Sequence[Tried]) -> dict[str
 
     Returns:
         figures (none where a chosen run failed: `error` then), means of `seconds`, `steps`, shares and sizes, `stopped`
-        and `learning_rate` of each seed, and `tries`: for each factor of the common rate and each seed, the rate, the
-        criterion, and the figures of the validation and the test people (or the error).
+        and `learning_rate` of each seed, and `tries`: for each factor of the common rate and each seed that ran it, the
+        rate, the criterion, and the figures of the validation and the test people (or the error).
     """
     return {**_of_runs(evidence, [one.chosen for one in tried]), "tries": _tries(tried)}
 
@@ -302,7 +312,7 @@ def _of_runs(evidence: Sequence[Evidence], runs: Sequence[Run]) -> dict[str, Any
 def _tries(tried: Sequence[Tried]) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
     for factor in tried[0].tries:
-        for run in (one.tries[factor] for one in tried):
+        for run in (one.tries[factor] for one in tried if factor in one.tries):
             entry: dict[str, Any] = {"learning_rate": run.record["learning_rate"]}
             if run.measured is None:
                 entry["error"] = run.record["error"]
