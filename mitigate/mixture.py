@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from mitigate.models import Model
 
 
+FOR_INFERENCE = (
+    "a mixture of shards is for inference; to forget more, retrain into the same directory with another audit: that "
+    "fits only the shards concerned"
+)
+
+
 class Mixture(PreTrainedModel, GenerationMixin):
     """The Bayesian mixture of S models, each weighted by how well it predicted the text so far.
 
@@ -61,10 +67,7 @@ class Mixture(PreTrainedModel, GenerationMixin):
             MitigateError: it is being trained.
         """
         if torch.is_grad_enabled():
-            raise MitigateError(
-                "a mixture of shards is for inference; to forget more, retrain into the same directory with another "
-                "audit: that fits only the shards concerned"
-            )
+            raise MitigateError(FOR_INFERENCE)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         inputs = {"input_ids": input_ids, "attention_mask": mask, "use_cache": False}
         inputs |= {"position_ids": position_ids} if position_ids is not None else {}

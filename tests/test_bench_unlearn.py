@@ -18,7 +18,7 @@ from mitigate.cli import app
 from mitigate.detection.audit import Audit
 from mitigate.documents import Document, Documents, Span
 from mitigate.errors import MitigateError
-from mitigate.lab.bench.unlearn import bench_unlearn, check_methods
+from mitigate.lab.bench.unlearn import bench_unlearn, check_methods, run_seed, summarize_seeds
 from mitigate.lab.bench.unlearn_evidence import Evidence, gather_evidence, measure_model
 from mitigate.lab.bench.unlearn_methods import (
     METHODS,
@@ -70,6 +70,7 @@ SETTINGS = UnlearnBenchSettings(
     base_documents=100,
     unlearn=RunSettings(learning_rate=1e-2, max_steps=4, check_every=4),
 )
+ONE_STEP = RunSettings(learning_rate=1e-2, max_steps=1, check_every=1)
 FIGURES = {"secret_distance", "secret_distance_ratio", "token_oracle_distance", "token_oracle_distance_ratio"}
 FIGURES |= {"secret_log_prob", "other_moved_nats", "other_distance", "retain_gap_nats", "holdout_gap_nats"}
 FIGURES |= {"prose_gap_nats", "span_auc", "tpr_at_1pct_fpr", "over_forgotten", "extraction_forget", "extraction_retain"}
@@ -209,7 +210,7 @@ def test_a_run_is_kept_as_long_as_its_settings_are_the_same(seed: Seed) -> None:
     assert kept.measured is not None
     assert first.measured is not None
     np.testing.assert_array_equal(kept.measured.log_prob, first.measured.log_prob)
-    shorter = SETTINGS.model_copy(update={"unlearn": RunSettings(learning_rate=1e-2, max_steps=1, check_every=1)})
+    shorter = SETTINGS.model_copy(update={"unlearn": ONE_STEP})
     other = run_method(replace(seed, settings=shorter), "npo", "token", factor=1.0)
     assert (first.record["steps"], other.record["steps"]) == (4, 1)
 
@@ -227,6 +228,23 @@ def test_a_run_that_fails_is_never_chosen_and_only_the_chosen_one_keeps_its_adap
     for run in tries:
         assert (runs / run.record["name"] / "adapter").is_dir() == (run is best)
     assert all((runs / run.record["name"] / "measured.npz").is_file() for run in tries[:2])
+
+
+def test_rates_are_chosen_on_the_first_seed_and_taken_on_the_others(seed: Seed) -> None:
+    pairs, settings = [("default", "token"), ("npo", "sequence")], SETTINGS.model_copy(update={"unlearn": ONE_STEP})
+    first = run_seed(replace(seed, settings=settings), pairs, tries=(1 / 3, 1.0), retrain=False, first=None)
+    later = replace(seed, settings=settings, directory=seed.directory.with_name("seed-1"))
+    later.directory.mkdir()
+    shutil.copy(seed.directory / "plan.json", later.directory)
+    other = run_seed(later, pairs, tries=(1 / 3, 1.0), retrain=False, first=first)
+    for tried, again in ((first.methods[pair], other.methods[pair]) for pair in pairs):
+        assert tried.chosen.criterion == min(run.criterion for run in tried.tries.values())
+        assert list(tried.tries) == [1 / 3, 1.0]
+        assert list(again.tries) == [tried.factor]
+        assert again.chosen.record["learning_rate"] == tried.chosen.record["learning_rate"]
+    rows = summarize_seeds([first, other])["methods"]["npo"]["sequence"]
+    assert sorted(len(entries) for entries in rows["tries"].values()) == [1, 2]
+    assert len(rows["learning_rate"]) == 2
 
 
 def test_other_settings_in_the_same_directory_are_refused(out: Path) -> None:

@@ -21,6 +21,7 @@ from mitigate.batches import collate
 from mitigate.detection.audit import Audit, Detect, audit, reaudit
 from mitigate.detection.signals import token_log_probs
 from mitigate.errors import MitigateError
+from mitigate.mistakes import checked
 from mitigate.models import OVERLAY_FILE, Model, ModelStore
 from mitigate.unlearning.adapter import ADAPTER, as_before
 from mitigate.unlearning.loop import Loop
@@ -240,7 +241,14 @@ def test_merged_it_is_a_plain_model_that_says_the_same(
     assert layers.adapters
     assert merged.adapters == ()
     np.testing.assert_allclose(log_probs(merged, audited), log_probs(layers, audited), rtol=1e-5, atol=1e-5)
-    assert {path.name for path in (result.directory / MERGED).iterdir()} >= {"config.json", "tokenizer.json"}
+    assert {path.name for path in (result.directory / MERGED).iterdir()} >= {
+        *("config.json", "tokenizer.json", "unlearn.json")
+    }
+
+
+def test_there_is_nothing_to_merge_where_no_adapter_is_trained() -> None:
+    with pytest.raises(MitigateError, match="merge: method last_layers writes a plain model already"):
+        checked(Unlearn, {"method": "last_layers", "merge": True}, name="unlearn")
 
 
 # Gradient checkpointing

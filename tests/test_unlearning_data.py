@@ -116,6 +116,13 @@ def test_windows_hold_the_ids_that_the_audit_scored_in(long: Audit, target: Mode
         assert task.ids.tolist() == documents[task.doc_id].ids[task.start : task.start + len(task.ids)].tolist()
 
 
+def test_windows_are_no_longer_than_the_shortest_model_of_the_audit_takes(whole: Audit, target: Model) -> None:
+    assert whole.metadata["context"] == target.context
+    shorter = replace(whole, metadata={**whole.metadata, "context": 20})
+    data = unlearning_data(shorter, target)
+    assert max(len(task.ids) for task in (*data.forget, *data.hold)) == 20
+
+
 def test_the_tokens_of_a_span_share_its_number_also_over_windows(long: Audit, target: Model) -> None:
     data = unlearning_data(long, target)
     assert data.spans == 6

@@ -54,10 +54,11 @@ class Audit:
             tokens), `probability` that the target was trained on it (as if half of all spans were; null without
             shadows), `q` (the false discovery rate at which it is the last one selected; null if not calibrated),
             `selected`.
-        metadata: fingerprints of target, references, tokenizer and documents; settings; versions; `calibration`: what
-            the certainty rests on (`kind`: `shadows`, `non_members` or `none`); `warnings` about references; `erasure`:
-            what an erasure request selected and where its secrets stand besides (null without a request); `origin`: how
-            `unlearn` or `retrain` made the target, as they recorded it (null for other models).
+        metadata: fingerprints of target, references, tokenizer and documents; settings; versions; `context`: tokens in
+            a window, at most what every model takes; `calibration`: what the certainty rests on (`kind`: `shadows`,
+            `non_members` or `none`); `warnings` about references; `erasure`: what an erasure request selected and where
+            its secrets stand besides (null without a request); `origin`: how `unlearn` or `retrain` made the target, as
+            they recorded it (null for other models).
     """
 
     tokens: pa.Table
@@ -316,6 +317,7 @@ def _assemble(
             "tokenizer": tokenizer_fingerprint(model.tokenizer),
             "documents": documents.fingerprint,
             "skipped": list(documents.skipped),
+            "context": min(settings["detect"]["context"] or model.context, *(m.context for m in (model, *references))),
             "calibration": verdict.calibration,
             "code": __version__,
             "versions": library_versions(),

@@ -78,7 +78,7 @@ def unlearning_data(
     held = [tokens for tokens in tokenized if tokens.id not in touched and sets[tokens.id] in ("retain", None)]
     further = tokenize_documents(retain, model.tokenizer) if retain is not None else []
     windows = {
-        "context": min(audit.metadata["detect"]["context"] or model.context, model.context),
+        "context": min(audit.metadata.get("context") or model.context, model.context),  # older audits do not say
         "stride": audit.metadata["detect"]["stride"],
     }
     numbering = _Numbering(audit, scope=scope, substitute=substitute, key=key)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mitigate.training import Lora
 
@@ -104,3 +104,9 @@ class Unlearn(BaseModel):
     check_every: int = Field(20, ge=1, description="steps between two looks at the selected spans")
     checkpoint_every: int = Field(100, ge=1, description="steps between two checkpoints")
     max_gradient_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
+
+    @model_validator(mode="after")
+    def _only_an_adapter_is_merged(self) -> Unlearn:
+        if self.merge and self.method not in ("lora", "dora"):
+            raise ValueError(f"merge: method {self.method} writes a plain model already; there is no adapter to merge")
+        return self

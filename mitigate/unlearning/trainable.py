@@ -178,7 +178,10 @@ def decoder_layers(module: torch.nn.Module) -> list[torch.nn.Module]:
 
 
 def checkpoint_activations(trainable: Trainable) -> None:
-    """Recompute activations in the backward pass instead of keeping them; dropout stays off.
+    """Recompute activations in the backward pass instead of keeping them.
+
+    Dropout modules stay off. An architecture that reads `training` itself to drop out in the part that checkpoints
+    drops out: set its rates to 0 in its configuration.
 
     Raises:
         MitigateError: the architecture cannot.
@@ -189,7 +192,7 @@ def checkpoint_activations(trainable: Trainable) -> None:
         getattr(model, "activation_checkpointing_enable", older)({"use_reentrant": False})
     except ValueError as error:
         raise MitigateError(f"unlearn.gradient_checkpointing: {error}; set it to false") from error
-    model.enable_input_require_grads()  # adapters' layers would silently stay untrained without
+    model.enable_input_require_grads()  # a block none of whose inputs needs a gradient may be left out of the backward
     for part in model.modules():
         if hasattr(part, "gradient_checkpointing"):
-            part.training = True  # of this module alone: it checkpoints in training only, and dropout lies below it
+            part.training = True  # of this module alone, which checkpoints in training only

@@ -23,7 +23,9 @@ from mitigate.detection.audit import Audit, load_audited
 from mitigate.detection.generation import Sampling, sample
 from mitigate.documents import Documents, read_documents
 from mitigate.errors import MitigateError, NothingToUnlearnError, summarize
+from mitigate.mixture import FOR_INFERENCE, Mixture
 from mitigate.models import Model, ModelStore
+from mitigate.origin import UNLEARN_RECORD
 from mitigate.runtime import seed_everything
 from mitigate.unlearning.adapter import merge_adapters
 from mitigate.unlearning.data import scope_tokens, unlearning_data
@@ -59,7 +61,7 @@ class Unlearned:
         Raises:
             MitigateError: unlearning did not finish there.
         """
-        return cls(Path(directory), read_json(Path(directory) / "unlearn.json"))
+        return cls(Path(directory), read_json(Path(directory) / UNLEARN_RECORD))
 
 
 def unlearn(
@@ -127,9 +129,10 @@ def unlearn(
         }
         with new_directory(out) as directory:
             trainable.save(state, directory)
-            write_json(directory / "unlearn.json", summary)
+            write_json(directory / UNLEARN_RECORD, summary)
             if settings.merge and isinstance(trainable, AdapterTrainable):
                 merge_adapters(directory, out=directory / MERGED, store=store)
+                write_json(directory / MERGED / UNLEARN_RECORD, summary)
         loop.forget_checkpoint()
     accelerator.wait_for_everyone()
     return Unlearned.load(out)
@@ -168,6 +171,8 @@ def prepare(
     if settings.method in ("full", "last_layers"):
         store = store.fresh()  # its weights are changed in place, and the caller's and the references' must not be
     [model] = load_audited([{**audited, "source": str(target or audited["source"])}], store=store)
+    if isinstance(model.base.model, Mixture):
+        raise MitigateError(FOR_INFERENCE)
     if retain is not None and not isinstance(retain, Documents):
         retain = read_documents(retain, tokenizer=model.tokenizer)
     plan = {
