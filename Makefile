@@ -1,8 +1,9 @@
 # make demo   from nothing to an opened report (a few minutes on two cores)
-# make test   the whole test suite
+# make test   the whole test suite, in two processes (WORKERS=n for more)
 # make lint   ruff (lint and format) and mypy
 PYTHON ?= python3
 VENV ?= .venv
+WORKERS ?= 2
 BIN := $(VENV)/bin
 DEMO_OUT ?= runs/quickstart
 
@@ -14,7 +15,7 @@ demo: $(VENV)/installed
 	@echo "open $(DEMO_OUT)/report.html"
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

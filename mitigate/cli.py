@@ -32,11 +32,10 @@ from mitigate.cli_options import (
     request_from,
     settings_from,
 )
-from mitigate.cli_retrain import retrain
+from mitigate.cli_training import references, retrain, unlearn
 from mitigate.errors import MitigateError, summarize
 
 if TYPE_CHECKING:
-    from mitigate.models import ModelStore
     from mitigate.verification.compare import Comparison
 
 app = typer.Typer(
@@ -227,123 +226,8 @@ def audit(
             typer.echo(f"skipped {line}", err=True)
 
 
-@app.command()
-def references(
-    base: Annotated[str, typer.Option(help="The model that the target was fine-tuned from.")],
-    documents: Annotated[str, typer.Option(help="The documents that the audit will judge.")],
-    out: Annotated[Path, typer.Option(help="Directory for the references; finished ones in it are kept.")] = Path(
-        "references"
-    ),
-    count: Annotated[int, typer.Option(min=2, help="How many; even. Each document is judged by half of them.")] = 4,
-    method: Annotated[str, typer.Option(help="lora: adapters that share the base; full: whole models.")] = "lora",
-    settings: Set = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    trust_remote_code: Remote = False,
-    allow_pickle: Pickle = False,
-    seed: Seed = 0,
-) -> None:
-    """Cross-fit reference models: each is trained on a random half of the documents.
-
-    --set takes schedule.* and lora.* keys: schedule.epochs=10, lora.rank=32.
-
-    Example: mitigate references --base gpt2 --documents train.jsonl --count 4 --out references
-    """
-    quiet()
-    from mitigate.detection.references import crossfit_references
-    from mitigate.documents import read_documents
-    from mitigate.recipe import ReferenceSettings
-
-    chosen = settings_from(ReferenceSettings, settings)
-
-    def store() -> ModelStore:
-        return model_store(None, device, dtype, trust_remote_code, allow_pickle)
-
-    tokenizer = store().load(base).tokenizer
-    made = crossfit_references(
-        base,
-        read_documents(documents, tokenizer=tokenizer),
-        out=out,
-        count=count,
-        method=method,
-        lora=chosen.lora,
-        schedule=chosen.schedule,
-        seed=seed,
-        new_store=store,
-    )
-    if is_main_process():
-        typer.echo(f"{len(made.paths)} references -> {out}")
-
-
-@app.command()
-def unlearn(
-    audit: Annotated[Path, typer.Option(help="Directory of the audit that selected the tokens.")],
-    out: Out = Path("adapter"),
-    objective: Annotated[
-        str | None,
-        typer.Option(
-            help="default, ascent, grad_diff, npo, simnpo, wga, satimp, undial, dpo, idk, substitute, rmu, hinge, "
-            "distill, match, consensus; several with weights: match=1,consensus=0.5 (which is the default)."
-        ),
-    ] = None,
-    scope: Annotated[
-        str | None,
-        typer.Option(help="token: the selected tokens; sequence: whole documents that hold any.", show_default="token"),
-    ] = None,
-    method: Annotated[
-        str | None,
-        typer.Option(help="What is trained: lora, dora, full (all weights), last_layers.", show_default="lora"),
-    ] = None,
-    merge: Annotated[
-        bool, typer.Option("--merge", help="Also write the model with the adapter merged in, to OUT/merged.")
-    ] = False,
-    retain: Annotated[str | None, typer.Option(help="Documents to hold still, besides the audit's own.")] = None,
-    target: Annotated[str | None, typer.Option(help="Where the audited model is now, if it moved.")] = None,
-    settings: Set = None,
-    base: BaseModelPath = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    trust_remote_code: Remote = False,
-    allow_pickle: Pickle = False,
-    seed: Seed = 0,
-) -> None:
-    """Train an adapter that forgets the selected tokens and keeps the rest; goes on from a checkpoint.
-
-    --set takes every key of a recipe's unlearn section: retain.budget=0.02, max_steps=200, lora.rank=32.
-
-    Example: mitigate unlearn --audit audit --retain other.jsonl --objective hinge --out adapter
-    """
-    check_free_out(out)
-    from mitigate.unlearning.objectives import parse_objective
-
-    chosen_objective = parse_objective(objective) if objective else None
-    quiet()
-    from mitigate.unlearning.settings import Unlearn
-    from mitigate.unlearning.trainer import unlearn as train
-
-    options = {"scope": scope, "method": method, "merge": "true" if merge else None}
-    named = [f"{name}={value}" for name, value in options.items() if value is not None]
-    chosen = settings_from(Unlearn, [*named, *(settings or [])])
-    if chosen_objective:
-        chosen = chosen.model_copy(update={"objective": chosen_objective})
-    result = train(
-        audit,
-        out=out,
-        retain=retain,
-        settings=chosen,
-        target=target,
-        store=model_store(base, device, dtype, trust_remote_code, allow_pickle),
-        seed=seed,
-    )
-    if is_main_process():
-        summary = result.summary
-        typer.echo(
-            f"{summary['steps']} steps, {summary['stopped']}; "
-            f"{summary['adapter_parameters']:,} parameters beside the model's {summary['model_parameters']:,} -> {out}"
-        )
-
-
-app.command()(retrain)
+for verb in (references, unlearn, retrain):
+    app.command()(verb)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -200,7 +201,7 @@ def test_given_spans_are_judged_as_they_stand(calibrated: Calibrated) -> None:
     assert sum(row["selected"] for row in known) > 0.7 * len(known)
 
 
-def checked(log_probs: np.ndarray, *, length: int = 20) -> list[str]:
+def checked(log_probs: np.ndarray, *, length: int = 20, crossfitted: Sequence[int] = ()) -> list[str]:
     """check_references on (D, R) mean log-probabilities."""
     names = [f"r{k}" for k in range(log_probs.shape[1])]
     ids = np.arange(length)
@@ -210,7 +211,7 @@ def checked(log_probs: np.ndarray, *, length: int = 20) -> list[str]:
     ]
     documents = Documents(tuple(Document(f"d{n}", "text") for n in range(len(log_probs))))
     signals = {"log_prob_references": np.repeat(log_probs, length, axis=0)}
-    return check_references(signals, documents, tokenized, names=names, vocabulary=1000)
+    return check_references(signals, documents, tokenized, names=names, crossfitted=crossfitted, vocabulary=1000)
 
 
 def test_good_references_are_passed_in_silence() -> None:
@@ -245,6 +246,9 @@ def test_a_contaminated_reference_is_named_with_the_documents_it_saw() -> None:
     assert "d4" in message
     assert "d9" in message
     assert "never have seen" in message
+    [message] = checked(log_probs, crossfitted=[0])
+    assert "d4" in message
+    assert "near copies one `group`" in message
 
 
 def test_an_audit_names_a_given_reference_that_was_trained_on_the_documents(world: World) -> None:

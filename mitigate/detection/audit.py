@@ -218,7 +218,12 @@ def audit(
     verdict = judge_documents(model, reference_models, documents, seen, detect=detect, eligible=eligible)
     names = [reference.name for reference in reference_models]
     warnings = check_references(
-        verdict.signals, documents, verdict.tokenized, names=names, vocabulary=model.vocabulary_size
+        verdict.signals,
+        documents,
+        verdict.tokenized,
+        names=names,
+        crossfitted=seen.crossfitted,
+        vocabulary=model.vocabulary_size,
     )
     for warning in warnings:
         logger.warning("%s", warning)

@@ -14,6 +14,12 @@ _NEAR_UNIFORM = 0.9  # of the entropy of a uniform distribution over the tokens 
 _MISMATCH = 1.5  # nats a token that a reference is worse than the others together
 _CONTAMINATION = 1.0  # nats a token that a reference is better on one document than the best of the others
 
+_ON_THEM = (
+    "as if it had been trained on them; a reference must never have seen what it judges: leave it out, or cross-fit "
+    "references with `mitigate references`"
+)
+_LIKE_THEM = "so it may have been trained on text like theirs: give documents that are near copies one `group`"
+
 
 def check_references(
     signals: Mapping[str, np.ndarray],
@@ -21,6 +27,7 @@ def check_references(
     tokenized: Sequence[TokenizedDocument],
     *,
     names: Sequence[str],
+    crossfitted: Sequence[int] = (),
     vocabulary: int | None = None,
 ) -> list[str]:
     """Sentences about references that spoil the audit, each with its remedy; empty if there is nothing to say.
@@ -32,6 +39,7 @@ def check_references(
         signals: columns of `token_signals`, `log_prob_references` of OUT references only.
         documents, tokenized: what was judged.
         names: of the references.
+        crossfitted (*optional*): numbers of the references that were trained on other documents for certain.
         vocabulary (*optional*): number of tokens; by default counted in the documents.
     """
     per_reference = signals["log_prob_references"]
@@ -70,8 +78,7 @@ def check_references(
             ids = [documents[int(number)].id for number in np.flatnonzero(used)[known][seen]]
             found.append(
                 f"reference {name}: finds {len(ids)} documents ({summarize(ids)}) far likelier than the other "
-                "references do, as if it had been trained on them; a reference must never have seen what it judges: "
-                "leave it out, or cross-fit references with `mitigate references`"
+                f"references do, {_LIKE_THEM if k in crossfitted else _ON_THEM}"
             )
     return found
 
