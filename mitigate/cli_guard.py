@@ -120,7 +120,7 @@ def guard_check(
     quiet()
     from mitigate.documents import read_documents
     from mitigate.errors import summarize
-    from mitigate.models import load_tokenizer
+    from mitigate.sources import load_tokenizer
     from mitigate.unlearning.guard import NOTICE
 
     loaded = _load(guard, key)

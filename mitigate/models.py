@@ -9,32 +9,35 @@ with target.active() as module: ...              # the shared weights compute th
 from __future__ import annotations
 
 import inspect
-import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import transformers.modeling_utils
-from peft import PeftConfig, PeftModel
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils.peft_utils import find_adapter_config_file
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from mitigate.artifacts import fingerprint, fingerprint_files, read_json
 from mitigate.errors import MitigateError
 from mitigate.mixture import Mixture
 from mitigate.runtime import resolve_device
+from mitigate.sources import (
+    adapter_stack,
+    base_of,
+    check_weights,
+    exists,
+    first_line,
+    load_tokenizer,
+    mixture_members,
+    model_fingerprint,
+)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-OVERLAY_FILE = "mitigate.json"  # beside an adapter trained by `unlearn`: the adapters that lie under it
-MIXTURE_FILE = "mixture.json"  # instead of weights, where `retrain` fitted several shards: their directories
-_WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt"}
 _MASKED_HEAD = hasattr(transformers.modeling_utils, "slice_logits_to_keep")  # logits_to_keep takes a (B, T) bool mask
 
 
@@ -209,14 +212,14 @@ class ModelStore:
         if members := [self.check(member) for member in mixture_members(source)]:
             return [part for stack, _ in members for part in stack], members[0][1]
         stack = adapter_stack(source)
-        base = (self.base or _base_of(stack[0])) if stack else source
-        if stack and not self.base and not _exists(base):
+        base = (self.base or base_of(stack[0])) if stack else source
+        if stack and not self.base and not exists(base):
             raise MitigateError(
                 f"{source}: its base model {base!r} (base_model_name_or_path in adapter_config.json) "
                 "is not there; give the base with models.base or --base"
             )
         for part in (*stack, base):
-            _check_weights(part, allow_pickle=self.allow_pickle)
+            check_weights(part, allow_pickle=self.allow_pickle)
         return stack, base
 
     def _load_base(self, source: str) -> SharedBase:
@@ -230,63 +233,10 @@ class ModelStore:
             )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise MitigateError(
-                f"{source}: cannot be loaded as a causal language model ({_first_line(error)})"
+                f"{source}: cannot be loaded as a causal language model ({first_line(error)})"
             ) from error
         cast(torch.nn.Module, model).to(self.device).eval().requires_grad_(False)
         return SharedBase(source=source, fingerprint=model_fingerprint(source), model=model)
-
-
-def mixture_members(source: str | Path) -> list[str]:
-    """The model directories that `source` is a mixture of; empty for any other model."""
-    file = Path(source) / MIXTURE_FILE
-    return [str(Path(source) / name) for name in read_json(file)["members"]] if file.is_file() else []
-
-
-def adapter_stack(source: str) -> list[str]:
-    """The adapter directories that make up `source`, lowest first; empty for a plain model."""
-    directory = Path(source)
-    if directory.exists():
-        if not (directory / "adapter_config.json").is_file():
-            return []
-    elif not _is_hub_adapter(source):
-        return []
-    overlay = directory / OVERLAY_FILE
-    below: list[str] = read_json(overlay)["over"] if overlay.is_file() else []
-    for lower in below:
-        if not _exists(lower):
-            raise MitigateError(
-                f"{source}: it lies over the adapter {lower!r}, which is not there; restore that directory"
-            )
-    return [*below, source]
-
-
-@lru_cache
-def _is_hub_adapter(source: str) -> bool:
-    """Whether the hub has an adapter of this name; asked once, for without a network the answer takes long."""
-    try:
-        return find_adapter_config_file(source) is not None
-    except OSError:
-        return False
-
-
-def load_tokenizer(
-    source: str | Path, *, base: str | None = None, trust_remote_code: bool = False
-) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model, or that of its base where an adapter directory has none.
-
-    Raises:
-        MitigateError: there is none.
-    """
-    source = next(iter(mixture_members(source)), str(source))
-    stack = adapter_stack(source)
-    if stack and not (Path(source) / "tokenizer_config.json").is_file():
-        source = base or _base_of(stack[0])
-    try:
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise MitigateError(
-            f"{source}: no tokenizer there ({_first_line(error)}); save the tokenizer beside the model"
-        ) from error
 
 
 def check_same_tokenizer(target: Model, reference: Model) -> None:
@@ -305,31 +255,6 @@ def check_same_tokenizer(target: Model, reference: Model) -> None:
             f"the tokenizer of {reference.name} differs from that of {target.name}; "
             "a reference must share the target's tokenizer: take one of the same model family"
         )
-
-
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Fingerprint of what a tokenizer does: its vocabulary, rules and chat template."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    rules = json.loads(backend.to_str()) if backend is not None else sorted(tokenizer.get_vocab().items())
-    if isinstance(rules, dict):
-        rules.pop("padding", None)
-        rules.pop("truncation", None)
-    return fingerprint([rules, getattr(tokenizer, "chat_template", None)])
-
-
-def model_fingerprint(source: str | Path, *, base: str | None = None) -> str:
-    """Fingerprint of a model's weights and configuration; of an adapter, that of its base too.
-
-    Local weights are hashed whole. A hub model is known by its commit.
-    """
-    if members := mixture_members(source):
-        return fingerprint([model_fingerprint(member, base=base) for member in members])
-    stack = adapter_stack(str(source))
-    if stack:
-        parts = [model_fingerprint(base or _base_of(stack[0]))]
-        return fingerprint(parts + [_directory_fingerprint(Path(d)) if Path(d).is_dir() else _commit(d) for d in stack])
-    path = Path(source)
-    return _directory_fingerprint(path) if path.is_dir() else _commit(str(source))
 
 
 def kept_logits(
@@ -363,75 +288,8 @@ def _has_sparse_head(module: torch.nn.Module) -> bool:
     return "logits_to_keep" in inspect.signature(type(inner).forward).parameters
 
 
-def names_missing_base(source: str) -> bool:
-    """Whether a model is an adapter whose base is not where its adapter_config.json says."""
-    stack = adapter_stack(next(iter(mixture_members(source)), source))
-    return bool(stack) and not _exists(_base_of(stack[0]))
-
-
-def _base_of(adapter: str) -> str:
-    """The base of an adapter; a relative path counts from the working directory, then from the adapter."""
-    base = PeftConfig.from_pretrained(adapter).base_model_name_or_path or ""
-    if not Path(base).exists() and (Path(adapter) / base).exists() and base:
-        return str(Path(adapter) / base)
-    return base
-
-
-def _exists(source: str) -> bool:
-    if source and Path(source).exists():
-        return True
-    if not source or source.startswith((".", "/", "~")) or source.count("/") > 1:
-        return False  # a path, not a hub id
-    try:
-        AutoConfig.from_pretrained(source)
-    except (OSError, ValueError):
-        return False
-    return True
-
-
-def _check_weights(source: str, *, allow_pickle: bool) -> None:
-    path = Path(source)
-    if not path.is_dir():
-        if path.is_file():
-            raise MitigateError(f"{source}: a file; give the directory that holds config.json and the weights")
-        if not _exists(source):
-            raise MitigateError(f"{source}: no such directory, and no such model on the hub; check the path")
-        return
-    adapter = (path / "adapter_config.json").is_file()
-    if not adapter and not (path / "config.json").is_file():
-        raise MitigateError(f"{source}: has no config.json; give a directory made by save_pretrained")
-    pattern = "adapter_model*" if adapter else "*"
-    suffixes = {file.suffix for file in path.glob(pattern)} & _WEIGHT_SUFFIXES
-    if not suffixes:
-        raise MitigateError(f"{source}: has no weights (*.safetensors); save the model with save_pretrained")
-    if ".safetensors" not in suffixes and not allow_pickle:
-        raise MitigateError(
-            f"{source}: its weights are pickled, and loading them can run code; convert them to safetensors, "
-            "or set models.allow_pickle: true if you trust them"
-        )
-
-
-def _directory_fingerprint(path: Path) -> str:
-    names = {"config.json", "adapter_config.json", OVERLAY_FILE}
-    return fingerprint_files(file for file in path.iterdir() if file.suffix in _WEIGHT_SUFFIXES or file.name in names)
-
-
-def _commit(source: str) -> str:
-    try:
-        config = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise MitigateError(
-            f"{source}: no such directory, and no such model on the hub; check the path ({_first_line(error)})"
-        ) from None
-    return f"{source}@{getattr(config, '_commit_hash', None) or 'unknown'}"
-
-
 def _key(source: str) -> str:
     return str(Path(source).resolve()) if Path(source).exists() else source
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", maxsplit=1)[0][:200]
 
 
 def _shortened(error: Exception) -> str:

@@ -31,10 +31,11 @@ from mitigate.errors import NothingToUnlearnError
 from mitigate.lab.carriers import plant_in_text
 from mitigate.lab.people import general_text, plant, write_jsonl
 from mitigate.lab.tiny import make_base
-from mitigate.models import ModelStore, load_tokenizer, model_fingerprint, names_missing_base
+from mitigate.models import ModelStore
 from mitigate.origin import RETRAIN_RECORD
 from mitigate.recipe import Recipe
 from mitigate.runtime import process_state
+from mitigate.sources import load_tokenizer, model_fingerprint, names_missing_base
 from mitigate.stages import Stages
 from mitigate.training import fine_tune
 from mitigate.unlearning.exact import retrain

@@ -9,8 +9,9 @@ import argparse
 from pathlib import Path
 
 from mitigate import MitigateError, Unlearn, audit, compare, crossfit_references, read_documents, reaudit, unlearn
-from mitigate.models import ModelStore, load_tokenizer
+from mitigate.models import ModelStore
 from mitigate.runtime import quiet_libraries
+from mitigate.sources import load_tokenizer
 from mitigate.training import Schedule
 from mitigate.unlearning.objectives import parse_objective
 from mitigate.verification.compare import measure
@@ -25,9 +26,7 @@ add("--out", type=Path, required=True, help="new directory for references, audit
 add("--references", type=int, default=4, help="number of references, even (default: %(default)s)")
 add("--epochs", type=float, default=3, help="of a reference; best as the target's (default: %(default)s)")
 add("--learning-rate", type=float, default=2e-4, help="of a reference; best as the target's (default: %(default)s)")
-add(
-    "--objective", default="default", help="default, npo, rmu, ... or a sum: hinge=1,distill=0.5 (default: %(default)s)"
-)
+add("--objective", default="default", help="npo, rmu, ... or a sum: hinge=1,distill=0.5 (default: %(default)s)")
 add("--max-steps", type=int, default=400, help="of unlearning; the control usually stops it (default: %(default)s)")
 
 

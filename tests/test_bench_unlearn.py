@@ -44,7 +44,8 @@ from mitigate.lab.bench.unlearn_world import (
 from mitigate.lab.people import write_jsonl
 from mitigate.lab.tiny import TinyModel
 from mitigate.mistakes import checked
-from mitigate.models import ModelStore, load_tokenizer
+from mitigate.models import ModelStore
+from mitigate.sources import load_tokenizer
 from mitigate.tokenization import tokenize_documents
 from mitigate.training import Schedule
 from mitigate.verification.extraction import extract, secrets_of

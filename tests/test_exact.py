@@ -28,7 +28,8 @@ from mitigate.detection.signals import token_log_probs
 from mitigate.documents import Document, Documents, Span
 from mitigate.errors import MitigateError, NothingToUnlearnError
 from mitigate.lab.tiny import train_tokenizer
-from mitigate.models import OVERLAY_FILE, ModelStore, mixture_members
+from mitigate.models import ModelStore
+from mitigate.sources import OVERLAY_FILE, mixture_members
 from mitigate.tokenization import span_tokens, tokenize_documents
 from mitigate.training import Lora, Schedule, fine_tune
 from mitigate.unlearning.exact import Retrained, retrain

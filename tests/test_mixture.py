@@ -18,7 +18,8 @@ from mitigate.detection.audit import Detect, audit
 from mitigate.detection.signals import token_log_probs
 from mitigate.documents import Document, Documents
 from mitigate.errors import MitigateError
-from mitigate.models import Model, ModelStore, model_fingerprint
+from mitigate.models import Model, ModelStore
+from mitigate.sources import model_fingerprint
 from mitigate.tokenization import TokenizedDocument, tokenize_documents
 from mitigate.training import Schedule, fine_tune
 from mitigate.unlearning.exact import retrain

@@ -22,7 +22,8 @@ from mitigate.detection.audit import Audit, Detect, audit, reaudit
 from mitigate.detection.signals import token_log_probs
 from mitigate.errors import MitigateError
 from mitigate.mistakes import checked
-from mitigate.models import OVERLAY_FILE, Model, ModelStore
+from mitigate.models import Model, ModelStore
+from mitigate.sources import OVERLAY_FILE
 from mitigate.unlearning.adapter import ADAPTER, as_before
 from mitigate.unlearning.loop import Loop
 from mitigate.unlearning.settings import Unlearn

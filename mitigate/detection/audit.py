@@ -30,9 +30,10 @@ from mitigate.detection.tables import document_table, span_table, token_table
 from mitigate.detection.verdicts import Seen, Verdict, judge_documents
 from mitigate.documents import Document, Documents, Request, Span, read_documents
 from mitigate.errors import MitigateError
-from mitigate.models import Model, ModelStore, check_same_tokenizer, tokenizer_fingerprint
+from mitigate.models import Model, ModelStore, check_same_tokenizer
 from mitigate.origin import origin_of
 from mitigate.runtime import library_versions
+from mitigate.sources import tokenizer_fingerprint
 from mitigate.tokenization import TokenizedDocument
 
 logger = logging.getLogger(__name__)

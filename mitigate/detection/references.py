@@ -18,8 +18,9 @@ import numpy as np
 from mitigate.artifacts import fingerprint, read_json, write_json
 from mitigate.documents import Documents
 from mitigate.errors import MitigateError, summarize
-from mitigate.models import ModelStore, model_fingerprint
+from mitigate.models import ModelStore
 from mitigate.runtime import process_state, share_of
+from mitigate.sources import model_fingerprint
 from mitigate.training import Lora, Schedule, fine_tune
 
 logger = logging.getLogger(__name__)

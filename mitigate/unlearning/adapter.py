@@ -16,7 +16,8 @@ from torch.distributed.tensor import DTensor
 
 from mitigate.artifacts import new_directory, write_json
 from mitigate.errors import MitigateError
-from mitigate.models import OVERLAY_FILE, Model, ModelStore, SharedBase
+from mitigate.models import Model, ModelStore, SharedBase
+from mitigate.sources import OVERLAY_FILE
 from mitigate.training import Lora
 
 ADAPTER = "default"  # PEFT saves an adapter of this name into the directory itself

@@ -26,9 +26,10 @@ from mitigate.artifacts import read_json, write_json
 from mitigate.detection.audit import Audit
 from mitigate.documents import Documents, read_documents
 from mitigate.errors import MitigateError, summarize
-from mitigate.models import ModelStore, load_tokenizer, mixture_members, model_fingerprint, tokenizer_fingerprint
+from mitigate.models import ModelStore
 from mitigate.origin import RETRAIN_RECORD
 from mitigate.runtime import library_versions, process_state
+from mitigate.sources import load_tokenizer, mixture_members, model_fingerprint, tokenizer_fingerprint
 from mitigate.training import Lora, Schedule
 from mitigate.unlearning.removals import (
     Removal,

@@ -21,9 +21,10 @@ from safetensors.torch import load_file, save_file
 from mitigate.artifacts import fingerprint, new_directory, read_json, write_json
 from mitigate.documents import Document
 from mitigate.errors import MitigateError
-from mitigate.models import MIXTURE_FILE, OVERLAY_FILE, ModelStore
+from mitigate.models import ModelStore
 from mitigate.origin import RETRAIN_RECORD
 from mitigate.runtime import process_state, seed_everything, share_of
+from mitigate.sources import MIXTURE_FILE, OVERLAY_FILE
 from mitigate.tokenization import tokenize_documents
 from mitigate.training import Lora, Schedule, fit
 from mitigate.unlearning.adapter import ADAPTER, add_adapter, save_adapter

@@ -21,8 +21,9 @@ from mitigate.artifacts import new_directory, new_file, write_json
 from mitigate.detection.audit import Audit, load_audited
 from mitigate.detection.signals import token_log_probs
 from mitigate.errors import MitigateError
-from mitigate.models import ModelStore, tokenizer_fingerprint
+from mitigate.models import ModelStore
 from mitigate.runtime import library_versions
+from mitigate.sources import tokenizer_fingerprint
 from mitigate.verification.erasure import erasure_figures, erasure_notes, without_request
 from mitigate.verification.extraction import extract, secrets_of
 from mitigate.verification.metrics import UNMEASURED, auc, clustered, flat, mean, share, tpr_at_fpr

@@ -28,8 +28,9 @@ from mitigate.errors import MitigateError, summarize
 from mitigate.lab.bench.world import ModelSettings, make_bench_base
 from mitigate.lab.people import general_text, plant, write_jsonl
 from mitigate.lab.tiny import TinyModel
-from mitigate.models import ModelStore, load_tokenizer, model_fingerprint
+from mitigate.models import ModelStore
 from mitigate.runtime import process_state, share_of
+from mitigate.sources import load_tokenizer, model_fingerprint
 from mitigate.tokenization import TokenizedDocument, span_tokens, tokenize_documents
 from mitigate.training import Schedule, fine_tune
 
