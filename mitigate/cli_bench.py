@@ -210,7 +210,9 @@ def bench_unlearn(
 
     Each seed deals people to forget, retain and holdout, fine-tunes a target, audits it, and lets every objective
     forget the audit's tokens (token scope) and whole documents (sequence scope). On the first seed each runs at --tries
-    learning rates; the best by half of the forget people is taken on all seeds, and the figures are of the other half.
+    learning rates, and at up to two more where the best is the lowest or highest of them; the best by half of the
+    forget people is taken on all seeds, and the figures are of the other half. The audit is not told where the secrets
+    are, but for the runs on known spans.
     Distances are to models that were trained without these people (document oracles) or without a loss on their secrets
     (token oracles); the floor is the distance of two such models. Membership is told by judges that unlearning never
     sees.

@@ -106,6 +106,7 @@ def request_from(
     """
     from mitigate.documents import Request
     from mitigate.mistakes import checked
+    from mitigate.yaml_text import load_yaml
 
     if not (ids or contains or where):
         if not linked:
@@ -118,9 +119,11 @@ def request_from(
         if not equals or not name:
             raise MitigateError(f"--forget-where {condition}: written field=value, for instance customer=17")
         try:
-            values["where"][name] = yaml.safe_load(text)
+            value = load_yaml(text)
         except yaml.YAMLError as error:
             raise MitigateError(
                 f"--forget-where {condition}: the value is not YAML ({' '.join(str(error).split())})"
             ) from None
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        values["where"][name] = [value, text.strip()] if number else value  # CSV rows have it as it is written
     return checked(Request, values, name="erasure request")

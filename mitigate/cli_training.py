@@ -157,7 +157,14 @@ def retrain(
     documents: Annotated[
         str | None, typer.Option(help="More text that the target was trained on, besides the audit's.")
     ] = None,
-    copies: Annotated[bool, typer.Option(help="Remove the selected text wherever else it stands, too.")] = True,
+    copies: Annotated[
+        bool | None,
+        typer.Option(
+            "--copies/--no-copies",
+            help="Remove the selected text wherever else it stands, too.",
+            show_default="yes, but not after an audit with --no-linked",
+        ),
+    ] = None,
     method: Annotated[str, typer.Option(help="lora: an adapter; full: a whole model.")] = "lora",
     shards: Annotated[int, typer.Option(min=1, help="Adapters on disjoint documents.")] = 1,
     combine: Annotated[
@@ -219,7 +226,7 @@ def retrain(
         return
     removed, fitted = summary["removed"], [str(number) for number in summary["refitted"]]
     line = f"removed: {removed['spans']} selected spans"
-    if copies:
+    if removed["too_short_to_seek"] is not None:  # copies were looked for
         line += f" and {removed['copies']} copies of them in {removed['copies_documents']} documents"
         if unsought := removed["too_short_to_seek"] + removed["too_common_to_seek"]:
             line += f" ({unsought} strings are too short or too common to look for)"

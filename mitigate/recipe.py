@@ -27,6 +27,7 @@ from mitigate.unlearning.objectives import parse_objective
 from mitigate.unlearning.settings import Unlearn
 from mitigate.unlearning.shards import COMBINATIONS
 from mitigate.verification.tofu_questions import Tofu
+from mitigate.yaml_text import load_yaml
 
 
 class _Section(BaseModel):
@@ -111,7 +112,11 @@ class RetrainSettings(_Section):
     documents: list[DocumentSource] = Field(
         default_factory=list, description="further text that the target was trained on, besides data.documents"
     )
-    copies: bool = Field(True, description="remove the selected text wherever else it stands, too")
+    copies: bool | None = Field(
+        None,
+        description="remove the selected text wherever else it stands, too; default: yes, but after an erasure request "
+        "what this says of linked",
+    )
     method: str | None = Field(None, pattern="^(lora|full)$", description="null: as the lab's target or the references")
     lora: Lora | None = Field(None, description="shape of the adapters; null: likewise")
     schedule: Schedule | None = Field(None, description="null: likewise; best as the target's")
@@ -231,7 +236,7 @@ def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recip
         except (OSError, UnicodeDecodeError) as error:
             raise MitigateError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
         try:
-            values = yaml.safe_load(text) or {}
+            values = load_yaml(text) or {}
         except yaml.YAMLError as error:
             raise MitigateError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
         if not isinstance(values, dict):
@@ -272,7 +277,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise MitigateError(f"{override!r}: overrides are written key=value, for instance unlearn.objective=npo")
     try:
-        value = yaml.safe_load(text)
+        value = load_yaml(text)
     except yaml.YAMLError as error:
         raise MitigateError(f"{override!r}: the value is not YAML ({' '.join(str(error).split())})") from None
     *parents, last = key.split(".")

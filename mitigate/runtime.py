@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,6 +20,7 @@ from tqdm import tqdm
 from mitigate.errors import MitigateError
 
 Item = TypeVar("Item")
+_PATIENCE = timedelta(days=7)  # a process whose share of models is fitted waits for those that still fit theirs
 
 
 def process_state(device: str = "auto") -> PartialState:
@@ -28,8 +30,10 @@ def process_state(device: str = "auto") -> PartialState:
         device (`str`, *optional*, defaults to `auto`): `auto` takes an accelerator where there is one.
     """
     if device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available():
-        return PartialState(cpu=True)  # without the flag, processes on CPUs would each believe to be alone
-    return PartialState()
+        return PartialState(
+            cpu=True, timeout=_PATIENCE
+        )  # without the flag, CPU processes would each believe to be alone
+    return PartialState(timeout=_PATIENCE)
 
 
 def resolve_device(device: str = "auto") -> torch.device:

@@ -51,15 +51,15 @@ from mitigate.training import Schedule
 from mitigate.verification.extraction import extract, secrets_of
 
 SETTINGS = UnlearnBenchSettings(
-    forget=8,
-    retain=8,
-    holdout=10,
+    forget=12,
+    retain=12,
+    holdout=12,
     references=4,
     judges=2,
     copies={2: 0.1},
     anchors=6,
     prose=6,
-    schedule=FineTuning(epochs=6, learning_rate=1e-2, batch_size=4),
+    schedule=FineTuning(epochs=15, learning_rate=1e-2, batch_size=4),
     base=TinyModel(
         vocabulary=400,
         hidden_size=32,
@@ -137,7 +137,7 @@ def test_results_hold_what_methods_are_compared_with(results: dict[str, Any]) ->
     assert results["before"]["secret_distance_ratio"]["value"] == 1
     assert results["before"]["other_moved_nats"]["value"] == 0
     assert results["floor"]["secret_distance"]["value"] < results["before"]["secret_distance"]["value"]
-    assert results["people"] == {"validation": [4], "test": [4], "retain": [8], "holdout": [10]}
+    assert results["people"] == {"validation": [6], "test": [6], "retain": [12], "holdout": [12]}
     assert all(count > 0 for [count] in results["secrets"].values())
     assert set(results["equal_forgetting"]["methods"]) == {"default", "npo"}
     json.dumps(results, allow_nan=False)
@@ -240,11 +240,13 @@ def test_rates_are_chosen_on_the_first_seed_and_taken_on_the_others(seed: Seed) 
     other = run_seed(later, pairs, tries=(1 / 3, 1.0), retrain=False, first=first)
     for tried, again in ((first.methods[pair], other.methods[pair]) for pair in pairs):
         assert tried.chosen.criterion == min(run.criterion for run in tried.tries.values())
-        assert list(tried.tries) == [1 / 3, 1.0]
+        assert {1 / 3, 1.0} < set(tried.tries), "of two rates the best lies at an edge"
+        assert len(tried.tries) <= 4
         assert list(again.tries) == [tried.factor]
         assert again.chosen.record["learning_rate"] == tried.chosen.record["learning_rate"]
     rows = summarize_seeds([first, other])["methods"]["npo"]["sequence"]
-    assert sorted(len(entries) for entries in rows["tries"].values()) == [1, 2]
+    counts = sorted(len(entries) for entries in rows["tries"].values())
+    assert counts == [1] * (len(counts) - 1) + [2]
     assert len(rows["learning_rate"]) == 2
 
 
@@ -289,8 +291,8 @@ def test_people_are_dealt_to_one_set_each_and_half_of_the_forgotten_choose_setti
     of_set = {name: {d.group for d in made.documents.subset(name)} for name in ("forget", "retain", "holdout")}
     assert made.validation | made.test == of_set["forget"]
     assert not made.validation & made.test
-    assert [len(made.validation), len(made.test)] == [4, 4]
-    assert [len(groups) for groups in of_set.values()] == [8, 8, 10]
+    assert [len(made.validation), len(made.test)] == [6, 6]
+    assert [len(groups) for groups in of_set.values()] == [12, 12, 12]
     assert len(set().union(*of_set.values())) == 26
     assert len(made.documents) > 26, "some people have two documents"
 
@@ -347,7 +349,7 @@ def test_too_few_people_and_documents_without_secrets_are_refused(tmp_path: Path
     documents = [Document(f"d{n}", f"Ann {n} has code {n}{n}{n}.", spans=(Span(0, 3),)) for n in range(12)]
     write_jsonl(documents, tmp_path / "people.jsonl")
     found = find_people(tmp_path / "people.jsonl", SETTINGS, seed=0)
-    with pytest.raises(MitigateError, match=r"12 people, but forget \+ retain \+ holdout is 26; give more documents"):
+    with pytest.raises(MitigateError, match=r"12 people, but forget \+ retain \+ holdout is 36; give more documents"):
         deal_people(found, SETTINGS, seed=0)
     small = SETTINGS.model_copy(update={"forget": 4, "retain": 4, "holdout": 2})
     chosen, validation, test = deal_people(found, small, seed=0)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from mitigate.lab.bench.unlearn import SeedRuns, Tried, equal_forgetting
+from mitigate.lab.bench.unlearn import SeedRuns, Tried, beyond_edge, equal_forgetting
 from mitigate.lab.bench.unlearn_evidence import Evidence, Measured, Secret
 from mitigate.lab.bench.unlearn_figures import extraction, figures, floors, over_seeds, span_scores
 from mitigate.lab.bench.unlearn_methods import Run, criterion, factors
@@ -211,34 +211,42 @@ def test_rates_are_powers_of_three_around_the_common_one() -> None:
 
 
 def seed_runs(ours: Run, **sequence: list[Run]) -> SeedRuns:
-    methods = {("default", "token"): Tried({1.0: ours}, ours)}
+    methods = {("default", "token"): Tried({1.0: ours}, 1.0)}
     methods |= {
-        (name, "sequence"): Tried(dict(zip(factors(len(runs)), runs, strict=True)), runs[0])
+        (name, "sequence"): Tried(dict(zip(factors(len(runs)), runs, strict=True)), factors(len(runs))[0])
         for name, runs in sequence.items()
     }
     return SeedRuns(None, methods, methods["default", "token"], {})  # type: ignore[arg-type]
 
 
 def test_equal_forgetting_takes_the_cheapest_try_that_forgets_as_much() -> None:
-    first = seed_runs(run_of(-3.0, 0.1), npo=[run_of(-1.0, 0.05), run_of(-2.95, 0.9), run_of(-8.0, 2.0)])
-    second = seed_runs(run_of(-2.0, 0.3), npo=[run_of(-2.5, 0.7), Run({"error": "nan"}, None), run_of(-1.0, 0.0)])
-    found = equal_forgetting([first, second])
+    failed = Run({"error": "nan"}, None)
+    npo = [run_of(-1.0, 0.05), run_of(-2.95, 0.9), failed, run_of(-8.0, 2.0)]
+    found = equal_forgetting(seed_runs(run_of(-3.0, 0.2), npo=npo, rmu=[run_of(-3.0, 1.0)]))
     assert found["ours"] == pytest.approx(0.2)
-    assert found["methods"]["npo"]["holdout_gap_nats"] == pytest.approx(0.8)
-    assert found["methods"]["npo"]["ratio"] == pytest.approx(4.0)
+    assert found["methods"]["npo"]["holdout_gap_nats"] == pytest.approx(0.9)
+    assert found["methods"]["npo"]["ratio"] == pytest.approx(4.5)
     assert found["best"]["objective"] == "npo"
+
+
+def test_where_the_best_rate_lies_at_an_edge_another_is_tried_beyond_it() -> None:
+    assert beyond_edge({1 / 3: 0.5, 1.0: 0.3, 3.0: 0.4}, at_most=5) is None
+    assert beyond_edge({1 / 3: 0.5, 1.0: 0.3, 3.0: 0.2}, at_most=5) == pytest.approx(9.0)
+    assert beyond_edge({1 / 3: 0.1, 1.0: 0.3, 3.0: 0.2}, at_most=5) == pytest.approx(1 / 9)
+    assert beyond_edge({1.0: 0.3, 3.0: 0.2, 9.0: 0.1, 27.0: 0.05, 1 / 3: 0.5}, at_most=5) is None
+    assert beyond_edge({1.0: 0.3}, at_most=5) is None, "one try is all that was asked for"
+    assert beyond_edge({1 / 3: float("inf"), 1.0: float("inf")}, at_most=5) is None
 
 
 def test_equal_forgetting_says_where_there_is_no_ratio() -> None:
     lower = seed_runs(run_of(-3.0, -0.1), npo=[run_of(-4.0, 0.5)], idk=[run_of(-1.0, 0.0)])
-    found = equal_forgetting([lower])
+    found = equal_forgetting(lower)
     assert found["methods"]["npo"]["ratio"] is None
     assert "ours does not rise" in found["methods"]["npo"]["in_words"]
     assert found["methods"]["idk"] == {
         "holdout_gap_nats": None,
         "ratio": None,
-        "seeds": 0,
         "in_words": "no try forgets as much",
     }
     assert found["best"]["objective"] == "npo"
-    assert equal_forgetting([seed_runs(run_of(-3.0, 0.1), idk=[run_of(-1.0, 0.0)])])["best"] is None
+    assert equal_forgetting(seed_runs(run_of(-3.0, 0.1), idk=[run_of(-1.0, 0.0)]))["best"] is None

@@ -16,6 +16,7 @@ from test_cli import Mitigate, mitigate_  # noqa: F401
 from test_pipeline import modified, tiny_recipe, working_in
 from world import World
 
+from mitigate.cli_options import request_from
 from mitigate.detection.audit import Audit, Detect, audit, reaudit
 from mitigate.detection.linked import Linked, find_linked
 from mitigate.documents import Document, Documents, DocumentSource, Request, Span, read_documents
@@ -196,6 +197,23 @@ def test_yaml_s_numbers_are_ids_and_texts() -> None:
     own = ["models.target=m", "models.base=b", "data.documents=[{path: a.jsonl}]"]
     request = load_recipe(None, [*own, "forget.ids=[7]", "forget.contains=[5551234]"]).forget
     assert request == Request(ids=["7"], contains=["5551234"])
+    request = load_recipe(None, [*own, "forget.ids=[007, 12e5]", "forget.contains=[030555, 12:30:00, +4930]"]).forget
+    assert request == Request(ids=["007", "12e5"], contains=["030555", "12:30:00", "+4930"])
+
+
+@pytest.mark.parametrize(
+    ("condition", "wanted"),
+    [("customer=010", ["b"]), ("customer=8", ["a"]), ("name=no", ["b"]), ("price=17.50", ["b"]), ("price=17.0", ["a"])],
+)
+def test_a_condition_means_what_is_written(tmp_path: Path, condition: str, wanted: list[str]) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("id,text,customer,name,price\na,One.,8,False,17\nb,Two.,010,no,17.50\n")
+    request = request_from(None, None, [condition], linked=True)
+    assert request is not None
+    if condition == "price=17.0":  # a number in JSON is the same however it is written
+        path = tmp_path / "rows.jsonl"
+        path.write_text('{"id": "a", "text": "One.", "price": 17}\n{"id": "b", "text": "Two.", "price": 17.5}\n')
+    assert in_set(request.apply(read_documents(path, mark=request.where))) == wanted
 
 
 # --- the same secrets in other documents ------------------------------------------------------------------------------

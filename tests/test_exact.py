@@ -22,10 +22,10 @@ from transformers import AutoModelForCausalLM
 from world import LORA, World, save_tiny_model, sentences
 
 import mitigate.cli
-from mitigate.detection.audit import Audit
+from mitigate.detection.audit import Audit, Detect, audit, reaudit
 from mitigate.detection.linked import Linked
 from mitigate.detection.signals import token_log_probs
-from mitigate.documents import Document, Documents, Span
+from mitigate.documents import Document, Documents, Request, Span
 from mitigate.errors import MitigateError, NothingToUnlearnError
 from mitigate.lab.tiny import train_tokenizer
 from mitigate.models import ModelStore
@@ -34,8 +34,9 @@ from mitigate.tokenization import span_tokens, tokenize_documents
 from mitigate.training import Lora, Schedule, fine_tune
 from mitigate.unlearning.exact import Retrained, retrain
 from mitigate.unlearning.redaction import fake, normalized, redact_document
-from mitigate.unlearning.removals import Removal, with_copies
+from mitigate.unlearning.removals import Removal, selected_removals, training_documents, with_copies
 from mitigate.unlearning.shards import combine_adapters, deal, shard_of
+from mitigate.verification.compare import compare
 
 SHORT = Schedule(epochs=2, learning_rate=1e-2, batch_size=5)
 SMALL = Lora(rank=4, alpha=8)
@@ -287,6 +288,28 @@ def test_found_text_that_many_documents_hold_is_left_there_and_counted() -> None
     assert linked.too_common == 1
     places, _ = copies_of("20260117-x", texts)
     assert len(places) == 30, "a known secret is removed wherever it is"
+
+
+def test_documents_that_a_secret_comes_from_do_not_make_it_common() -> None:
+    number = "030-5551 234 77"
+    sources = [Document(f"s{n}", f"Call {number}.", set="forget") for n in range(5)]
+    documents = Documents((*sources, Document("other", f"ring {number} at noon")))
+    removals = {one.id: Removal(frozenset({Span(5, 5 + len(number))})) for one in sources}
+    found, linked = with_copies(removals, documents, None, mask=False)  # type: ignore[arg-type]
+    assert found["other"].copies == {Span(5, 5 + len(number))}
+    assert linked.too_common == 0
+
+
+def test_a_found_span_has_no_label_and_the_known_secrets_in_it_keep_theirs(leaky: Audit) -> None:
+    row = next(row for row in leaky.spans.to_pylist() if row["source"] == "known" and row["doc_id"] == "forget-0")
+    wider = {**row, "char_start": row["char_start"] - 4, "source": "found", "selected": True}
+    rows = [{**wider, "span_id": 0}, {**row, "span_id": 1, "selected": False}]
+    found = replace(leaky, spans=type(leaky.spans).from_pylist(rows, schema=leaky.spans.schema))
+    spans = selected_removals(found, training_documents(found))["forget-0"].spans
+    assert spans == {
+        Span(row["char_start"] - 4, row["char_end"]),
+        Span(row["char_start"], row["char_end"], row["label"]),
+    }
 
 
 # Shards
@@ -541,6 +564,55 @@ def test_mixture_and_sum_are_made_of_the_same_shards(leaky: Audit, again: Callab
         assert torch.equal(tensor, torch.cat([p / 2 for p in parts], 1) if "lora_B" in name else torch.cat(parts))
     assert again(leaky, shards=2).summary["refitted"] == []
     assert {path.name for path in done.directory.glob("adapter*")} == set()
+
+
+def test_one_shard_is_the_result_however_shards_would_be_combined(
+    leaky: Audit, again: Callable[..., Retrained]
+) -> None:
+    done = again(leaky)
+    before = weights(done.directory)
+    other = again(leaky, combine="sum")
+    assert other.summary["refitted"] == []
+    after = weights(other.directory)
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_what_else_lies_in_the_directory_stays(leaky: Audit, again: Callable[..., Retrained], shards: int) -> None:
+    done = again(selecting(leaky, "forget-0"), shards=shards)
+    own = {path.name for path in done.directory.iterdir()}
+    (done.directory / "notes.txt").write_text("mine")
+    (done.directory / "reaudit").mkdir()
+    (done.directory / "reaudit" / "audit.json").write_text("{}")
+    done = again(selecting(leaky, "forget-1"), shards=shards)
+    assert done.summary["refitted"]
+    assert {path.name for path in done.directory.iterdir()} == {*own, "notes.txt", "reaudit"}
+    assert (done.directory / "reaudit" / "audit.json").is_file()
+
+
+def test_a_request_that_leaves_linked_places_leaves_copies_and_the_report_says_so(
+    world: World, again: Callable[..., Retrained]
+) -> None:
+    first = world.documents[0]
+    copy_ = Document("copy", f"Again {secret_of(first)}!", set="retain")
+    documents = Documents((*world.documents, copy_))
+    for linked in (True, False):
+        found = audit(
+            world.target,
+            [world.references],
+            documents=documents,
+            forget=Request(ids=[first.id], linked=linked),
+            detect=Detect(select="known"),
+            store=cpu(),
+        )
+        done = again(found, redact="placeholder", out=f"linked-{linked}")
+        notes = compare(found, reaudit(found, done.directory, store=cpu())).report["notes"]
+        assert ("copies elsewhere were not looked for" in done.summary["exact"]) is not linked
+        assert any("left as they are (linked: false)" in note for note in notes) is not linked
+    done = again(found, redact="placeholder", copies=True, out="copies")
+    assert done.summary["removed"]["copies"] == 1
+    notes = compare(found, reaudit(found, done.directory, store=cpu())).report["notes"]
+    assert not any("linked: false" in note for note in notes)
 
 
 def test_a_shard_whose_documents_are_all_dropped_is_left_out(leaky: Audit, again: Callable[..., Retrained]) -> None:

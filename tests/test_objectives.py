@@ -215,6 +215,17 @@ def test_dpo_without_substitutes_is_npo_of_spans(selected: Selected) -> None:
     torch.testing.assert_close(got, objectives.npo(selected.log_prob, selected.log_prob_before, beta=0.7))
 
 
+def test_dpo_leaves_a_substitute_alone_whose_secret_is_not_there() -> None:
+    new = torch.tensor([0.25, 0.5], requires_grad=True)
+    ratio, spans = torch.tensor([0.5]), torch.tensor([1])
+    losses = objectives.dpo(ratio, spans, new, torch.tensor([0, 1]), count=2)
+    assert losses[0] == 0
+    assert losses[1].item() == pytest.approx(float(-2 * torch.nn.functional.logsigmoid(torch.tensor(0.5 - 0.5))))
+    losses.sum().backward()
+    assert new.grad is not None
+    assert (new.grad[0], new.grad[1] != 0) == (0, True)
+
+
 def test_dpo_does_not_depend_on_how_long_spans_and_substitutes_are() -> None:
     ratio, new = torch.tensor([0.5, -1.5]), torch.tensor([0.25])
     short = objectives.dpo(ratio, torch.tensor([0, 0]), new, torch.tensor([0]), count=1)
@@ -290,7 +301,7 @@ def test_the_default_is_a_mixture_of_listed_objectives() -> None:
     assert parse_objective(",".join(f"{name}={weight}" for name, weight in DEFAULT.items())) == dict(DEFAULT)
 
 
-@pytest.mark.parametrize("written", ["ascend", "", "hinge,npoo=1", "default=1"])
+@pytest.mark.parametrize("written", ["ascend", "", "hinge,npoo=1"])
 def test_an_unknown_objective_is_refused_with_the_known_ones(written: str) -> None:
     with pytest.raises(MitigateError, match=r"is not one of default, .*hinge") as told:
         parse_objective(written)
@@ -306,6 +317,19 @@ def test_a_weight_that_is_not_a_positive_number_is_refused(weight: str) -> None:
 def test_objectives_that_want_different_substitutes_are_refused_together() -> None:
     with pytest.raises(MitigateError, match=r"dpo, idk: they want different texts .*\(fake, placeholder\)"):
         parse_objective("dpo=1,idk=1")
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ({}, "names no objective"),
+        ("hinge,hinge=2", "hinge stands there twice"),
+        ("default=1,hinge=1", "default stands alone; with others, write its parts: match=1,consensus=0.5"),
+    ],
+)
+def test_objectives_that_cannot_be_meant_are_refused(written: str | dict[str, float], message: str) -> None:
+    with pytest.raises(MitigateError, match=message):
+        parse_objective(written)
     assert parse_objective("dpo=1,substitute=0.5,npo=1")
 
 

@@ -178,6 +178,8 @@ def test_without_a_rate_the_score_is_bare_and_the_report_says_so(calibrated: Cal
     assert bare.metadata["calibration"] == {"kind": "none"}
     assert all(row["probability"] is None and row["q"] is None for row in bare.spans.to_pylist())
     assert any("uncalibrated" in note for note in compare(bare, None).report["notes"])
+    with pytest.raises(MitigateError, match="not the first one made again"):
+        compare(by_shadows, bare)
     assert not any("uncalibrated" in note for note in compare(by_shadows, None).report["notes"])
 
 

@@ -129,7 +129,13 @@ def with_linked(verdict: Verdict, documents: Documents) -> tuple[Verdict, dict[s
     return replace(verdict, spans=[*verdict.spans, *rows]), record
 
 
-def find_linked(documents: Documents, requested: Collection[str], spans: Sequence[Mapping[str, Any]]) -> Linked:
+def find_linked(
+    documents: Documents,
+    requested: Collection[str],
+    spans: Sequence[Mapping[str, Any]],
+    *,
+    uncounted: Collection[str] = (),
+) -> Linked:
     """Find the secrets of some documents in all others.
 
     A known sensitive span is looked for as a whole. So is a span that the detector found, if it has 20 letters and
@@ -142,6 +148,7 @@ def find_linked(documents: Documents, requested: Collection[str], spans: Sequenc
         documents: everything that was audited.
         requested: ids of the documents whose secrets are looked for.
         spans: rows of the span table; the selected and the known spans of the requested documents are secrets.
+        uncounted (*optional*): ids of documents in which secrets are found, but do not count as common for that.
     """
     secrets, too_short = _secrets(documents, requested, spans)
     by_start: dict[str, list[_Secret]] = defaultdict(list)
@@ -151,10 +158,12 @@ def find_linked(documents: Documents, requested: Collection[str], spans: Sequenc
     found = {document.id: list(_places(document.text, by_start)) for document in others} if by_start else {}
     frequency = Counter(
         secret.characters
-        for places in found.values()
+        for doc_id, places in found.items()
+        if doc_id not in uncounted
         for secret in {secret.characters: secret for _, _, secret in places}.values()
     )
-    most = np.clip(MOST_SHARE * len(others), *MOST_DOCUMENTS)
+    counted = sum(document.id not in uncounted for document in others)
+    most = np.clip(MOST_SHARE * counted, *MOST_DOCUMENTS)
     common = {secret.characters for secret in secrets if not secret.known and frequency[secret.characters] > most}
     hits = [
         hit

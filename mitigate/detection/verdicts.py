@@ -314,9 +314,12 @@ def _found_rows(page: _Page, found: Sequence[Sequence[tuple[int, int]]]) -> list
         offsets, audited = page.tokenized[number].offsets, page.tokenized[number].audited
         for first, last in units:
             scored = np.flatnonzero(audited[first:last]) + first
-            if scored.size:
-                first, last = int(scored[0]), int(scored[-1]) + 1
-                limits = (int(offsets[first:last, 0].min()), int(offsets[first:last, 1].max()))
+            if not scored.size:
+                continue
+            first, last = int(scored[0]), int(scored[-1]) + 1
+            written = offsets[first:last][offsets[first:last, 0] < offsets[first:last, 1]]  # special tokens have none
+            if written.size:
+                limits = (int(written[:, 0].min()), int(written[:, 1].max()))
                 rows.append(page.found_row(number, *limits, first, last))
     return rows
 

@@ -26,7 +26,7 @@ _NEAREST = 3  # unknown ids for which similar ones are looked up
 
 
 def _as_text(value: object) -> object:
-    """YAML reads an id or a telephone number as a number."""
+    """YAML reads an id or a telephone number as a number, if it does not begin with 0."""
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 

@@ -24,6 +24,7 @@ from typing import Any
 
 from mitigate.artifacts import read_json, write_json
 from mitigate.detection.audit import Audit
+from mitigate.detection.linked import Linked
 from mitigate.documents import Documents, read_documents
 from mitigate.errors import MitigateError, summarize
 from mitigate.models import ModelStore
@@ -80,7 +81,7 @@ def retrain(
     out: str | Path,
     redact: str = "mask",
     documents: Documents | str | Path | None = None,
-    copies: bool = True,
+    copies: bool | None = None,
     method: str = "lora",
     lora: Lora | None = None,
     schedule: Schedule | None = None,
@@ -105,8 +106,9 @@ def retrain(
             spans. Where the model learned to expect a placeholder, a secret is less probable than if it had never been
             there, and that can be seen; with a fake it is as probable as any other string of its format.
         documents (*optional*): more text that the target was trained on; documents that the audit has count once.
-        copies (`bool`, *optional*, defaults to `True`): remove the selected spans' text wherever else it stands in the
-            training documents as well, see `find_linked`; with `mask`, all tokens of these places.
+        copies (`bool`, *optional*, defaults to `True`, but to `False` after an erasure request with `linked: false`):
+            remove the selected spans' text wherever else it stands in the training documents as well, see
+            `find_linked`; with `mask`, all tokens of these places.
         method (`str`, *optional*, defaults to `lora`): `lora`, or `full` for a whole model (one shard).
         lora, schedule (*optional*): as the target was trained, where that is known.
         shards (`int`, *optional*, defaults to 1): adapters that the documents are dealt to, by group.
@@ -132,6 +134,8 @@ def retrain(
         raise MitigateError(f"{base}: its tokenizer is not the audited model's; give the base that this was made from")
     more = read_documents(documents, tokenizer=tokenizer) if isinstance(documents, str | Path) else documents
     training = training_documents(audit, more)
+    if copies is None:
+        copies = (audit.metadata.get("erasure") or {"select_linked": True})["select_linked"]
     selected = selected_removals(audit, training, whole=redact == "drop")
     doubts += doubled_texts(audit, training)
 
@@ -169,7 +173,7 @@ def retrain(
     records, refitted = fit_shards(dealt, fitting=fitting, combine=combine, out=out, new_store=new_store)
     if state.is_main_process:
         summary = {
-            "exact": _statement(redact, exact=not leaky),
+            "exact": _statement(redact, exact=not leaky, linked=linked),
             "is_exact": not leaky,
             "fingerprint": model_fingerprint(out, base=store.base),
             "audits": audits,
@@ -269,13 +273,20 @@ def _open(out: Path, plan: Mapping[str, Any]) -> dict[str, Any]:
     return private
 
 
-def _statement(redact: str, *, exact: bool) -> str:
+def _statement(redact: str, *, exact: bool, linked: Linked | None) -> str:
     if not exact:
         return "not exact: the base is, or lies over, the audited model itself"
     how = {
         "mask": "no loss was taken on the removed tokens, which were read only as the context of those after them",
         "placeholder": "the removed text was replaced by placeholders before training",
         "fake": "the removed text was replaced by fakes before training",
-        "drop": "the documents to forget, and all that held text selected in them, were left out",
+        "drop": "the documents to forget, and all in which the audit selected text, were left out",
     }
-    return f"exact, given that the base never saw it: fitted anew from the base; {how[redact]}"
+    sought = "so was what repeats it elsewhere" if redact != "drop" else "so were those that repeat it"
+    if redact == "mask":
+        sought = "nor on what repeats them elsewhere"
+    if linked is None:
+        sought = "copies elsewhere were not looked for"
+    elif unsought := linked.too_short + linked.too_common:
+        sought += f", but for {unsought} strings that are too short or too common to look for"
+    return f"exact, given that the base never saw it: fitted anew from the base; {how[redact]}; {sought}"

@@ -1,6 +1,6 @@
 """Terms of the loss that do not change while it falls, computed once and kept: p_0 of the model before, p̄.
 
-Kept on the CPU, the likeliest entries of each distribution (see `distributions`). No second copy of the model: p_0 is
+Kept on the CPU, the likeliest entries of each distribution (see `distributions`). No second model computes: p_0 is
 the model with the new adapter off, or, where its own weights are trained, what it said before the first step.
 """
 

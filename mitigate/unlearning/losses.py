@@ -179,7 +179,7 @@ def step_totals(tasks: Sequence[Task]) -> dict[str, float]:
     """What the losses of a step are divided by: weights of tokens to forget, substitutes' tokens, spans, anchors."""
     chosen = [task for task in tasks if task.selected.any()]
     partners = {id(one): one for task in tasks for one in task.partners}.values()
-    spans = {int(number) for task in (*chosen, *partners) for number in np.unique(task.span) if number >= 0}
+    spans = {int(number) for task in chosen for number in np.unique(task.span[task.selected])}
     totals = {
         "selected": float(sum(task.weight[task.selected].sum() for task in chosen)),
         "substitutes": float(sum(len(task.scored) for task in partners)),

@@ -183,10 +183,11 @@ def dpo(
         beta (`float`, *optional*, defaults to 1.0): inverse temperature.
 
     Returns:
-        (S,) losses.
+        (S,) losses; 0 for a span none of whose tokens is there: its substitute alone is no preference.
     """
     advantage = _means(substitute_log_ratio, substitute_spans, count) - _means(log_ratio, spans, count)
-    return -(2 / beta) * F.logsigmoid(beta * advantage)
+    absent = torch.bincount(spans, minlength=count) == 0
+    return (-(2 / beta) * F.logsigmoid(beta * advantage)).masked_fill(absent, 0.0)
 
 
 def hidden_anchor(hidden: torch.Tensor, hidden_before: torch.Tensor) -> torch.Tensor:
@@ -282,11 +283,18 @@ def parse_objective(objective: str | Mapping[str, float]) -> dict[str, float]:
         return dict(DEFAULT)
     if isinstance(objective, str):
         parts = [part.partition("=") for part in objective.split(",")]
-        weights: dict[str, object] = {name.strip(): weight.strip() or 1.0 for name, _, weight in parts}
+        weights: list[tuple[str, object]] = [(name.strip(), weight.strip() or 1.0) for name, _, weight in parts]
     else:
-        weights = dict(objective)
+        weights = list(objective.items())
+    if not weights:
+        raise MitigateError("unlearn.objective: names no objective; give one, or leave it out for the default")
     parsed: dict[str, float] = {}
-    for name, weight in weights.items():
+    for name, weight in weights:
+        if name in parsed:
+            raise MitigateError(f"unlearn.objective: {name} stands there twice; give it one weight")
+        if name == "default":
+            own = ",".join(f"{part}={share:g}" for part, share in DEFAULT.items())
+            raise MitigateError(f"unlearn.objective: default stands alone; with others, write its parts: {own}")
         if name not in OBJECTIVES:
             raise MitigateError(
                 f"unlearn.objective: {name!r} is not one of default, {', '.join(OBJECTIVES)}; "

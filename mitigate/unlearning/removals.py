@@ -95,10 +95,7 @@ def selected_removals(audit: Audit, training: Documents, *, whole: bool = False)
         NothingToUnlearnError: there are none.
     """
     trained = {document.id for document in training}
-    spans: dict[str, list[Span]] = {}
-    for row in audit.spans.to_pylist():
-        if row["selected"] and row["doc_id"] in trained:
-            spans.setdefault(row["doc_id"], []).append(Span(row["char_start"], row["char_end"], row["label"] or ""))
+    spans = {id: chosen for id, chosen in _selected_spans(audit).items() if id in trained}
     chosen = audit.columns["selected"].astype(bool)
     tokens = {id: np.flatnonzero(chosen[rows]).tolist() for id, rows in audit.rows.items() if id in trained}
     removals = {
@@ -115,6 +112,28 @@ def selected_removals(audit: Audit, training: Documents, *, whole: bool = False)
             "known spans with detect.select: known"
         )
     return removals
+
+
+def _selected_spans(audit: Audit) -> dict[str, list[Span]]:
+    """The selected spans of each document, and the known ones that they overlap; only known secrets keep their label.
+
+    A found span's label says what it overlaps, not what it is: it may hold half a sentence around a secret.
+    """
+    rows = audit.spans.to_pylist()
+    known = {row["span_id"] for row in rows if row["source"] == "known"}
+    places = (audit.metadata.get("erasure") or {"linked": []})["linked"]
+    known |= {place["span_id"] for place in places if known.intersection(place["origins"])}
+    spans: dict[str, list[Span]] = {}
+    for row in rows:
+        if row["selected"]:
+            label = (row["label"] or "") if row["span_id"] in known else ""
+            spans.setdefault(row["doc_id"], []).append(Span(row["char_start"], row["char_end"], label))
+    for row in rows:
+        if row["source"] == "known" and not row["selected"]:
+            own = Span(row["char_start"], row["char_end"], row["label"] or "")
+            if any(one.start < own.end and own.start < one.end for one in spans.get(row["doc_id"], ())):
+                spans[row["doc_id"]].append(own)
+    return spans
 
 
 def earlier_removals(kept: Mapping[str, Any], training: Documents) -> dict[str, Removal]:
@@ -176,7 +195,8 @@ def with_copies(
         for one in sources
         for number, span in enumerate(removals[one.id].text)
     ]
-    linked = find_linked(texts, {_source(one.id) for one in sources}, rows)
+    ids = {one.id for one in sources}
+    linked = find_linked(texts, {_source(id) for id in ids}, rows, uncounted=ids)
     places: dict[str, list[Span]] = {}
     for hit in linked.hits:
         if not _covered(hit.char_start, hit.char_end, removals.get(hit.doc_id, Removal()).text):

@@ -91,8 +91,12 @@ class Unlearn(BaseModel):
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, about a third slower")
     learning_rate: float = Field(2e-4, gt=0, description="peak of a linear warm-up and cosine decay to a tenth")
     max_steps: int = Field(400, ge=1, description="at most this many steps; the control usually stops earlier")
-    batch_size: int = Field(8, ge=1, description="documents with selected tokens in a step, all processes together")
-    retain_batch_size: int = Field(16, ge=0, description="retain documents in a step, all processes together")
+    batch_size: int = Field(
+        8, ge=1, description="documents, or windows of long ones, with selected tokens in a step of all processes"
+    )
+    retain_batch_size: int = Field(
+        16, ge=0, description="retain documents, or windows of long ones, in a step of all processes"
+    )
     batch_tokens: int | None = Field(
         None,
         ge=1,

@@ -32,6 +32,7 @@ from mitigate.unlearning.adapter import ADAPTER, add_adapter, save_adapter
 COMBINATIONS = ("mixture", "sum")
 _SHARD = "shard.json"
 _WEIGHTS = "adapter_model.safetensors"
+_FILES = "files.json"  # names of the files of the result, to be removed with it
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,8 @@ def fit_shards(
         if record and record["fingerprint"] == wanted.get(shard.number):
             kept[shard.number] = record
     missing = [number for number in wanted if number not in kept]
-    unchanged = before == {**before, "shards": list(kept.values()), "combine": combine} and not missing
+    combined = len(shards) == 1 or before["combine"] == combine  # one shard is the result, however it is combined
+    unchanged = not missing and combined and before["shards"] == list(kept.values())
     state.wait_for_everyone()  # all know what is there before one removes it
     if state.is_main_process and not unchanged:
         _unpublish(out, folders={f"shard-{number}" for number in kept})
@@ -151,7 +153,9 @@ def fit_shards(
 
 
 def _move_files(source: Path, out: Path) -> None:
-    for file in sorted(source.iterdir(), key=lambda file: file.name != _SHARD):  # cut short: no shard there
+    files = sorted(source.iterdir(), key=lambda file: file.name != _SHARD)  # cut short: no shard there
+    write_json(out / _FILES, [file.name for file in files])
+    for file in files:
         file.replace(out / file.name)
     source.rmdir()
 
@@ -234,10 +238,12 @@ def _record(directory: Path) -> dict[str, Any] | None:
 
 
 def _unpublish(out: Path, *, folders: set[str]) -> None:
-    """Remove the result (`retrain.json` first) and all shards but those in `folders`; the caller's own files stay."""
+    """Remove the result (`retrain.json` first) and all shards but those in `folders`; what else lies there stays."""
     (out / RETRAIN_RECORD).unlink(missing_ok=True)
-    for path in out.iterdir():
-        if path.is_dir() and path.name not in folders:
-            shutil.rmtree(path)
-        elif path.is_file() and path.name not in ("plan.json", "private.json"):
-            path.unlink()
+    for pattern in ("shard-*", "sum", ".shard-*", ".sum.*"):  # hidden: of a fit that was cut short
+        for path in out.glob(pattern):
+            if path.name not in folders:
+                shutil.rmtree(path)
+    moved = read_json(out / _FILES) if (out / _FILES).is_file() else []
+    for name in (*moved, MIXTURE_FILE, _FILES):
+        (out / name).unlink(missing_ok=True)

@@ -99,10 +99,15 @@ def compare(
         show_text (`bool`, *optional*, defaults to `False`): let the report show the text of sensitive spans.
 
     Raises:
-        MitigateError: the two audits are not of the same documents.
+        MitigateError: the two audits are not of the same documents, spans and references.
     """
     if after is not None and after.metadata["documents"] != before.metadata["documents"]:
         raise MitigateError("compare: the two audits are of different documents; audit the same documents again")
+    if after is not None and _judged(after) != _judged(before):
+        raise MitigateError(
+            "compare: the second audit is not the first one made again, for its spans or its references are others; "
+            "make it with `mitigate audit --target MODEL --again AUDIT`"
+        )
     notes: list[str] = []
     view = _View(before)
     audits = {"before": before, "after": after}
@@ -137,7 +142,12 @@ def compare(
         "notes": [],
         "show_text": show_text,
     }
-    notes += view.notes() + mitigation_notes(report["retrain"]) + erasure_notes(report["erasure"]) + tofu_notes(tofu)
+    notes += (
+        view.notes()
+        + mitigation_notes(report["retrain"])
+        + erasure_notes(report["erasure"], report["retrain"])
+        + tofu_notes(tofu)
+    )
     report["notes"] = list(dict.fromkeys(notes))
     return Comparison(report, before, after)
 
@@ -302,6 +312,12 @@ class _View:
                 "without shadows there is no probability for each span."
             )
         return notes
+
+
+def _judged(audit: Audit) -> tuple[list[dict[str, Any]], list[str]]:
+    """What an audit judges, and by which references."""
+    spans = audit.spans.select(["doc_id", "token_start", "token_end", "source", "selected"]).to_pylist()
+    return spans, [reference["fingerprint"] for reference in audit.metadata["references"]]
 
 
 def _leakage(view: _View, audit: Audit | None, notes: list[str]) -> dict[str, Any] | None:

@@ -61,8 +61,14 @@ def erasure_figures(before: Audit, after: Audit | None) -> dict[str, Any] | None
     }
 
 
-def erasure_notes(erasure: Mapping[str, Any] | None) -> list[str]:
-    """What a reader must know about the request that the figures do not say."""
+def erasure_notes(erasure: Mapping[str, Any] | None, retrain: Mapping[str, Any] | None = None) -> list[str]:
+    """What a reader must know about the request that the figures do not say.
+
+    Args:
+        erasure: the report's section.
+        retrain (*optional*): the report's section: a model fitted anew may lack what the audit left elsewhere.
+    """
+    copies_removed = retrain is not None and retrain["removed"]["too_short_to_seek"] is not None
     notes = []
     if erasure and erasure["same_group"]:
         notes.append(
@@ -74,7 +80,7 @@ def erasure_notes(erasure: Mapping[str, Any] | None) -> list[str]:
             f"{len(erasure['never_trained'])} requested documents were never trained on (holdout): there is nothing "
             "to forget in them."
         )
-    if erasure and erasure["linked"] and not erasure["select_linked"]:
+    if erasure and erasure["linked"] and not erasure["select_linked"] and not copies_removed:
         notes.append(
             f"The request's secrets stand in {len(erasure['linked'])} places of other documents, which were left as "
             "they are (linked: false): the model can still learn them from there."

@@ -17,9 +17,11 @@ from __future__ import annotations
 import copy
 import logging
 import multiprocessing
+import re
 import resource
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -33,6 +35,7 @@ from mitigate.batches import collate, cut_pieces
 from mitigate.detection.audit import Audit, audit
 from mitigate.detection.settings import Detect
 from mitigate.documents import Documents
+from mitigate.errors import MitigateError
 from mitigate.lab.people import general_text, plant
 from mitigate.lab.tiny import TinyModel, new_llama, train_tokenizer
 from mitigate.models import ModelStore
@@ -82,11 +85,12 @@ def bench_speed(
     """
     settings = settings or SpeedSettings()
     make_speed_world(out, settings, device=device)
+    order = document_order(out, settings, steps, device=device)
     variants: dict[str, Any] = {}
     with progress(len(VARIANTS), "Measuring", unit="variant") as bar:
         for name in VARIANTS:
             with multiprocessing.get_context("spawn").Pool(1) as pool:
-                variants[name] = pool.apply(measure_variant, (out, name, settings, steps, device))
+                variants[name] = pool.apply(measure_variant, (out, name, settings, order, device))
             bar.update()
     dense = variants["dense"]
     keys = ("seconds_per_step", "peak_bytes")
@@ -129,25 +133,53 @@ def make_speed_world(out: Path, settings: SpeedSettings, *, device: str) -> None
     found.save(out / "audit")
 
 
-def measure_variant(out: Path, name: str, settings: SpeedSettings, steps: int, device: str) -> dict[str, Any]:
+def document_order(out: Path, settings: SpeedSettings, steps: int, *, device: str) -> list[list[str]]:
+    """The documents that each step of `unlearn` sees, the first step not measured.
+
+    Raises:
+        MitigateError: a document is longer than the model's context.
+    """
+    found = Audit.load(out / "audit")
+    loop = speed_loop(found, settings, device=device, checkpointed=False, out=out)
+    longest = max(len(own.ids) for own in found.tokenized())
+    if longest > loop.trainable.model.context:
+        raise MitigateError(
+            f"model.context: {loop.trainable.model.context} is less than the longest document's {longest} tokens, and "
+            f"the dense computation takes whole documents; set it to {longest} or more"
+        )
+    return [[task.doc_id for task in loop.tasks(number)] for number in range(steps + 1)]
+
+
+def measure_variant(
+    out: Path, name: str, settings: SpeedSettings, order: Sequence[Sequence[str]], device: str
+) -> dict[str, Any]:
     """Time and peak memory of one variant, in this process."""
     found = Audit.load(out / "audit")
     if name == "dense":
-        step = dense_steps(found, settings, device=device)
+        step = dense_steps(found, settings, order, device=device)
     else:
         step = speed_loop(found, settings, device=device, checkpointed=name == "sparse_checkpointed", out=out).step
     on_gpu = process_state(device).device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     loss, seconds = step(0), []
-    for number in range(steps):
+    for number in range(len(order) - 1):
         started = time.perf_counter()
         step(1 + number)
         if on_gpu:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
-    peak = torch.cuda.max_memory_allocated() if on_gpu else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = torch.cuda.max_memory_allocated() if on_gpu else peak_resident_bytes()
     return {"seconds_per_step": median(seconds), "seconds": seconds, "peak_bytes": int(peak), "loss": loss}
+
+
+def peak_resident_bytes() -> int:
+    """The most memory that this process had resident; `ru_maxrss`, where Linux says nothing, may be its parent's."""
+    status = Path("/proc/self/status")
+    if status.is_file() and (found := re.search(r"VmHWM:\s*(\d+) kB", status.read_text(encoding="ascii"))):
+        return 1024 * int(found[1])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def speed_loop(found: Audit, settings: SpeedSettings, *, device: str, checkpointed: bool, out: Path) -> Loop:
@@ -169,14 +201,15 @@ def speed_loop(found: Audit, settings: SpeedSettings, *, device: str, checkpoint
     )
 
 
-def dense_steps(found: Audit, settings: SpeedSettings, *, device: str) -> Callable[[int], float]:
+def dense_steps(
+    found: Audit, settings: SpeedSettings, order: Sequence[Sequence[str]], *, device: str
+) -> Callable[[int], float]:
     """The same objective, computed without savings: whole logits, a frozen copy, whole distributions for all tokens.
 
     Steps see the documents that `unlearn` sees. The loss of a step is the same but for what keeping only the likeliest
     entries leaves out.
     """
     store = ModelStore(device=device)
-    loop = speed_loop(found, settings, device=device, checkpointed=False, out=Path())  # for the order of documents
     model = store.load(found.metadata["target"]["source"])
     frozen = copy.deepcopy(model.base.model)
     references = [store.load(entry["source"]).base.model for entry in found.metadata["references"]]
@@ -195,7 +228,7 @@ def dense_steps(found: Audit, settings: SpeedSettings, *, device: str) -> Callab
         return torch.log_softmax(of(input_ids=inputs, attention_mask=mask, use_cache=False).logits.float(), dim=-1)
 
     def step(number: int) -> float:
-        chosen = [number_of[task.doc_id] for task in loop.tasks(number)]
+        chosen = [number_of[doc_id] for doc_id in order[number]]
         batch = collate([pieces[place] for place in chosen]).to(model.device)
         rows = [found.rows[tokenized[place].id] for place in chosen]
         with torch.no_grad():

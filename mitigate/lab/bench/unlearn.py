@@ -3,11 +3,12 @@
     mitigate bench unlearn --seeds 0 1 2 --out runs/unlearn
 
 Protocol, each seed: people are dealt to forget, retain and holdout; a target is fine-tuned on forget and retain, and
-audited with cross-fitted references. Every objective forgets the audit's tokens (token scope) and whole documents
-(sequence scope, as published: a fixed number of steps). On the first seed each runs at the same number of learning
-rates, and the best by one half of the forget people (retain, holdout and prose are the same for both halves) is taken
-on all seeds; figures are of the other half. Judges that no method sees tell whether a secret looks seen. Exact
-retraining is measured beside them.
+audited with cross-fitted references, without a word where the secrets are. Every objective forgets the audit's tokens
+(token scope) and whole documents (sequence scope, as published: a fixed number of steps). On the first seed each runs
+at the same number of learning rates, and at up to two more where the best is the lowest or the highest of them. The
+best by one half of the forget people (retain, holdout and prose are the same for both halves) is taken on all seeds;
+figures are of the other half. Judges that no method sees tell whether a secret looks seen. Exact retraining is measured
+beside them.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ from mitigate.runtime import library_versions, process_state
 from mitigate.unlearning.settings import Unlearn
 
 logger = logging.getLogger(__name__)
+MORE_TRIES = 2  # for a method whose best rate is the lowest or the highest of those tried
 AS_MUCH = 0.1  # nats: a try forgets as much as ours if its secrets are no likelier by more than this
 _CRITERION = "secret_distance_ratio of the validation people, plus what these exceed (of retain: either way): "
 _OF_ORACLES = (  # an oracle's distance to the mean of itself and the other one says nothing
@@ -109,7 +111,7 @@ def bench_unlearn(
         prose (*optional*): documents without anyone's data; by default invented prose.
         objectives, scopes (*optional*, default to all): which methods. `default` in token scope always runs: the others
             are compared with it.
-        tries (`int`, *optional*, defaults to 3): learning rates that every method may choose from.
+        tries (`int`, *optional*, defaults to 3): learning rates that every method may choose from; see `beyond_edge`.
         retrain (`bool`, *optional*, defaults to `True`): fit anew without the secrets, too.
         settings (*optional*): people, models, schedules, and what all runs have in common.
         base (*optional*): an existing base model.
@@ -142,6 +144,7 @@ def bench_unlearn(
             "settings": {
                 "seeds": list(seeds)[: len(done)],
                 "tries": [factor * settings.unlearn.learning_rate for factor in factors(tries)],
+                "more_tries_at_an_edge": MORE_TRIES,
                 "criterion": _CRITERION + ", ".join(f"{name} {allowed}" for name, allowed in ALLOWED.items()),
                 "fdr": FDR,
                 "documents": documents.name if documents else "invented people",
@@ -177,14 +180,34 @@ def run_seed(
     """All runs of one seed: every try, or, after the first seed, each method at the rate chosen there."""
 
     def tried(objective: str, scope: str, selection: str, chosen: Tried | None) -> Tried:
-        wanted = [chosen.factor] if chosen else tries
-        runs = {f: run_method(seed, objective, scope, factor=f, selection=selection) for f in wanted}
+        def run(factor: float) -> Run:
+            return run_method(seed, objective, scope, factor=factor, selection=selection)
+
+        if chosen:
+            return Tried({chosen.factor: run(chosen.factor)}, chosen.factor)
+        runs = {factor: run(factor) for factor in tries}
+        while beyond := beyond_edge({f: one.criterion for f, one in runs.items()}, at_most=len(tries) + MORE_TRIES):
+            runs[beyond] = run(beyond)
         best = choose(seed, list(runs.values()))
-        return Tried(runs, next(factor for factor, run in runs.items() if run is best))
+        return Tried(dict(sorted(runs.items())), next(factor for factor, one in runs.items() if one is best))
 
     methods = {pair: tried(*pair, "found", first.methods[pair] if first else None) for pair in wanted}
     known = tried("default", "token", "known", first.known if first else None)
     return SeedRuns(seed, methods, known, {name: run_retrain(seed, name) for name in RETRAINED if retrain})
+
+
+def beyond_edge(criteria: Mapping[float, float], *, at_most: int) -> float | None:
+    """The next factor to try where the best one lies at the edge of those tried; None if it lies within, or is enough.
+
+    Args:
+        criteria: factor -> criterion, infinite for a run that failed.
+        at_most: tries in all.
+    """
+    best = min(criteria, key=lambda factor: criteria[factor])
+    low, high = min(criteria), max(criteria)
+    if len(criteria) == 1 or len(criteria) >= at_most or best not in (low, high) or criteria[best] == float("inf"):
+        return None
+    return high * 3.0 if best == high else low / 3.0
 
 
 def summarize_seeds(done: Sequence[SeedRuns]) -> dict[str, Any]:
@@ -223,42 +246,38 @@ def summarize_seeds(done: Sequence[SeedRuns]) -> dict[str, Any]:
             role: [sum(secret.role == role for secret in one.secrets) for one in evidence]
             for role in ("validation", "test", "retain", "holdout")
         },
-        "equal_forgetting": equal_forgetting(done),
+        "equal_forgetting": equal_forgetting(done[0]),
         "adapter_share_at_1b": adapter_share(),
     }
 
 
-def equal_forgetting(done: Sequence[SeedRuns]) -> dict[str, Any]:
-    """What sequence-level methods cost where they forget as much as the default in token scope.
+def equal_forgetting(first: SeedRuns) -> dict[str, Any]:
+    """What sequence-level methods cost where they forget as much as the default in token scope, on the first seed.
 
-    On each seed: of all tries whose test secrets are on average no likelier than ours by more than `AS_MUCH` nats, the
-    one that raises the holdout loss least. So the methods get their best try by the test people, ours its chosen one.
+    That is the one on which all tries run. Of all tries whose test secrets are on average no likelier than ours by more
+    than `AS_MUCH` nats, the one that raises the holdout loss least. So the methods get their best try by the test
+    people, ours its chosen one.
 
     Returns:
-        `ours`: mean rise of our holdout loss, nats; `methods.<objective>`: `holdout_gap_nats`, `ratio` to ours, `seeds`
-        where any try forgets enough, `in_words`; `best`: the objective with the least rise among those that forget
-        enough on every seed, with its `ratio`. A ratio is null where ours does not rise.
+        `ours`: rise of our holdout loss, nats; `methods.<objective>`: `holdout_gap_nats`, `ratio` to ours, `in_words`;
+        `best`: the objective with the least rise, with its `ratio`. Null where no try forgets enough; a ratio is null
+        where ours does not rise.
     """
-    chosen = [runs.methods["default", "token"].chosen for runs in done]
-    if any(run.measured is None for run in chosen):
+    own = first.methods["default", "token"].chosen
+    if own.measured is None:
         return {"ours": None, "methods": {}, "best": None}
-    reached = [_value(run, "secret_log_prob") + AS_MUCH for run in chosen]
-    ours = float(np.mean([_value(run, "holdout_gap_nats") for run in chosen]))
+    limit, ours = _value(own, "secret_log_prob") + AS_MUCH, _value(own, "holdout_gap_nats")
     methods: dict[str, Any] = {}
-    for objective in [name for name, scope in done[0].methods if scope == "sequence"]:
-        rises = []
-        for runs, limit in zip(done, reached, strict=True):
-            tries = [run for run in runs.methods[objective, "sequence"].tries.values() if run.measured is not None]
-            enough = [run for run in tries if _value(run, "secret_log_prob") <= limit]
-            if enough:
-                rises.append(min(_value(run, "holdout_gap_nats") for run in enough))
-        methods[objective] = _compared(rises, ours, seeds=len(done))
-    complete = {name: found for name, found in methods.items() if found["seeds"] == len(done)}
-    best = min(complete, key=lambda name: complete[name]["holdout_gap_nats"], default=None)
+    for objective in [name for name, scope in first.methods if scope == "sequence"]:
+        tries = [run for run in first.methods[objective, "sequence"].tries.values() if run.measured is not None]
+        rises = [_value(run, "holdout_gap_nats") for run in tries if _value(run, "secret_log_prob") <= limit]
+        methods[objective] = _compared(min(rises, default=None), ours)
+    enough = {name: found for name, found in methods.items() if found["holdout_gap_nats"] is not None}
+    best = min(enough, key=lambda name: enough[name]["holdout_gap_nats"], default=None)
     return {
         "ours": ours,
         "methods": methods,
-        "best": None if best is None else {"objective": best, **complete[best]},
+        "best": None if best is None else {"objective": best, **enough[best]},
     }
 
 
@@ -330,16 +349,12 @@ def _value(run: Run, name: str) -> float:
     return float(run.record["figures"]["test"][name]["value"])
 
 
-def _compared(rises: Sequence[float], ours: float, *, seeds: int) -> dict[str, Any]:
-    if not rises:
-        words = "no try forgets as much"
-        return {"holdout_gap_nats": None, "ratio": None, "seeds": 0, "in_words": words}
-    rise = float(np.mean(rises))
+def _compared(rise: float | None, ours: float) -> dict[str, Any]:
+    if rise is None:
+        return {"holdout_gap_nats": None, "ratio": None, "in_words": "no try forgets as much"}
     words = f"holdout loss {rise:+.3f} nats, ours {ours:+.3f}"
-    words += f", on {len(rises)} of {seeds} seeds; on the others no try forgets as much" if len(rises) < seeds else ""
     return {
         "holdout_gap_nats": rise,
         "ratio": rise / ours if ours > 0 else None,
-        "seeds": len(rises),
         "in_words": words if ours > 0 else f"{words}: ours does not rise, so there is no ratio",
     }

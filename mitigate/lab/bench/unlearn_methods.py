@@ -15,7 +15,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from pydantic import Field, field_validator
 from mitigate.artifacts import fingerprint, read_json, write_json
 from mitigate.detection.audit import Audit, audit
 from mitigate.detection.settings import Detect
+from mitigate.documents import Documents
 from mitigate.errors import MitigateError
 from mitigate.lab.bench.unlearn_evidence import Evidence, Measured, measure_model
 from mitigate.lab.bench.unlearn_figures import figures, plain
@@ -42,6 +43,8 @@ FDR = 0.05
 METHODS = ("default", *OBJECTIVES)
 SCOPES = ("token", "sequence")
 SELECTIONS = {"found": Detect(fdr=FDR), "known": Detect(select="known", calibrate=True)}
+BLIND = ("found",)
+"""Selections whose audit is not told where the secrets are: known spans would shape its detector and its stretches."""
 RETRAINED = {"mask": ("found", "mask"), "placeholder": ("found", "placeholder"), "fake": ("found", "fake")}
 RETRAINED |= {"mask_known": ("known", "mask")}
 ALLOWED = {"retain_gap_nats": 0.10, "holdout_gap_nats": 0.05, "prose_gap_nats": 0.05}
@@ -51,7 +54,9 @@ ALLOWED = {"retain_gap_nats": 0.10, "holdout_gap_nats": 0.05, "prose_gap_nats": 
 class RunSettings(Unlearn):
     """`Unlearn` with a schedule for small models; what a run sets itself is not for the user to set."""
 
-    learning_rate: float = Field(2e-3, gt=0, description="common rate; every method tries it times 1/3, 1 and 3")
+    learning_rate: float = Field(
+        2e-3, gt=0, description="common rate; every method tries it times 1/3, 1 and 3, and beyond"
+    )
     max_steps: int = Field(120, ge=1, description="steps of a run; token scope may stop earlier, at the control")
     check_every: int = Field(10, ge=1, description="steps between two looks at the selected spans")
     lora: Lora = Field(default_factory=lambda: Lora(rank=32, alpha=64), description="shape of the adapter")
@@ -137,11 +142,15 @@ def make_audit(world: UnlearnWorld, selection: str, *, out: Path, seed: int, dev
         MitigateError: no token of a person to forget is selected.
     """
     detect = SELECTIONS[selection]
+    documents = world.documents
+    if selection in BLIND:
+        documents = Documents(tuple(replace(document, spans=()) for document in documents))
     state = process_state(device)
     found = Audit.load(out) if out.is_dir() else None
     used = [world.target, *world.references.paths]
     if found and (
         found.metadata["detect"] != detect.model_dump()
+        or found.metadata["documents"] != documents.fingerprint
         or [model["source"] for model in (found.metadata["target"], *found.metadata["references"])] != used
     ):
         found = None
@@ -150,7 +159,7 @@ def make_audit(world: UnlearnWorld, selection: str, *, out: Path, seed: int, dev
         found = audit(
             world.target,
             world.references,
-            documents=world.documents,
+            documents=documents,
             detect=detect,
             store=ModelStore(device=device),
             seed=seed,
@@ -261,12 +270,19 @@ def _run(
     directory = seed.directory / "runs" / name
     path, arrays = directory / "run.json", directory / "measured.npz"
     state = process_state(seed.device)
-    detect = SELECTIONS[mark["selection"]].model_dump()
-    plan = fingerprint([read_json(seed.directory / "plan.json"), detect, mark])
+    selection = mark["selection"]
+    settled = [SELECTIONS[selection].model_dump(), mark, *(["blind"] if selection in BLIND else [])]
+    plan = fingerprint([read_json(seed.directory / "plan.json"), *settled])
     kept = read_json(path) if path.is_file() else None
+    mark_file = directory / "begun.json"
+    begun = read_json(mark_file) if mark_file.is_file() else None
     state.wait_for_everyone()  # all have looked before one writes
     if kept and kept["fingerprint"] == plan:
         return Run(kept, Measured.load(arrays))
+    if begun != plan and state.is_main_process:  # its checkpoint would be refused
+        shutil.rmtree(directory, ignore_errors=True)
+        write_json(mark_file, plan)
+    state.wait_for_everyone()
     started = time.monotonic()
     try:
         model, summary = work(directory)
@@ -284,7 +300,6 @@ def _run(
         "figures": {half: plain(figures([seed.evidence], [measured], half=half)) for half in ("validation", "test")},
     }
     if state.is_main_process:
-        path.unlink(missing_ok=True)  # of other settings: never beside these arrays
         measured.save(arrays)
         write_json(path, record)
     state.wait_for_everyone()
