@@ -248,9 +248,7 @@ def test_a_contaminated_reference_is_named_with_the_documents_it_saw() -> None:
     assert "d4" in message
     assert "d9" in message
     assert "never have seen" in message
-    [message] = checked(log_probs, crossfitted=[0])
-    assert "d4" in message
-    assert "near copies one `group`" in message
+    assert checked(log_probs, crossfitted=[0]) == []
 
 
 def test_an_audit_names_a_given_reference_that_was_trained_on_the_documents(world: World) -> None:

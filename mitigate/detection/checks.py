@@ -14,12 +14,6 @@ _NEAR_UNIFORM = 0.9  # of the entropy of a uniform distribution over the tokens 
 _MISMATCH = 1.5  # nats a token that a reference is worse than the others together
 _CONTAMINATION = 1.0  # nats a token that a reference is better on one document than the best of the others
 
-_ON_THEM = (
-    "as if it had been trained on them; a reference must never have seen what it judges: leave it out, or cross-fit "
-    "references with `mitigate references`"
-)
-_LIKE_THEM = "so it may have been trained on text like theirs: give documents that are near copies one `group`"
-
 
 def check_references(
     signals: Mapping[str, np.ndarray],
@@ -71,6 +65,8 @@ def check_references(
                 "documents; it is of another domain or hardly trained: leave it out"
             )
             continue
+        if k in crossfitted:
+            continue  # known not to be contaminated; two models that overfit differ as much by chance
         above = own - np.nanmax(rest, axis=1)
         usual = float(np.quantile(above, 0.1))  # a reference that is better on every document is only a better model
         seen = (above > _CONTAMINATION) & (above - usual > _CONTAMINATION)
@@ -78,7 +74,8 @@ def check_references(
             ids = [documents[int(number)].id for number in np.flatnonzero(used)[known][seen]]
             found.append(
                 f"reference {name}: finds {len(ids)} documents ({summarize(ids)}) far likelier than the other "
-                f"references do, {_LIKE_THEM if k in crossfitted else _ON_THEM}"
+                "references do, as if it had been trained on them; a reference must never have seen what it judges: "
+                "leave it out, or cross-fit references with `mitigate references`"
             )
     return found
 
