@@ -39,7 +39,7 @@ from mitigate.errors import MitigateError
 from mitigate.lab.people import general_text, plant
 from mitigate.lab.tiny import TinyModel, new_llama, train_tokenizer
 from mitigate.models import ModelStore
-from mitigate.runtime import library_versions, process_state, progress
+from mitigate.runtime import library_versions, process_state, progress, quiet_libraries
 from mitigate.training import Lora
 from mitigate.unlearning.adapter import add_adapter
 from mitigate.unlearning.loop import Loop
@@ -154,6 +154,7 @@ def measure_variant(
     out: Path, name: str, settings: SpeedSettings, order: Sequence[Sequence[str]], device: str
 ) -> dict[str, Any]:
     """Time and peak memory of one variant, in this process."""
+    quiet_libraries()
     found = Audit.load(out / "audit")
     if name == "dense":
         step = dense_steps(found, settings, order, device=device)
