@@ -97,9 +97,6 @@ def library_versions() -> dict[str, str]:
 def quiet_libraries() -> None:
     """Keep the libraries' own bars and advice out of the output; warnings of ours go through logging."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.filterwarnings(
-        "ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning
-    )  # PEFT's, not ours
     import datasets
     import transformers
 
