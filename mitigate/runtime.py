@@ -29,10 +29,9 @@ def process_state(device: str = "auto") -> PartialState:
     Args:
         device (`str`, *optional*, defaults to `auto`): `auto` takes an accelerator where there is one.
     """
-    if device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available():
-        return PartialState(
-            cpu=True, timeout=_PATIENCE
-        )  # without the flag, CPU processes would each believe to be alone
+    on_cpu = device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    if on_cpu:  # without the flag, processes on CPUs would each believe to be alone
+        return PartialState(cpu=True, timeout=_PATIENCE)
     return PartialState(timeout=_PATIENCE)
 
 
