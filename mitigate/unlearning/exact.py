@@ -9,6 +9,7 @@ same directory, fits only the shards concerned; what was removed there once stay
     out/mixture.json     or this: the shards' adapters, to be loaded as one model with `ModelStore().load(out)`
     out/retrain.json     what was removed (counts only), and what the result is conditional on
     out/shard-N/         the shards' adapters, to go on from
+    out/files.json       names of the result's files where they were moved here, to be removed with it
     out/plan.json        base and settings; with others another directory is needed
     out/private.json     which characters were removed, for which audits, and the key of the fakes: not to be given away
 """
