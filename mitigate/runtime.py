@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import gather_object, parse_flag_from_env
 from tqdm import tqdm
 
 from mitigate.errors import MitigateError
@@ -77,6 +77,29 @@ def seed_everything(seed: int) -> None:
 def share_of(items: Iterable[Item], state: PartialState) -> list[Item]:
     """This process's share of `items`: every n-th, so that neighbours of like length spread evenly."""
     return [item for number, item in enumerate(items) if number % state.num_processes == state.process_index]
+
+
+@contextmanager
+def together(state: PartialState) -> Iterator[None]:
+    """What fails in one process fails in all, where the others would wait for it without end.
+
+    The block is one process's own work, without anything that processes do in common; all wait at its end.
+
+    Raises:
+        MitigateError: the block failed in another process.
+    """
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    if state.num_processes > 1:
+        said = gather_object([None if failure is None else str(failure) or type(failure).__name__])
+        others = [message for message in said if message is not None]
+        if failure is None and others:
+            raise MitigateError(others[0])
+    if failure is not None:
+        raise failure
 
 
 def library_versions() -> dict[str, str]:

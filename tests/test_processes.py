@@ -137,3 +137,29 @@ def test_two_processes_save_the_weights_of_whole_references(world: World, tmp_pa
     before = store.load(world.base).base.model.state_dict()
     for model in models:
         assert any(not torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+ONE_FAILS = """
+import sys
+from pathlib import Path
+from mitigate.errors import MitigateError
+from mitigate.runtime import process_state, together
+
+state = process_state("cpu")
+for number in range(2):
+    try:
+        with together(state):
+            if state.process_index == number:
+                raise MitigateError(f"process {number}: the disk is full")
+    except MitigateError as error:
+        Path(sys.argv[1], f"{number}-{state.process_index}").write_text(str(error))
+"""
+
+
+def test_what_fails_in_one_process_fails_in_both_and_they_stay_in_step(tmp_path: Path) -> None:
+    script, out = tmp_path / "one_fails.py", tmp_path / "said"
+    script.write_text(ONE_FAILS)
+    out.mkdir()
+    launch_two(script, out)
+    said = {path.name: path.read_text() for path in out.iterdir()}
+    assert said == {f"{n}-{rank}": f"process {n}: the disk is full" for n in (0, 1) for rank in (0, 1)}

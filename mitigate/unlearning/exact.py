@@ -30,7 +30,7 @@ from mitigate.documents import Documents, read_documents
 from mitigate.errors import MitigateError, summarize
 from mitigate.models import ModelStore
 from mitigate.origin import RETRAIN_RECORD
-from mitigate.runtime import library_versions, process_state
+from mitigate.runtime import library_versions, process_state, together
 from mitigate.sources import load_tokenizer, mixture_members, model_fingerprint, tokenizer_fingerprint
 from mitigate.training import Lora, Schedule
 from mitigate.unlearning.removals import (
@@ -167,38 +167,39 @@ def retrain(
     state = process_state()
     removed = {**private["removed"], **as_json(removals, training)}
     audits = sorted({*private["audits"], audit.fingerprint})
-    if state.is_main_process:
-        write_json(out / _PRIVATE, {**private, "removed": removed, "audits": audits})
+    with together(state):
+        if state.is_main_process:
+            write_json(out / _PRIVATE, {**private, "removed": removed, "audits": audits})
     fitting = Fitting(str(base), method, lora, schedule, seed, plan)
     dealt = deal(texts, unscored, shards=shards, seed=seed)
     records, refitted = fit_shards(dealt, fitting=fitting, combine=combine, out=out, new_store=new_store)
-    if state.is_main_process:
-        summary = {
-            "exact": _statement(redact, exact=not leaky, linked=linked),
-            "is_exact": not leaky,
-            "fingerprint": model_fingerprint(out, base=store.base),
-            "audits": audits,
-            "warnings": doubts,
-            "removed": {
-                "documents": len(removals),
-                "documents_left_out": len(training) - len(texts),
-                "spans": sum(len(removal.spans) for removal in removals.values()),
-                "copies": sum(len(removal.copies) for removal in removals.values()),
-                "copies_documents": sum(bool(removal.copies) for removal in removals.values()),
-                "too_short_to_seek": linked.too_short if linked else None,
-                "too_common_to_seek": linked.too_common if linked else None,
-                "tokens": sum(len(removal.tokens) for removal in removals.values()) if redact == "mask" else None,
-            },
-            "shards": records,
-            "combine": combine,
-            "refitted": refitted,
-            "target": audit.metadata["target"],
-            "base_source": str(base),
-            "plan": plan,
-            "versions": library_versions(),
-        }
-        write_json(out / RETRAIN_RECORD, summary)
-    state.wait_for_everyone()
+    with together(state):
+        if state.is_main_process:
+            summary = {
+                "exact": _statement(redact, exact=not leaky, linked=linked),
+                "is_exact": not leaky,
+                "fingerprint": model_fingerprint(out, base=store.base),
+                "audits": audits,
+                "warnings": doubts,
+                "removed": {
+                    "documents": len(removals),
+                    "documents_left_out": len(training) - len(texts),
+                    "spans": sum(len(removal.spans) for removal in removals.values()),
+                    "copies": sum(len(removal.copies) for removal in removals.values()),
+                    "copies_documents": sum(bool(removal.copies) for removal in removals.values()),
+                    "too_short_to_seek": linked.too_short if linked else None,
+                    "too_common_to_seek": linked.too_common if linked else None,
+                    "tokens": sum(len(removal.tokens) for removal in removals.values()) if redact == "mask" else None,
+                },
+                "shards": records,
+                "combine": combine,
+                "refitted": refitted,
+                "target": audit.metadata["target"],
+                "base_source": str(base),
+                "plan": plan,
+                "versions": library_versions(),
+            }
+            write_json(out / RETRAIN_RECORD, summary)
     return Retrained.load(out)
 
 
@@ -265,10 +266,10 @@ def _open(out: Path, plan: Mapping[str, Any]) -> dict[str, Any]:
     elif out.exists() and (not out.is_dir() or any(path.name != _PRIVATE for path in out.iterdir())):
         raise MitigateError(f"{out}: already holds something else (no {_PLAN}); choose another directory")
     state.wait_for_everyone()  # all have looked before one writes
-    if state.is_main_process and not (out / _PLAN).is_file():
-        write_json(out / _PRIVATE, {"key": secrets.token_hex(16), "removed": {}, "audits": []})
-        write_json(out / _PLAN, plan)
-    state.wait_for_everyone()
+    with together(state):
+        if state.is_main_process and not (out / _PLAN).is_file():
+            write_json(out / _PRIVATE, {"key": secrets.token_hex(16), "removed": {}, "audits": []})
+            write_json(out / _PLAN, plan)
     private: dict[str, Any] = read_json(out / _PRIVATE)
     state.wait_for_everyone()  # all have read before one adds to it
     return private

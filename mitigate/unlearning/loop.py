@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from mitigate.artifacts import fingerprint, new_file
 from mitigate.batches import Batch
 from mitigate.errors import MitigateError, NothingToUnlearnError
-from mitigate.runtime import is_main, progress
+from mitigate.runtime import process_state, progress, together
 from mitigate.training import rate_factor
 from mitigate.unlearning.adapter import is_sharded
 from mitigate.unlearning.data import UnlearningData
@@ -245,10 +245,10 @@ class Loop:
             "held": self.held,
             "random": torch.get_rng_state(),
         }
-        if is_main():
-            with new_file(self.checkpoint) as temporary:
-                torch.save(state, temporary)
-        self.accelerator.wait_for_everyone()
+        with together(process_state(self.accelerator.device.type)):
+            if self.accelerator.is_main_process:
+                with new_file(self.checkpoint) as temporary:
+                    torch.save(state, temporary)
 
     def _restore(self) -> tuple[int, list[dict[str, Any]]]:
         if not self.checkpoint.is_file():

@@ -23,7 +23,7 @@ from mitigate.documents import Document
 from mitigate.errors import MitigateError
 from mitigate.models import ModelStore
 from mitigate.origin import RETRAIN_RECORD
-from mitigate.runtime import process_state, seed_everything, share_of
+from mitigate.runtime import process_state, seed_everything, share_of, together
 from mitigate.sources import MIXTURE_FILE, OVERLAY_FILE
 from mitigate.tokenization import tokenize_documents
 from mitigate.training import Lora, Schedule, fit
@@ -129,27 +129,30 @@ def fit_shards(
     combined = len(shards) == 1 or before["combine"] == combine  # one shard is the result, however it is combined
     unchanged = not missing and combined and before["shards"] == list(kept.values())
     state.wait_for_everyone()  # all know what is there before one removes it
-    if state.is_main_process and not unchanged:
-        _unpublish(out, folders={f"shard-{number}" for number in kept})
-    state.wait_for_everyone()
-
-    for number in share_of(missing, state):
-        _fit(shards[number], fitting, out=out / f"shard-{number}", mark=wanted[number], store=new_store())
-    state.wait_for_everyone()
+    with together(state):
+        if state.is_main_process and not unchanged:
+            _unpublish(out, folders={f"shard-{number}" for number in kept})
+    with together(state):
+        for number in share_of(missing, state):
+            _fit(shards[number], fitting, out=out / f"shard-{number}", mark=wanted[number], store=new_store())
     records = [kept.get(number) or _record(out / f"shard-{number}") for number in wanted]
     state.wait_for_everyone()
-    if state.is_main_process and not unchanged:
-        folders = [out / f"shard-{number}" for number in wanted]
-        if len(shards) == 1:
-            _move_files(folders[0], out)
-        elif combine == "mixture":
-            write_json(out / MIXTURE_FILE, {"members": [folder.name for folder in folders]})
-        else:
-            with new_directory(out / "sum", replace=True) as directory:
-                combine_adapters(folders, weight=1 / len(shards), out=directory)
-            _move_files(out / "sum", out)
-    state.wait_for_everyone()
+    with together(state):
+        if state.is_main_process and not unchanged:
+            _publish([out / f"shard-{number}" for number in wanted], combine=combine, shards=len(shards), out=out)
     return [record for record in records if record], missing
+
+
+def _publish(folders: Sequence[Path], *, combine: str, shards: int, out: Path) -> None:
+    """Make one model of the shards that hold documents."""
+    if shards == 1:
+        _move_files(folders[0], out)
+    elif combine == "mixture":
+        write_json(out / MIXTURE_FILE, {"members": [folder.name for folder in folders]})
+    else:
+        with new_directory(out / "sum", replace=True) as directory:
+            combine_adapters(folders, weight=1 / shards, out=directory)
+        _move_files(out / "sum", out)
 
 
 def _move_files(source: Path, out: Path) -> None:

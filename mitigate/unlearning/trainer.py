@@ -12,6 +12,7 @@ text the target never saw gets no more gradient, and training stops when the sel
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from mitigate.errors import MitigateError, NothingToUnlearnError, summarize
 from mitigate.mixture import FOR_INFERENCE, Mixture
 from mitigate.models import Model, ModelStore
 from mitigate.origin import UNLEARN_RECORD
-from mitigate.runtime import seed_everything
+from mitigate.runtime import process_state, seed_everything, together
 from mitigate.unlearning.adapter import merge_adapters
 from mitigate.unlearning.data import scope_tokens, unlearning_data
 from mitigate.unlearning.kept_terms import OutTerms
@@ -35,7 +36,7 @@ from mitigate.unlearning.loop import Loop
 from mitigate.unlearning.losses import Losses
 from mitigate.unlearning.objectives import OBJECTIVES, anchor_of, needs_of, parse_objective
 from mitigate.unlearning.settings import Unlearn
-from mitigate.unlearning.trainable import AdapterTrainable, checkpoint_activations, make_trainable
+from mitigate.unlearning.trainable import AdapterTrainable, State, checkpoint_activations, make_trainable
 
 logger = logging.getLogger(__name__)
 MERGED = "merged"
@@ -105,36 +106,9 @@ def unlearn(
     if trainable.frozen_checksum() != frozen:
         raise RuntimeError("frozen weights changed during unlearning")
     state = trainable.state(accelerator, loop.module)
-    if accelerator.is_main_process:
-        reached = trainable.reached(state)
-        if not any(reached.values()):
-            raise MitigateError("unlearning changed nothing; raise unlearn.learning_rate")
-        if untrained := [name for name, changed in reached.items() if not changed]:
-            logger.warning("unlearning left %d weights as they were: %s", len(untrained), summarize(untrained))
-        summary = {
-            "objective": loop.losses.weights,
-            "scope": settings.scope,
-            "method": settings.method,
-            "anchor": loop.losses.anchor,
-            "steps": history[-1]["step"],
-            "stopped": stopped,
-            "history": history,
-            "control": loop.control.log_ratio,
-            "control_distance": loop.control.distance,
-            "over_forgotten": history[-1]["over_forgotten"],
-            "adapter_parameters": sum(tensor.numel() for tensor in state.values()),
-            "model_parameters": sum(p.numel() for n, p in trainable.module.named_parameters() if "lora_" not in n),
-            "processes": accelerator.num_processes,
-            **loop.plan,
-        }
-        with new_directory(out) as directory:
-            trainable.save(state, directory)
-            write_json(directory / UNLEARN_RECORD, summary)
-            if settings.merge and isinstance(trainable, AdapterTrainable):
-                merge_adapters(directory, out=directory / MERGED, store=store)
-                write_json(directory / MERGED / UNLEARN_RECORD, summary)
-        loop.forget_checkpoint()
-    accelerator.wait_for_everyone()
+    with together(process_state(store.device.type)):
+        if accelerator.is_main_process:
+            _save(loop, state, history, stopped, out=out, store=store)
     return Unlearned.load(out)
 
 
@@ -233,6 +207,45 @@ def prepare(
         plan=plan,
         partial=partial,
     )
+
+
+def _save(
+    loop: Loop, state: State, history: Sequence[dict[str, Any]], stopped: str, *, out: Path, store: ModelStore
+) -> None:
+    """Write the trained weights and the record, and remove the checkpoint.
+
+    Raises:
+        MitigateError: training changed nothing, or `out` cannot be written.
+    """
+    trainable, settings = loop.trainable, loop.settings
+    reached = trainable.reached(state)
+    if not any(reached.values()):
+        raise MitigateError("unlearning changed nothing; raise unlearn.learning_rate")
+    if untrained := [name for name, changed in reached.items() if not changed]:
+        logger.warning("unlearning left %d weights as they were: %s", len(untrained), summarize(untrained))
+    summary = {
+        "objective": loop.losses.weights,
+        "scope": settings.scope,
+        "method": settings.method,
+        "anchor": loop.losses.anchor,
+        "steps": history[-1]["step"],
+        "stopped": stopped,
+        "history": history,
+        "control": loop.control.log_ratio,
+        "control_distance": loop.control.distance,
+        "over_forgotten": history[-1]["over_forgotten"],
+        "adapter_parameters": sum(tensor.numel() for tensor in state.values()),
+        "model_parameters": sum(p.numel() for n, p in trainable.module.named_parameters() if "lora_" not in n),
+        "processes": loop.accelerator.num_processes,
+        **loop.plan,
+    }
+    with new_directory(out) as directory:
+        trainable.save(state, directory)
+        write_json(directory / UNLEARN_RECORD, summary)
+        if settings.merge and isinstance(trainable, AdapterTrainable):
+            merge_adapters(directory, out=directory / MERGED, store=store)
+            write_json(directory / MERGED / UNLEARN_RECORD, summary)
+    loop.forget_checkpoint()
 
 
 def _with_generated(retain: Documents | None, model: Model, *, count: int, seed: int) -> Documents:
