@@ -15,17 +15,11 @@ from mitigate.detection.signals import token_signals
 from mitigate.documents import Document, Documents, Span, read_documents
 from mitigate.errors import MitigateError
 from mitigate.lab.bench import population
-from mitigate.lab.bench.ablation import Variant, bench_ablation, variants
-from mitigate.lab.bench.population import (
-    Sequences,
-    bench_population,
-    compare,
-    difference,
-    fresh_people,
-    population_results,
-    rates,
-    set_aside,
-)
+from mitigate.lab.bench.ablation import bench_ablation
+from mitigate.lab.bench.ablation_evidence import Variant, variants
+from mitigate.lab.bench.population import bench_population, population_results
+from mitigate.lab.bench.population_evidence import TOKEN_BASED, Sequences, fresh_people, set_aside
+from mitigate.lab.bench.rates import compare, difference, rates
 from mitigate.lab.bench.world import WorldSettings, make_world
 from mitigate.lab.people import write_jsonl
 from mitigate.lab.tiny import TinyModel
@@ -86,8 +80,8 @@ def _sequences(seed: int) -> Sequences:
         * population_length[:, None],
         population_length=population_length,
         population_out=np.array([[[m for m in range(models) if m != t][:references] for t in range(models)]] * others),
-        token_based={name: rng.normal(size=member.shape) + member for name in population.TOKEN_BASED},
-        seconds={"documents": 1.0, "10": 1.0, "40": 2.0} | dict.fromkeys(population.TOKEN_BASED, 0.1),
+        token_based={name: rng.normal(size=member.shape) + member for name in TOKEN_BASED},
+        seconds={"documents": 1.0, "10": 1.0, "40": 2.0} | dict.fromkeys(TOKEN_BASED, 0.1),
     )
 
 
@@ -104,7 +98,7 @@ def test_population_results_have_every_score_size_and_reading(bench: Path) -> No
     results = read_json(bench / "population.json")
     assert results["sizes"] == [2, 10]
     sequence_scores = {"informia", "informia_mean", "rmia", "log_ratio_sequence"}
-    assert {row["score"] for row in results["rows"]} == sequence_scores | set(population.TOKEN_BASED)
+    assert {row["score"] for row in results["rows"]} == sequence_scores | set(TOKEN_BASED)
     assert len(_rows(results, "rmia")) == 2 * 2 * 2 * 2  # statistics, a, γ, sizes
     for row in results["rows"]:
         assert 0 <= row["per_target"]["auc"]["low"] <= row["per_target"]["auc"]["high"] <= 1
