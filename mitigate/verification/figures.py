@@ -1,0 +1,233 @@
+"""Figures of a report: the audit before, cut the ways that they need it, and what each audit gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mitigate.detection.audit import Audit
+from mitigate.verification.metrics import UNMEASURED, auc, clustered, flat, mean, share, tpr_at_fpr
+
+
+class View:
+    """The audit before, cut the ways that figures need it."""
+
+    def __init__(self, audit: Audit) -> None:
+        self.audit = audit
+        self.sets = audit.sets()
+        self.groups = dict(
+            zip(audit.documents["doc_id"].to_pylist(), audit.documents["group"].to_pylist(), strict=True)
+        )
+        self.labelled = any(name is not None for name in self.sets.values())
+        self.token_set = np.empty(len(audit.tokens), dtype=object)
+        self.token_group = np.empty(len(audit.tokens), dtype=object)
+        for doc_id, rows in audit.rows.items():
+            self.token_set[rows], self.token_group[rows] = self.sets[doc_id], self.groups[doc_id]
+        self.scored = ~np.isnan(audit.columns["log_prob"])
+        self.selected = audit.columns["selected"].astype(bool)
+        self.forget = (self.token_set == "forget") if "forget" in self.sets.values() else self.token_set == None  # noqa: E711
+        self.spans = audit.spans.to_pylist()
+        self.secret = np.zeros(len(audit.tokens), dtype=bool)
+        for span in self.spans:
+            if span["source"] == "known" and self.is_forget(span["doc_id"]):
+                first = audit.rows[span["doc_id"]].start
+                self.secret[first + span["token_start"] : first + span["token_end"]] = True
+        self.secret &= self.scored
+
+    def is_forget(self, doc_id: str) -> bool:
+        """Whether a document is in the forget set (or in no set, if no document is)."""
+        name = self.sets[doc_id]
+        return name == "forget" if "forget" in self.sets.values() else name is None
+
+    @property
+    def selected_share(self) -> float:
+        """Selected tokens among the scored tokens of the forget documents."""
+        among = self.scored & self.forget
+        return float((self.selected & among).sum() / max(1, among.sum()))
+
+    def span_scores(self, audit: Audit, *, member: bool, source: str) -> tuple[np.ndarray, list[str]]:
+        """Scores of the forget documents' spans (or the holdout's), with their groups."""
+        rows = [
+            row
+            for row in audit.spans.to_pylist()
+            if row["source"] == source
+            and (self.is_forget(row["doc_id"]) if member else self.sets[row["doc_id"]] == "holdout")
+        ]
+        return np.array([row["score"] for row in rows]), [self.groups[row["doc_id"]] for row in rows]
+
+    def document_scores(self, audit: Audit, *, member: bool) -> tuple[np.ndarray, list[str]]:
+        """Mean token score of each forget (or holdout) document, with its group."""
+        scores, groups = [], []
+        for doc_id, rows in audit.rows.items():
+            if self.is_forget(doc_id) if member else self.sets[doc_id] == "holdout":
+                scores.append(float(np.nanmean(audit.columns["score"][rows])))
+                groups.append(self.groups[doc_id])
+        return np.array(scores), groups
+
+    def selection(self) -> dict[str, Any]:
+        """What was selected, and by which rule."""
+        spans = [row for row in self.spans if row["selected"]]
+        known = [row for row in self.spans if row["source"] == "known" and self.is_forget(row["doc_id"])]
+        hit = 0
+        for row in known:
+            first = self.audit.rows[row["doc_id"]].start
+            hit += bool(self.selected[first + row["token_start"] : first + row["token_end"]].any())
+        detect = self.audit.metadata["detect"]
+        where = "the forget documents" if "forget" in self.sets.values() else "documents outside retain and holdout"
+        calibration = self.audit.metadata["calibration"]
+        if detect["select"] == "known":
+            why = f"known sensitive spans in {where}"
+        elif calibration["kind"] == "shadows":
+            why = f"spans in {where} around tokens that the calibrated detector calls memorized"
+        else:
+            rule = detect["spans"]
+            why = (
+                f"spans in {where} whose {detect['score']} score, averaged over {rule['window']} tokens, reaches "
+                f"{rule['threshold']:g} nats; gaps of up to {rule['gap']} tokens joined, words completed"
+            )
+        if detect["fdr"] is not None:
+            why += f"; of these, the ones selected at a false discovery rate of {detect['fdr']:.0%}"
+        if detect["min_score"] is not None:
+            why += f"; with a mean score of {detect['min_score']:g} nats or more"
+        if detect["share"] is not None:
+            why += f"; the strongest {detect['share']:.0%} of them"
+        if linked := sum(row["source"] == "linked" for row in spans):
+            why += f"; and {linked} places in other documents that hold the same secrets"
+        return {
+            "spans": len(spans),
+            "tokens": int(self.selected.sum()),
+            "documents": len({row["doc_id"] for row in spans}),
+            "known_recall": hit / len(known) if known else None,
+            "rule": why,
+        }
+
+    def counts(self) -> dict[str, int]:
+        """How much was audited."""
+        names = list(self.sets.values())
+        return {
+            "documents": len(names),
+            "forget": names.count("forget"),
+            "retain": names.count("retain"),
+            "holdout": names.count("holdout"),
+            "tokens": int(self.scored.sum()),
+            "skipped": len(self.audit.metadata["skipped"]),
+        }
+
+    def notes(self) -> list[str]:
+        """What a reader must know to read the figures right."""
+        notes = []
+        if self.audit.metadata["kind"] == "given" and len(self.audit.metadata["references"]) == 1:
+            notes.append(
+                "One given reference: it cannot tell text memorized from a domain learned. "
+                "Cross-fitted references (mitigate references) give a sharper judgement."
+            )
+        notes += self.audit.metadata["warnings"]
+        calibration = self.audit.metadata["calibration"]
+        if calibration["kind"] == "none":
+            notes.append("Spans are found by a threshold on an uncalibrated score: their error rate is not known.")
+        elif calibration["kind"] == "shadows":
+            notes.append(
+                f"Calibrated on {calibration['shadows']} cross-fitted references standing in for the target, each "
+                f"document judged by {calibration['references']} of the others. A probability is as if half of all "
+                "spans were memorized; a false discovery rate is as if none were, so it is on the safe side."
+            )
+        else:
+            notes.append(
+                f"False discovery rates come from the {calibration['documents']} holdout documents, searched alike; "
+                "without shadows there is no probability for each span."
+            )
+        return notes
+
+
+def leakage(view: View, audit: Audit | None, notes: list[str]) -> dict[str, Any] | None:
+    """AUC, true positive rate and mean score of an audit; what cannot be had goes to `notes`."""
+    if audit is None:
+        return None
+    source = "known" if any(row["source"] == "known" for row in view.spans) else "found"
+    if source == "found":
+        notes.append("No known sensitive spans were given: span AUC is not measured.")
+    members = view.span_scores(audit, member=True, source=source)
+    non_members = view.span_scores(audit, member=False, source=source)
+    documents = view.document_scores(audit, member=True), view.document_scores(audit, member=False)
+    if not len(documents[1][0]):
+        notes.append("No holdout documents were given: AUC and error rates need text that the target never saw.")
+    elif source == "known" and len(non_members[0]) < 100:
+        notes.append("Fewer than 100 known secrets in holdout documents: too few to resolve an error rate of 1 %.")
+    figures = {
+        "span_auc": clustered(auc, members, non_members) if source == "known" else UNMEASURED,
+        "document_auc": clustered(auc, *documents),
+        "tpr_at_1pct_fpr": clustered(lambda m, n: tpr_at_fpr(m, n, fpr=0.01), members, non_members)
+        if source == "known"
+        else UNMEASURED,
+    }
+    selected = [(row["score"], view.groups[row["doc_id"]]) for row in audit.spans.to_pylist() if row["selected"]]
+    figures["span_score_mean"] = clustered(mean, (np.array([s for s, _ in selected]), [g for _, g in selected]))
+    return flat(figures)
+
+
+def oracle_distance(
+    view: View, audits: Mapping[str, Audit | None], oracle: np.ndarray | None, notes: list[str]
+) -> dict[str, Any]:
+    """Mean |log p − log p_oracle| over the secret tokens of the forget documents, nats."""
+    rows = view.secret if view.secret.any() else view.selected & view.scored
+    if oracle is None:
+        notes.append("No oracle (a model retrained without the forget documents): distances to it are not measured.")
+    figures = {}
+    for key, audit in audits.items():
+        figures[key] = UNMEASURED
+        if audit is not None and oracle is not None:
+            distance = np.abs(audit.columns["log_prob"] - oracle)[rows]
+            figures[key] = clustered(mean, (distance, view.token_group[rows].tolist()))
+    before, after = figures["before"].value, figures["after"].value
+    return {**flat(figures), "ratio": after / before if before and after is not None else None}
+
+
+def out_distance(view: View, audits: Mapping[str, Audit | None]) -> dict[str, Any]:
+    """Mean |log p − log p̄| over the selected tokens, nats: for users who have no oracle."""
+    figures = {}
+    for key, audit in audits.items():
+        figures[key] = UNMEASURED
+        if audit is not None:
+            distance = np.abs(audit.columns["log_prob"] - audit.columns["log_prob_out"])[view.selected]
+            figures[key] = clustered(mean, (distance, view.token_group[view.selected].tolist()))
+    return flat(figures)
+
+
+def utility(view: View, audits: Mapping[str, Audit | None], oracle: np.ndarray | None) -> dict[str, Any]:
+    """Mean negative log-likelihood of retain and holdout documents' tokens that are not to be forgotten, nats."""
+    values = {key: audit.columns["log_prob"] if audit is not None else None for key, audit in audits.items()}
+    values["oracle"] = oracle
+    result = {}
+    for name in ("retain", "holdout"):
+        rows = (view.token_set == name) & view.scored & ~view.selected
+        groups = view.token_group[rows].tolist()
+        result[f"{name}_nll"] = flat(
+            {key: clustered(mean, (-v[rows], groups)) if v is not None else UNMEASURED for key, v in values.items()}
+        )
+    return result
+
+
+def extraction_figures(extraction: Mapping[str, Mapping[int, bool]], notes: list[str]) -> dict[str, Any]:
+    """Share of the secrets that greedy decoding completes, before and after."""
+    figures = {
+        key: share(sum(extraction[key].values()), len(extraction[key])) if extraction.get(key) else UNMEASURED
+        for key in ("before", "after")
+    }
+    if figures["before"].value is None:
+        notes.append("Extraction was not measured.")
+    return {**flat(figures), "secrets": len(extraction.get("before", {}))}
+
+
+def over_forgotten(view: View, after: Audit | None) -> float | None:
+    """Share of the selected spans that now score below the 1 % quantile of non-members' spans."""
+    if after is None:
+        return None
+    source = "known" if any(row["source"] == "known" for row in view.spans) else "found"
+    non_members, _ = view.span_scores(after, member=False, source=source)
+    if len(non_members) < 100:
+        return None
+    floor = np.quantile(non_members, 0.01)
+    scores = [row["score"] for row in after.spans.to_pylist() if row["selected"]]
+    return float(np.mean([score < floor for score in scores])) if scores else None
