@@ -24,10 +24,11 @@ from mitigate import __version__
 from mitigate.artifacts import fingerprint, new_directory, read_json, read_table, write_json, write_table
 from mitigate.detection.checks import check_references
 from mitigate.detection.linked import with_linked
+from mitigate.detection.page import Seen
 from mitigate.detection.references import References, load_references
 from mitigate.detection.settings import Detect
 from mitigate.detection.tables import document_table, span_table, token_table
-from mitigate.detection.verdicts import Seen, Verdict, judge_documents
+from mitigate.detection.verdicts import Verdict, judge_documents
 from mitigate.documents import Document, Documents, Request, Span, read_documents
 from mitigate.errors import MitigateError
 from mitigate.models import Model, ModelStore, check_same_tokenizer
