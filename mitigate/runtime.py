@@ -91,7 +91,7 @@ def together(state: PartialState) -> Iterator[None]:
     failure: Exception | None = None
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # whatever it is, the others must hear of it; it is raised again below
         failure = error
     if state.num_processes > 1:
         said = gather_object([None if failure is None else str(failure) or type(failure).__name__])
