@@ -153,6 +153,7 @@ for number in range(2):
                 raise MitigateError(f"process {number}: the disk is full")
     except MitigateError as error:
         Path(sys.argv[1], f"{number}-{state.process_index}").write_text(str(error))
+state.destroy_process_group()  # at once after a collective, a process may abort while it ends
 """
 
 
