@@ -27,6 +27,7 @@ from mitigate.cli_options import (
     Set,
     check_free_out,
     is_main_process,
+    leave_processes,
     model_store,
     quiet,
     request_from,
@@ -319,6 +320,8 @@ def main() -> None:
         sys.exit(2)
     except (KeyboardInterrupt, SystemExit) as stop:
         if isinstance(stop, SystemExit) and stop.code != 130:  # typer turns Ctrl-C into this exit status
+            if not stop.code:
+                leave_processes()
             raise
         typer.echo("\nmitigate: interrupted; finished stages are kept, give the same command again to go on", err=True)
         sys.exit(130)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -72,6 +73,16 @@ def is_main_process() -> bool:
     from mitigate.runtime import is_main
 
     return is_main()
+
+
+def leave_processes() -> None:
+    """Close the process group at the end of a command that succeeded; without it a process may abort while it ends.
+
+    Not after a failure: the other processes may still wait for this one, and closing would wait for them.
+    """
+    torch = sys.modules.get("torch")  # a command that did without it has no group
+    if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def check_free_out(out: Path) -> None:

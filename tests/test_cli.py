@@ -374,6 +374,20 @@ def test_a_run_refused_for_its_input_can_be_given_again_corrected(mitigate_: Mit
     assert mitigate_(*command, "data.documents.0.path=train.jsonl", "seed=1", "--replace").status == 0
 
 
+def test_a_command_that_succeeds_closes_the_process_group_and_one_that_fails_does_not(
+    mitigate_: Mitigate, folder: Path
+) -> None:
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        assert mitigate_("documents", "missing.yaml").status == 2
+        assert torch.distributed.is_initialized()
+        assert mitigate_("run", "--keys").status == 0
+        assert not torch.distributed.is_initialized()
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
 def test_ctrl_c_ends_with_status_130_and_can_be_gone_on_with(
     mitigate_: Mitigate, monkeypatch: pytest.MonkeyPatch, audited: Path
 ) -> None:
