@@ -16,7 +16,6 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +24,17 @@ import pyarrow as pa
 
 from mitigate.artifacts import new_directory, read_json, read_table, write_json, write_table
 from mitigate.detection.audit import Audit, audit, reaudit
-from mitigate.detection.references import References, crossfit_references, load_references
+from mitigate.detection.references import crossfit_references
 from mitigate.documents import Documents, read_documents
 from mitigate.errors import NothingToUnlearnError
+from mitigate.inputs import Inputs
 from mitigate.lab.carriers import plant_in_text
 from mitigate.lab.people import general_text, plant, write_jsonl
 from mitigate.lab.tiny import make_base
-from mitigate.models import ModelStore
 from mitigate.origin import RETRAIN_RECORD
 from mitigate.recipe import Recipe
 from mitigate.runtime import process_state
-from mitigate.sources import load_tokenizer, model_fingerprint, names_missing_base
+from mitigate.sources import load_tokenizer, model_fingerprint
 from mitigate.stages import Stages
 from mitigate.training import fine_tune
 from mitigate.unlearning.exact import retrain
@@ -43,7 +42,7 @@ from mitigate.unlearning.trainer import unlearn
 from mitigate.verification.compare import Comparison, compare, measure
 from mitigate.verification.tofu import tofu_figures
 from mitigate.verification.tofu_answers import ask
-from mitigate.verification.tofu_questions import Question, Tofu, read_questions, unfamiliar
+from mitigate.verification.tofu_questions import Tofu, unfamiliar
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +70,8 @@ class Pipeline:
         self.recipe = recipe
         self.out = recipe.out
         self.state = process_state(recipe.models.device)
-        self._check_inputs()
+        self.inputs = Inputs(recipe)
+        self.inputs.check()
         self.stages = Stages(recipe.out, recipe.model_dump(mode="json"), state=self.state, replace=replace)
 
     def run(self) -> Comparison:
@@ -90,7 +90,9 @@ class Pipeline:
                     shutil.rmtree(self.out / "reaudit", ignore_errors=True)
                 notes.append(f"Nothing was unlearned: {nothing}.")
         tofu = self.tofu(mitigated)
-        return self.report(before, after, tofu=tofu, notes=notes + unfamiliar(self.questions, self.audited))
+        return self.report(
+            before, after, tofu=tofu, notes=notes + unfamiliar(self.inputs.questions, self.inputs.audited)
+        )
 
     # --- stages -------------------------------------------------------------------------------------------------------
 
@@ -108,10 +110,10 @@ class Pipeline:
             if people.carriers:
                 carriers = read_documents(people.carriers, root=self.recipe.data.root)
                 documents = plant_in_text(planting, carriers, seed=seed)
-            with new_directory(self._documents_file.parent, replace=True) as directory:
-                write_jsonl(documents, directory / self._documents_file.name)
+            with new_directory(self.inputs.lab_documents.parent, replace=True) as directory:
+                write_jsonl(documents, directory / self.inputs.lab_documents.name)
 
-        self.stages.run("lab.documents", [people.model_dump(), self.recipe.seed], make, self._documents_file)
+        self.stages.run("lab.documents", [people.model_dump(), self.recipe.seed], make, self.inputs.lab_documents)
 
     def make_models(self) -> None:
         """Lab: train the base from scratch, the target and the oracle; then the cross-fitted references.
@@ -120,7 +122,7 @@ class Pipeline:
         are; the oracle is trained on what is left to retain when the request's documents are gone.
         """
         recipe, lab = self.recipe, self.recipe.lab
-        audited = self.audited  # before the training: a request may select nothing
+        audited = self.inputs.audited  # before the training: a request may select nothing
         if lab is not None:
             if lab.base is not None:
                 text = (
@@ -137,14 +139,14 @@ class Pipeline:
                     ),
                     self.out / "lab/base",
                 )
-            trained = {"target": self.documents.subset(["forget", "retain"])}
+            trained = {"target": self.inputs.documents.subset(["forget", "retain"])}
             trained |= {"oracle": audited.subset("retain")} if lab.oracle else {}
             for name, chosen in trained.items():
                 self.stages.run(
                     f"lab.{name}",
-                    [lab.target.model_dump(), model_fingerprint(self.base), chosen.fingerprint, recipe.seed],
+                    [lab.target.model_dump(), model_fingerprint(self.inputs.base), chosen.fingerprint, recipe.seed],
                     lambda name=name, chosen=chosen: fine_tune(  # type: ignore[misc]
-                        self.base,
+                        self.inputs.base,
                         chosen,
                         out=self.out / "lab" / name,
                         method=lab.target.method,
@@ -152,7 +154,7 @@ class Pipeline:
                         schedule=lab.target.schedule,
                         seed=recipe.seed,
                         description=f"Lab: {name}",
-                        store=self.store(),
+                        store=self.inputs.store(),
                     ),
                     self.out / "lab" / name,
                 )
@@ -162,20 +164,20 @@ class Pipeline:
                 "references",
                 [
                     settings.model_dump(exclude={"given"}),
-                    model_fingerprint(self.base),
-                    self.documents.fingerprint,
+                    model_fingerprint(self.inputs.base),
+                    self.inputs.documents.fingerprint,
                     recipe.seed,
                 ],
                 lambda: crossfit_references(
-                    self.base,
-                    self.documents,
+                    self.inputs.base,
+                    self.inputs.documents,
                     out=self.out / "references",
                     count=settings.count,
                     method=settings.method,
                     lora=settings.lora,
                     schedule=settings.schedule,
                     seed=recipe.seed,
-                    new_store=self.store,
+                    new_store=self.inputs.store,
                 ),
                 self.out / "references",
                 every_process=True,
@@ -189,19 +191,19 @@ class Pipeline:
 
         def make() -> None:
             result = audit(
-                self.target,
-                self.references,
-                documents=self.audited,
+                self.inputs.target,
+                self.inputs.references,
+                documents=self.inputs.audited,
                 detect=recipe.detect,
-                store=self.store(),
+                store=self.inputs.store(),
                 seed=recipe.seed,
             )
             if self.state.is_main_process:
                 result.save(path, replace=True)
 
-        references = [self._fingerprint(reference) for reference in self.references.paths]
-        target = self._fingerprint(self.target)
-        inputs = [recipe.detect.model_dump(), target, references, self.audited.fingerprint, recipe.seed]
+        references = [self.inputs.fingerprint(reference) for reference in self.inputs.references.paths]
+        target = self.inputs.fingerprint(self.inputs.target)
+        inputs = [recipe.detect.model_dump(), target, references, self.inputs.audited.fingerprint, recipe.seed]
         inputs += [recipe.forget.model_dump()] if recipe.forget else []
         self.stages.run("audit", inputs, make, path, every_process=True)
         return Audit.load(path)
@@ -216,7 +218,9 @@ class Pipeline:
             if self.state.is_main_process and path.exists():
                 shutil.rmtree(path)
             self.state.wait_for_everyone()
-            unlearn(before, out=path, retain=anchors, settings=recipe.unlearn, store=self.store(), seed=recipe.seed)
+            unlearn(
+                before, out=path, retain=anchors, settings=recipe.unlearn, store=self.inputs.store(), seed=recipe.seed
+            )
 
         inputs = [recipe.unlearn.model_dump(), before.fingerprint, anchors and anchors.fingerprint, recipe.seed]
         self.stages.run("unlearn", inputs, make, path, every_process=True)
@@ -230,13 +234,13 @@ class Pipeline:
         recipe, path = self.recipe, self.out / "retrained"
         assert recipe.retrain is not None
         settings, fitting = recipe.retrain, recipe.retrain_as
-        tokenizer = load_tokenizer(self.base, trust_remote_code=recipe.models.trust_remote_code)
+        tokenizer = load_tokenizer(self.inputs.base, trust_remote_code=recipe.models.trust_remote_code)
         more = read_documents(settings.documents, root=recipe.data.root, tokenizer=tokenizer)
 
         def make() -> None:
             retrain(
                 before,
-                base=self.base,
+                base=self.inputs.base,
                 out=path,
                 redact=settings.redact,
                 documents=more,
@@ -247,10 +251,10 @@ class Pipeline:
                 shards=settings.shards,
                 combine=settings.combine,
                 seed=recipe.seed,
-                new_store=self.store,
+                new_store=self.inputs.store,
             )
 
-        base = model_fingerprint(self.base)
+        base = model_fingerprint(self.inputs.base)
         inputs = [settings.model_dump(), fitting.model_dump(), before.fingerprint, more.fingerprint, base]
         self.stages.run("retrain", [*inputs, recipe.seed], make, path / RETRAIN_RECORD, every_process=True)
         return path
@@ -260,11 +264,13 @@ class Pipeline:
         path = self.out / "reaudit"
 
         def make() -> None:
-            result = reaudit(before, mitigated, store=self.store())
+            result = reaudit(before, mitigated, store=self.inputs.store())
             if self.state.is_main_process:
                 result.save(path, replace=True)
 
-        self.stages.run("reaudit", [before.fingerprint, self._fingerprint(mitigated)], make, path, every_process=True)
+        self.stages.run(
+            "reaudit", [before.fingerprint, self.inputs.fingerprint(mitigated)], make, path, every_process=True
+        )
         return Audit.load(path)
 
     def tofu(self, mitigated: Path | None) -> dict[str, Any] | None:
@@ -272,7 +278,7 @@ class Pipeline:
         settings = self.recipe.report.tofu
         if settings is None:
             return None
-        models = {"before": self.target, "after": mitigated, "oracle": self.oracle}
+        models = {"before": self.inputs.target, "after": mitigated, "oracle": self.inputs.oracle}
         return tofu_figures(
             {side: self._ask(settings, side, model) if model is not None else None for side, model in models.items()}
         )
@@ -281,11 +287,17 @@ class Pipeline:
         path = self.out / "tofu" / f"{side}.parquet"
 
         def make() -> None:
-            table = ask(self.store().load(model), self.questions, settings=settings, description=f"TOFU {side}")
+            table = ask(
+                self.inputs.store().load(model), self.inputs.questions, settings=settings, description=f"TOFU {side}"
+            )
             if self.state.is_main_process:
                 write_table(path, table)
 
-        inputs = [settings.model_dump(), [asdict(question) for question in self.questions], self._fingerprint(model)]
+        inputs = [
+            settings.model_dump(),
+            [asdict(question) for question in self.inputs.questions],
+            self.inputs.fingerprint(model),
+        ]
         self.stages.run(f"tofu.{side}", inputs, make, path, every_process=True)
         return read_table(path)
 
@@ -302,7 +314,7 @@ class Pipeline:
 
         def make() -> None:
             oracle, extraction = measure(
-                before, after, oracle=self.oracle, extraction=recipe.report.extraction, store=self.store()
+                before, after, oracle=self.inputs.oracle, extraction=recipe.report.extraction, store=self.inputs.store()
             )
             if self.state.is_main_process:
                 with new_directory(path, replace=True) as directory:
@@ -313,7 +325,7 @@ class Pipeline:
         inputs = [
             before.fingerprint,
             after.fingerprint if after is not None else None,
-            self._fingerprint(self.oracle) if self.oracle else None,
+            self.inputs.fingerprint(self.inputs.oracle) if self.inputs.oracle else None,
             recipe.report.extraction,
         ]
         self.stages.run("verify", inputs, make, path, every_process=True)
@@ -340,98 +352,3 @@ class Pipeline:
             comparison.report["seconds"]["report"] = round(time.monotonic() - started, 1)
             comparison.save_into(self.out)
         return comparison
-
-    # --- inputs -------------------------------------------------------------------------------------------------------
-
-    @cached_property
-    def documents(self) -> Documents:
-        """The documents as they come: the user's, or the lab's."""
-        recipe = self.recipe
-        mark = recipe.forget.where if recipe.forget else None
-        if recipe.lab is not None and recipe.lab.people is not None:
-            return read_documents(self._documents_file, mark=mark)
-        chat = any(source.messages for source in recipe.data.documents)
-        tokenizer = None
-        if recipe.lab is None or chat:
-            source = self.target if recipe.lab is None else self.base
-            tokenizer = load_tokenizer(
-                source, base=self._base_of_adapters, trust_remote_code=recipe.models.trust_remote_code
-            )
-        return read_documents(recipe.data.documents, root=recipe.data.root, tokenizer=tokenizer, mark=mark)
-
-    @cached_property
-    def audited(self) -> Documents:
-        """The documents to audit: as they come, or with those of the erasure request as the forget set."""
-        if self.recipe.forget is None:
-            return self.documents
-        never_trained = ("holdout",) if self.recipe.lab is None else ("holdout", None)
-        return self.recipe.forget.apply(self.documents, never_trained=never_trained)
-
-    @cached_property
-    def questions(self) -> list[Question]:
-        """The TOFU benchmark's questions; none where the recipe does not ask them."""
-        settings = self.recipe.report.tofu
-        return read_questions(settings, root=self.recipe.data.root) if settings else []
-
-    @cached_property
-    def references(self) -> References:
-        """Cross-fitted and given references."""
-        crossfitted = [self.out / "references"] if self.recipe.references.count else []
-        return load_references([*crossfitted, *self.recipe.references.given])
-
-    @property
-    def base(self) -> str:
-        """The model that target and references were fine-tuned from."""
-        return self.recipe.models.base or str(self.out / "lab/base")
-
-    @property
-    def target(self) -> str:
-        """The leaky model."""
-        return self.recipe.models.target or str(self.out / "lab/target")
-
-    @property
-    def oracle(self) -> str | None:
-        """The model retrained without the forget documents, if there is one."""
-        made = str(self.out / "lab/oracle") if self.recipe.lab is not None and self.recipe.lab.oracle else None
-        return self.recipe.models.oracle or made
-
-    def store(self) -> ModelStore:
-        """A fresh store with the recipe's device and number format."""
-        models = self.recipe.models
-        return ModelStore(
-            device=models.device,
-            dtype=models.dtype,
-            trust_remote_code=models.trust_remote_code,
-            allow_pickle=models.allow_pickle,
-            base=self._base_of_adapters,
-        )
-
-    @cached_property
-    def _base_of_adapters(self) -> str | None:
-        """models.base, where the target is an adapter that names a base which is not there."""
-        models = self.recipe.models
-        return models.base if models.target and models.base and names_missing_base(models.target) else None
-
-    def _fingerprint(self, model: str | Path) -> str:
-        return model_fingerprint(model, base=self._base_of_adapters)
-
-    # --- bookkeeping --------------------------------------------------------------------------------------------------
-
-    @property
-    def _documents_file(self) -> Path:
-        return self.out / "lab" / "data" / "documents.jsonl"
-
-    def _check_inputs(self) -> None:
-        """Refuse what is missing before anything is written.
-
-        Raises:
-            MitigateError: models or documents that the recipe names are not there.
-        """
-        models, store = self.recipe.models, self.store()
-        given = load_references(self.recipe.references.given).paths if self.recipe.references.given else ()
-        for source in (models.target, models.base, models.oracle, *given):
-            if source is not None:
-                store.check(source)
-        if self.recipe.lab is None or self.recipe.lab.people is None:
-            _ = self.audited
-        _ = self.questions

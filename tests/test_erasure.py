@@ -493,8 +493,8 @@ def test_one_request_through_a_whole_lab_recipe(tmp_path: Path) -> None:
         plain = Pipeline(tiny_recipe(unlearn=None))
         plain.run()
         models = {name: modified(tmp_path / "run" / name) for name in ("lab/target", "references")}
-        retained = plain.documents.subset("retain")[0]
-        given = plain.documents.subset("forget")
+        retained = plain.inputs.documents.subset("retain")[0]
+        given = plain.inputs.documents.subset("forget")
 
         pipeline = Pipeline(tiny_recipe(forget={"contains": [retained.text[:40]], "linked": True}))
         report = pipeline.run().report
@@ -503,7 +503,7 @@ def test_one_request_through_a_whole_lab_recipe(tmp_path: Path) -> None:
         assert report["erasure"]["documents"] == [retained.id]
         assert report["erasure"]["criteria"] == {"ids": 0, "contains": 1, "where": []}
         assert report["counts"]["forget"] == 1
-        assert report["counts"]["retain"] == len(plain.documents.subset(["forget", "retain"])) - 1
+        assert report["counts"]["retain"] == len(plain.inputs.documents.subset(["forget", "retain"])) - 1
         before, after = Audit.load("run/audit"), Audit.load("run/reaudit")
         assert {name for name, kind in before.sets().items() if kind == "forget"} == {retained.id}
         assert all(before.sets()[document.id] == "retain" for document in given)
@@ -517,7 +517,7 @@ def test_one_request_through_a_whole_lab_recipe(tmp_path: Path) -> None:
         assert models == {name: modified(tmp_path / "run" / name) for name in models}
         again = json.loads((tmp_path / "run/run.json").read_text())["stages"]["lab.oracle"]["fingerprint"]
         assert again != trained, "the oracle is trained on everything but the requested documents"
-        assert given[0].id not in {document.id for document in other.audited.subset("retain")}
+        assert given[0].id not in {document.id for document in other.inputs.audited.subset("retain")}
 
 
 def test_linked_secrets_are_unlearned_with_the_requested_ones(world: World, tmp_path: Path) -> None:

@@ -1,0 +1,114 @@
+"""What a recipe's stages start from: its documents, its models by name, and how they are loaded."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+from mitigate.detection.references import References, load_references
+from mitigate.documents import Documents, read_documents
+from mitigate.models import ModelStore
+from mitigate.recipe import Recipe
+from mitigate.sources import load_tokenizer, model_fingerprint, names_missing_base
+from mitigate.verification.tofu_questions import Question, read_questions
+
+
+class Inputs:
+    """The inputs of one recipe: the user's, or what the lab stages leave under `recipe.out`."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.out = recipe.out
+
+    def check(self) -> None:
+        """Refuse what is missing before anything is written.
+
+        Raises:
+            MitigateError: models or documents that the recipe names are not there.
+        """
+        models, store = self.recipe.models, self.store()
+        given = load_references(self.recipe.references.given).paths if self.recipe.references.given else ()
+        for source in (models.target, models.base, models.oracle, *given):
+            if source is not None:
+                store.check(source)
+        if self.recipe.lab is None or self.recipe.lab.people is None:
+            _ = self.audited
+        _ = self.questions
+
+    @cached_property
+    def documents(self) -> Documents:
+        """The documents as they come: the user's, or the lab's."""
+        recipe = self.recipe
+        mark = recipe.forget.where if recipe.forget else None
+        if recipe.lab is not None and recipe.lab.people is not None:
+            return read_documents(self.lab_documents, mark=mark)
+        chat = any(source.messages for source in recipe.data.documents)
+        tokenizer = None
+        if recipe.lab is None or chat:
+            source = self.target if recipe.lab is None else self.base
+            tokenizer = load_tokenizer(
+                source, base=self._base_of_adapters, trust_remote_code=recipe.models.trust_remote_code
+            )
+        return read_documents(recipe.data.documents, root=recipe.data.root, tokenizer=tokenizer, mark=mark)
+
+    @cached_property
+    def audited(self) -> Documents:
+        """The documents to audit: as they come, or with those of the erasure request as the forget set."""
+        if self.recipe.forget is None:
+            return self.documents
+        never_trained = ("holdout",) if self.recipe.lab is None else ("holdout", None)
+        return self.recipe.forget.apply(self.documents, never_trained=never_trained)
+
+    @cached_property
+    def questions(self) -> list[Question]:
+        """The TOFU benchmark's questions; none where the recipe does not ask them."""
+        settings = self.recipe.report.tofu
+        return read_questions(settings, root=self.recipe.data.root) if settings else []
+
+    @cached_property
+    def references(self) -> References:
+        """Cross-fitted and given references."""
+        crossfitted = [self.out / "references"] if self.recipe.references.count else []
+        return load_references([*crossfitted, *self.recipe.references.given])
+
+    @property
+    def base(self) -> str:
+        """The model that target and references were fine-tuned from."""
+        return self.recipe.models.base or str(self.out / "lab/base")
+
+    @property
+    def target(self) -> str:
+        """The leaky model."""
+        return self.recipe.models.target or str(self.out / "lab/target")
+
+    @property
+    def oracle(self) -> str | None:
+        """The model retrained without the forget documents, if there is one."""
+        made = str(self.out / "lab/oracle") if self.recipe.lab is not None and self.recipe.lab.oracle else None
+        return self.recipe.models.oracle or made
+
+    def store(self) -> ModelStore:
+        """A fresh store with the recipe's device and number format."""
+        models = self.recipe.models
+        return ModelStore(
+            device=models.device,
+            dtype=models.dtype,
+            trust_remote_code=models.trust_remote_code,
+            allow_pickle=models.allow_pickle,
+            base=self._base_of_adapters,
+        )
+
+    @property
+    def lab_documents(self) -> Path:
+        """The lab's documents, which its first stage writes."""
+        return self.out / "lab" / "data" / "documents.jsonl"
+
+    def fingerprint(self, model: str | Path) -> str:
+        """Of a model's weights and settings, with those of the base that an adapter needs."""
+        return model_fingerprint(model, base=self._base_of_adapters)
+
+    @cached_property
+    def _base_of_adapters(self) -> str | None:
+        """models.base, where the target is an adapter that names a base which is not there."""
+        models = self.recipe.models
+        return models.base if models.target and models.base and names_missing_base(models.target) else None
