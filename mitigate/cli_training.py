@@ -112,7 +112,7 @@ def unlearn(
     Example: mitigate unlearn --audit audit --retain other.jsonl --objective hinge --out adapter
     """
     check_free_out(out)
-    from mitigate.unlearning.objectives import parse_objective
+    from mitigate.unlearning.catalogue import parse_objective
 
     chosen_objective = parse_objective(objective) if objective else None
     quiet()

@@ -22,8 +22,8 @@ from mitigate.lab.tiny import TinyModel
 from mitigate.mistakes import Settings, checked, keys_of
 from mitigate.models import DTYPES
 from mitigate.training import Lora, Schedule
+from mitigate.unlearning.catalogue import parse_objective
 from mitigate.unlearning.exact import REDACTIONS, check_retrain
-from mitigate.unlearning.objectives import parse_objective
 from mitigate.unlearning.settings import Unlearn
 from mitigate.unlearning.shards import COMBINATIONS
 from mitigate.verification.tofu_questions import Tofu

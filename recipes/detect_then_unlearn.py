@@ -13,7 +13,7 @@ from mitigate.models import ModelStore
 from mitigate.runtime import quiet_libraries
 from mitigate.sources import load_tokenizer
 from mitigate.training import Schedule
-from mitigate.unlearning.objectives import parse_objective
+from mitigate.unlearning.catalogue import parse_objective
 from mitigate.verification.compare import measure
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

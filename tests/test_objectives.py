@@ -10,8 +10,7 @@ import torch
 
 from mitigate.errors import MitigateError
 from mitigate.unlearning import objectives
-from mitigate.unlearning.distributions import Kept, keep_likeliest
-from mitigate.unlearning.objectives import (
+from mitigate.unlearning.catalogue import (
     DEFAULT,
     OBJECTIVES,
     Objective,
@@ -22,6 +21,7 @@ from mitigate.unlearning.objectives import (
     needs_of,
     parse_objective,
 )
+from mitigate.unlearning.distributions import Kept, keep_likeliest
 
 VOCABULARY, WIDTH = 5, 3
 TOKENS = torch.tensor([0, 1, 4, 2])

@@ -21,7 +21,7 @@ from mitigate.lab.people import write_jsonl
 from mitigate.models import ModelStore
 from mitigate.pipeline import Pipeline, run
 from mitigate.recipe import Recipe, check_recipe, load_recipe
-from mitigate.unlearning.objectives import DEFAULT
+from mitigate.unlearning.catalogue import DEFAULT
 from mitigate.verification.compare import Comparison
 
 RECIPES = Path(__file__).parents[1] / "recipes"

@@ -21,9 +21,9 @@ from forgetting import QUICK, changed, loop_of, shared
 from mitigate.detection.audit import Audit, load_audited
 from mitigate.documents import Document
 from mitigate.tokenization import TokenizedDocument, span_tokens, tokenize_documents
+from mitigate.unlearning.catalogue import OBJECTIVES
 from mitigate.unlearning.loop import Loop
 from mitigate.unlearning.losses import step_totals
-from mitigate.unlearning.objectives import OBJECTIVES
 from mitigate.unlearning.redaction import replaced
 from mitigate.unlearning.tasks import Task, facts, micro_batches, units
 

@@ -11,9 +11,10 @@ import torch
 from mitigate.batches import Batch, default_batch_tokens
 from mitigate.errors import MitigateError
 from mitigate.models import kept_logits
+from mitigate.unlearning.catalogue import OBJECTIVES, Parameters, Selected, arrived, needs_of
 from mitigate.unlearning.distributions import divergence
 from mitigate.unlearning.kept_terms import BeforeTerms, OutTerms
-from mitigate.unlearning.objectives import OBJECTIVES, Parameters, Selected, arrived, hidden_anchor, needs_of
+from mitigate.unlearning.objectives import hidden_anchor
 from mitigate.unlearning.settings import Unlearn
 from mitigate.unlearning.tasks import Facts, Task, facts
 from mitigate.unlearning.trainable import AdapterTrainable, Trainable, decoder_layers

@@ -29,12 +29,12 @@ from mitigate.models import Model, ModelStore
 from mitigate.origin import UNLEARN_RECORD
 from mitigate.runtime import process_state, seed_everything, together
 from mitigate.unlearning.adapter import merge_adapters
+from mitigate.unlearning.catalogue import OBJECTIVES, anchor_of, needs_of, parse_objective
 from mitigate.unlearning.data import scope_tokens, unlearning_data
 from mitigate.unlearning.kept_terms import OutTerms
 from mitigate.unlearning.levels import control_level, span_floor
 from mitigate.unlearning.loop import Loop
 from mitigate.unlearning.losses import Losses
-from mitigate.unlearning.objectives import OBJECTIVES, anchor_of, needs_of, parse_objective
 from mitigate.unlearning.settings import Unlearn
 from mitigate.unlearning.trainable import AdapterTrainable, State, checkpoint_activations, make_trainable
 

@@ -32,9 +32,9 @@ from mitigate.lab.bench.unlearn_world import UnlearnWorld, UnlearnWorldSettings
 from mitigate.models import ModelStore
 from mitigate.runtime import process_state
 from mitigate.training import Lora
+from mitigate.unlearning.catalogue import OBJECTIVES, parse_objective
 from mitigate.unlearning.data import scope_tokens
 from mitigate.unlearning.exact import retrain
-from mitigate.unlearning.objectives import OBJECTIVES, parse_objective
 from mitigate.unlearning.settings import Unlearn
 from mitigate.unlearning.trainer import unlearn
 
