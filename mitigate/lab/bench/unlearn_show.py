@@ -138,7 +138,8 @@ def _label(axes: Any, points: list[tuple[float, float, str, str]]) -> None:
             return not any(abs(height - at) < _LABEL_STEP and left < end and start < right for start, end, at in taken)
 
         steps = sorted(range(-40, 41), key=abs)
-        height = next((h for h in (y + _LABEL_STEP / 2 * step for step in steps) if 0 < h < 1 and free(h)), y)
+        heights = (y + _LABEL_STEP / 2 * step for step in steps)
+        height = next((h for h in heights if _LABEL_STEP / 2 <= h <= 1 - _LABEL_STEP / 2 and free(h)), y)
         taken.append((left, left + width, height))
         axes.annotate(
             name,
