@@ -16,7 +16,7 @@ from mitigate.documents import read_documents
 from mitigate.errors import MitigateError
 from mitigate.lab.bench.detect import bench_detect
 from mitigate.lab.bench.evidence import Evidence, gather
-from mitigate.lab.bench.world import World, WorldSettings, make_world
+from mitigate.lab.bench.world import World, WorldSettings, make_bench_base, make_world, sources
 from mitigate.lab.people import write_jsonl
 from mitigate.lab.tiny import TinyModel
 from mitigate.models import ModelStore
@@ -109,9 +109,27 @@ def test_results_hold_calibration_unaided_detection_controls_and_seconds(results
 def test_results_say_how_they_were_made(results: dict[str, Any], made: World) -> None:
     settings = results["settings"]
     assert (settings["seeds"], settings["references"], settings["documents"]) == ([0], K, "invented people")
+    assert settings["base_model"] == "from scratch, of the shape base"
     assert WorldSettings(**{name: settings[name] for name in WorldSettings.model_fields}) == SETTINGS
     assert results["documents_per_seed"] == [len(made.documents)]
     assert {"python", "mitigate", "torch"} <= set(results["versions"])
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [({"base": SETTINGS.base.model_copy(update={"vocabulary": 300})}, "shape"), ({"base_documents": 101}, "documents")],
+)
+def test_a_base_of_other_settings_is_not_gone_on_with(out: Path, changed: dict[str, Any], named: str) -> None:
+    assert make_bench_base(out, settings=SETTINGS, device="cpu") == out / "base"
+    with pytest.raises(MitigateError, match=f"base: a base of another {named} than .*choose another --out"):
+        make_bench_base(out, settings=SETTINGS.model_copy(update=changed), device="cpu")
+
+
+def test_sources_are_named_without_their_directories(tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    named = sources(tmp_path / "people.jsonl", str(tmp_path / "own"))
+    assert named == {"documents": "people.jsonl", "base_model": "own"}
+    assert sources(None, "someone/model-1b")["base_model"] == "someone/model-1b"
 
 
 def test_memorization_is_found_and_where_there_is_nothing_chance_is_read(results: dict[str, Any]) -> None:

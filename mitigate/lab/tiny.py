@@ -93,4 +93,5 @@ def make_base(documents: Sequence[Document], *, out: Path, shape: TinyModel, see
     with new_directory(out) as directory:
         model.save_pretrained(directory)
         tokenizer.save_pretrained(directory)
-        write_json(directory / "training.json", {"documents": len(documents), "losses": [round(x, 4) for x in losses]})
+        made = {"documents": len(documents), "shape": shape.model_dump(mode="json"), "seed": seed}
+        write_json(directory / "training.json", {**made, "losses": [round(x, 4) for x in losses]})

@@ -28,7 +28,7 @@ from mitigate.lab.bench.ablation_evidence import (
     measure_seed,
 )
 from mitigate.lab.bench.rates import RATES, Units, compare, rates
-from mitigate.lab.bench.world import WorldSettings, make_bench_base, make_world
+from mitigate.lab.bench.world import WorldSettings, make_bench_base, make_world, sources
 from mitigate.models import ModelStore
 from mitigate.runtime import library_versions, process_state
 from mitigate.training import Schedule
@@ -109,7 +109,7 @@ def bench_ablation(
             "seeds": list(seeds),
             "references": references,
             "targets": targets or settings.models,
-            "documents": documents.name if documents else "invented people",
+            **sources(documents, base),
             **settings.model_dump(mode="json"),
         },
         "versions": library_versions(),

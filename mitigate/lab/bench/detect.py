@@ -23,7 +23,7 @@ from mitigate.artifacts import write_json
 from mitigate.detection.calibration import expected_calibration_error, reliability
 from mitigate.lab.bench.detect_target import Measured, measure
 from mitigate.lab.bench.evidence import gather
-from mitigate.lab.bench.world import World, WorldSettings, make_world
+from mitigate.lab.bench.world import World, WorldSettings, make_world, sources
 from mitigate.models import ModelStore
 from mitigate.runtime import library_versions, process_state
 from mitigate.verification.metrics import Figure
@@ -90,7 +90,7 @@ def bench_detect(
             "seeds": list(seeds),
             "references": references,
             "fdr": fdr,
-            "documents": documents.name if documents else "invented people",
+            **sources(documents, base),
             **settings.model_dump(mode="json"),
         },
         "documents_per_seed": [len(world.documents) for world in worlds],

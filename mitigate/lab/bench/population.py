@@ -37,7 +37,7 @@ from mitigate.lab.bench.population_evidence import (
     with_non_members,
 )
 from mitigate.lab.bench.rates import RATES, Units, compare, rates, resampled, resolves
-from mitigate.lab.bench.world import World, WorldSettings, make_world
+from mitigate.lab.bench.world import World, WorldSettings, make_world, sources
 from mitigate.models import ModelStore
 from mitigate.runtime import library_versions, process_state, progress
 from mitigate.verification.roc import Scored
@@ -107,7 +107,7 @@ def bench_population(
         "settings": {
             "seeds": list(seeds),
             "references": references,
-            "documents": documents.name if documents else "invented people",
+            **sources(documents, base),
             "non_members_added": 0 if documents else NON_MEMBERS,
             **settings.model_dump(mode="json"),
         },

@@ -45,6 +45,7 @@ from mitigate.lab.bench.unlearn_methods import (
     run_retrain,
 )
 from mitigate.lab.bench.unlearn_world import make_unlearn_world
+from mitigate.lab.bench.world import sources
 from mitigate.runtime import library_versions, process_state
 from mitigate.unlearning.settings import Unlearn
 
@@ -147,8 +148,8 @@ def bench_unlearn(
                 "more_tries_at_an_edge": MORE_TRIES,
                 "criterion": _CRITERION + ", ".join(f"{name} {allowed}" for name, allowed in ALLOWED.items()),
                 "fdr": FDR,
-                "documents": documents.name if documents else "invented people",
-                "prose": prose.name if prose else "invented prose",
+                **sources(documents, base),
+                "prose_text": prose.name if prose else "invented prose",
                 **settings.model_dump(mode="json"),
             },
             "versions": library_versions(),

@@ -19,9 +19,10 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from mitigate.artifacts import read_json
 from mitigate.detection.references import References, crossfit_references
 from mitigate.documents import Documents, read_documents
-from mitigate.errors import MitigateError
+from mitigate.errors import MitigateError, summarize
 from mitigate.lab.people import general_text, plant, write_jsonl
 from mitigate.lab.tiny import TinyModel, make_base
 from mitigate.models import ModelStore
@@ -158,13 +159,33 @@ def make_world(
 
 
 def make_bench_base(out: Path, *, settings: ModelSettings, device: str = "auto") -> Path:
-    """The base of all seeds: it plays the public pretrained model, so its own seed is fixed."""
+    """The base of all seeds: it plays the public pretrained model, so its own seed is fixed.
+
+    Raises:
+        MitigateError: the one in `out` was made with other settings.
+    """
     path, state = out / "base", process_state(device)
     if state.is_main_process and not path.is_dir():
         text = general_text(settings.base_documents, seed="bench")
         make_base(text, out=path, shape=settings.base, seed=0, device=device)
     state.wait_for_everyone()
+    wanted = {"documents": settings.base_documents, "shape": settings.base.model_dump(mode="json")}
+    made = read_json(path / "training.json")
+    if differing := [name for name, value in wanted.items() if made.get(name) != value]:
+        raise MitigateError(
+            f"{path}: a base of another {summarize(differing)} than --set base.* and base_documents ask for; "
+            "choose another --out or remove that directory"
+        )
     return path
+
+
+def sources(documents: Path | None, base: str | None) -> dict[str, str]:
+    """Where a benchmark's documents and base come from, for the settings in its results."""
+    named = None if base is None else Path(base).name if Path(base).exists() else base
+    return {
+        "documents": documents.name if documents else "invented people",
+        "base_model": named or "from scratch, of the shape base",
+    }
 
 
 def _membership(documents: Documents, models: References) -> np.ndarray:
