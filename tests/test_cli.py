@@ -374,9 +374,7 @@ def test_a_run_refused_for_its_input_can_be_given_again_corrected(mitigate_: Mit
     assert mitigate_(*command, "data.documents.0.path=train.jsonl", "seed=1", "--replace").status == 0
 
 
-def test_a_command_that_succeeds_closes_the_process_group_and_one_that_fails_does_not(
-    mitigate_: Mitigate, folder: Path
-) -> None:
+def test_a_command_that_succeeds_closes_the_process_group_and_one_that_fails_does_not(mitigate_: Mitigate) -> None:
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
         assert mitigate_("documents", "missing.yaml").status == 2
