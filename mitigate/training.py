@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from transformers import PreTrainedModel
 
 from mitigate.artifacts import new_directory, write_json
 from mitigate.batches import Batch, collate, cut_pieces
 from mitigate.documents import Documents
 from mitigate.errors import MitigateError
+from mitigate.mistakes import Section
 from mitigate.models import ModelStore, kept_logits
 from mitigate.runtime import progress, seed_everything
 from mitigate.tokenization import TokenizedDocument, tokenize_documents
@@ -28,10 +29,8 @@ from mitigate.tokenization import TokenizedDocument, tokenize_documents
 logger = logging.getLogger(__name__)
 
 
-class Lora(BaseModel):
+class Lora(Section):
     """Shape of a LoRA adapter (Hu et al., arXiv 2106.09685)."""
-
-    model_config = ConfigDict(extra="forbid")
 
     rank: int = Field(16, ge=1, description="rank of the update")
     alpha: int = Field(32, gt=0, description="scale: the update is multiplied by alpha / rank")
@@ -49,10 +48,8 @@ class Lora(BaseModel):
         )
 
 
-class Schedule(BaseModel):
+class Schedule(Section):
     """How long and how fast to train."""
-
-    model_config = ConfigDict(extra="forbid")
 
     epochs: float = Field(3.0, gt=0, description="passes over the documents")
     learning_rate: float = Field(2e-4, gt=0, description="peak of a linear warm-up and cosine decay to a tenth")

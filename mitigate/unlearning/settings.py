@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from mitigate.mistakes import Section
 from mitigate.training import Lora
 
 
-class Retain(BaseModel):
+class Retain(Section):
     """How everything that is not to be forgotten is held where it was."""
-
-    model_config = ConfigDict(extra="forbid")
 
     anchor: str = Field(
         "auto",
@@ -37,15 +36,18 @@ class Retain(BaseModel):
     )
 
 
-class Unlearn(BaseModel):
+class Unlearn(Section):
     """Settings of unlearning."""
-
-    model_config = ConfigDict(extra="forbid")
 
     objective: str | dict[str, float] = Field(
         "default",
         description="default, ascent, grad_diff, npo, simnpo, wga, satimp, undial, dpo, idk, substitute, rmu, hinge, "
         "distill, match, consensus; several with weights: match=1,consensus=0.5 (which is the default)",
+    )
+    keep_judges: bool = Field(
+        True,
+        description="keep half of each document's references, where there are four or more (8 cross-fitted ones), out "
+        "of unlearning, so that the report is judged by models it was not trained against; false: all of them teach",
     )
     scope: str = Field(
         "token",
