@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class MitigateError(Exception):
@@ -18,6 +18,21 @@ class NothingToUnlearnError(MitigateError):
 
     `mitigate run` then writes the report of the audit alone; the verb `unlearn` says so and stops.
     """
+
+
+class DoubtfulError(MitigateError):
+    """A question before something is changed that is likely not what the user wants: given `--yes`, it is done.
+
+    Args:
+        doubts: sentences, each with what was found and its remedy.
+    """
+
+    def __init__(self, doubts: Sequence[str]) -> None:
+        self.doubts = tuple(doubts)
+        lines = "".join(f"\n  - {doubt}" for doubt in doubts)
+        super().__init__(
+            f"nothing was unlearned yet, for the audit is doubtful:{lines}\n  to go on all the same: --yes"
+        )
 
 
 def summarize(items: Iterable[object], *, most: int = 5) -> str:

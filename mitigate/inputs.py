@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from mitigate.detection.references import References, load_references
+from mitigate.detection.verdicts import check_calibration
 from mitigate.documents import Documents, read_documents
 from mitigate.models import ModelStore
 from mitigate.recipe import Recipe
@@ -27,12 +28,13 @@ class Inputs:
             MitigateError: models or documents that the recipe names are not there.
         """
         models, store = self.recipe.models, self.store()
-        given = load_references(self.recipe.references.given).paths if self.recipe.references.given else ()
-        for source in (models.target, models.base, models.oracle, *given):
+        given = load_references(self.recipe.references.given) if self.recipe.references.given else References((), ())
+        for source in (models.target, models.base, models.oracle, *given.paths):
             if source is not None:
                 store.check(source)
         if self.recipe.lab is None or self.recipe.lab.people is None:
-            _ = self.audited
+            crossfitted = self.recipe.references.count + len(given.crossfitted)
+            check_calibration(self.audited, crossfitted=crossfitted, detect=self.recipe.detect)
         _ = self.questions
 
     @cached_property

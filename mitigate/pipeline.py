@@ -24,9 +24,10 @@ import pyarrow as pa
 
 from mitigate.artifacts import new_directory, read_json, read_table, write_json, write_table
 from mitigate.detection.audit import Audit, audit, reaudit
+from mitigate.detection.doubts import doubts_of
 from mitigate.detection.references import crossfit_references
 from mitigate.documents import Documents, read_documents
-from mitigate.errors import NothingToUnlearnError
+from mitigate.errors import DoubtfulError, NothingToUnlearnError
 from mitigate.inputs import Inputs
 from mitigate.lab.carriers import plant_in_text
 from mitigate.lab.people import general_text, plant, write_jsonl
@@ -47,27 +48,30 @@ from mitigate.verification.tofu_questions import Tofu, unfamiliar
 logger = logging.getLogger(__name__)
 
 
-def run(recipe: Recipe, *, replace: bool = False) -> Comparison:
+def run(recipe: Recipe, *, replace: bool = False, yes: bool = False) -> Comparison:
     """Run a recipe and write its report.
 
     Args:
         recipe: what to do; see `load_recipe`.
         replace (`bool`, *optional*, defaults to `False`): empty `recipe.out` first.
+        yes (`bool`, *optional*, defaults to `False`): unlearn what is selected also where that is doubtful.
 
     Returns:
         the comparison of the audit with the re-audit, as saved under `recipe.out`.
 
     Raises:
+        DoubtfulError: the audit of the user's model is doubtful (see `doubts_of`), and nothing was unlearned yet.
         MitigateError: bad input, or `recipe.out` holds another run.
     """
-    return Pipeline(recipe, replace=replace).run()
+    return Pipeline(recipe, replace=replace, yes=yes).run()
 
 
 class Pipeline:
     """The stages of one recipe and the directory they write to."""
 
-    def __init__(self, recipe: Recipe, *, replace: bool = False) -> None:
+    def __init__(self, recipe: Recipe, *, replace: bool = False, yes: bool = False) -> None:
         self.recipe = recipe
+        self.yes = yes or recipe.lab is not None  # nobody has what the lab makes, and its truth is known
         self.out = recipe.out
         self.state = process_state(recipe.models.device)
         self.inputs = Inputs(recipe)
@@ -81,6 +85,8 @@ class Pipeline:
         before = self.audit()
         after, mitigated, notes = None, None, []
         if self.recipe.unlearn is not None or self.recipe.retrain is not None:
+            if not self.yes and (doubts := doubts_of(before)):
+                raise DoubtfulError(doubts)
             try:
                 mitigated = self.unlearn(before) if self.recipe.unlearn is not None else self.retrain(before)
                 after = self.reaudit(before, mitigated)

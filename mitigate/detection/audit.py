@@ -23,6 +23,7 @@ import pyarrow as pa
 from mitigate import __version__
 from mitigate.artifacts import fingerprint, new_directory, read_json, read_table, write_json, write_table
 from mitigate.detection.checks import check_references
+from mitigate.detection.fit import fit_warning, reference_fit
 from mitigate.detection.linked import with_linked
 from mitigate.detection.page import Seen
 from mitigate.detection.references import References, load_references
@@ -58,9 +59,10 @@ class Audit:
             `selected`.
         metadata: fingerprints of target, references, tokenizer and documents; settings; versions; `context`: tokens in
             a window, at most what every model takes; `calibration`: what the certainty rests on (`kind`: `shadows`,
-            `non_members` or `none`); `warnings` about references; `erasure`: what an erasure request selected and where
-            its secrets stand besides (null without a request); `origin`: how `unlearn` or `retrain` made the target, as
-            they recorded it (null for other models).
+            `non_members` or `none`); `warnings` about references; `fit`: how closely these were fitted
+            beside the target, see `reference_fit`; `erasure`: what an erasure request selected and where its secrets
+            stand besides (null without a request); `origin`: how `unlearn` or `retrain` made the target, as they
+            recorded it (null for other models); `again`: of a re-audit, the fingerprint of the audit that it repeats.
     """
 
     tokens: pa.Table
@@ -171,7 +173,7 @@ class Audit:
 
 def audit(
     target: str | Path | Model,
-    references: References | Sequence[str | Path],
+    references: References | str | Path | Sequence[str | Path],
     *,
     documents: str | Path | Documents,
     detect: Detect | None = None,
@@ -184,7 +186,7 @@ def audit(
 
     Args:
         target: the model under audit: hub id, directory, adapter directory, or a loaded model.
-        references: models that never saw the documents, or directories made by `mitigate references`.
+        references: models that never saw the documents, or directories made by `mitigate references`: one or several.
         documents: what to judge: a file, a hub data set, or documents read before.
         detect (*optional*): score, temperature and span rule.
         store (*optional*): loads the models; settles device and number format.
@@ -227,13 +229,16 @@ def audit(
         crossfitted=seen.crossfitted,
         vocabulary=model.vocabulary_size,
     )
+    windows = {name: getattr(detect, name) for name in ("context", "stride", "batch_tokens")}
+    fit = reference_fit(model, reference_models, documents, verdict.tokenized, seen, verdict.signals, settings=windows)
+    warnings += [warning] if (warning := fit_warning(fit)) else []
     for warning in warnings:
         logger.warning("%s", warning)
     erasure = None
     if documents.erasure is not None:
         verdict, erasure = with_linked(verdict, documents)
     settings = {"kind": references.kind, "detect": detect.model_dump(), "seed": seed, "warnings": warnings}
-    settings |= {"erasure": erasure}
+    settings |= {"erasure": erasure, "fit": fit}
     return _assemble(model, reference_models, documents, seen, verdict, settings)
 
 
@@ -273,7 +278,8 @@ def reaudit(before: Audit, target: str | Path | Model, *, store: ModelStore | No
         given=[{name: value for name, value in row.items() if name != "span_id"} for row in before.spans.to_pylist()],
     )
     settings = {name: before.metadata[name] for name in ("kind", "detect", "seed", "warnings")}
-    settings["erasure"] = before.metadata.get("erasure")
+    settings |= {name: before.metadata.get(name) for name in ("erasure", "fit")}
+    settings["again"] = before.fingerprint
     again = _assemble(model, reference_models, documents, seen, verdict, settings)
     marks = {name: again.tokens.column_names.index(name) for name in ("memorized", "selected")}
     tokens = again.tokens  # which tokens were memorized, and which were chosen, is the earlier audit's finding

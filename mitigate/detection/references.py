@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -89,18 +90,22 @@ def draw(items: Sequence[int], count: int, *, key: str) -> list[int]:
     return [items[index] for index in np.random.default_rng(list(digest)).permutation(len(items))[:count]]
 
 
-def load_references(paths: Sequence[str | Path]) -> References:
+def load_references(paths: str | Path | Sequence[str | Path]) -> References:
     """Reference models from model or adapter paths, or from directories that `mitigate references` made.
 
+    Args:
+        paths: one, or several.
+
     Raises:
-        MitigateError: the list is empty, or a cross-fitted set is not complete.
+        MitigateError: the list is empty, or a cross-fitted set is damaged or not complete.
     """
+    paths = [paths] if isinstance(paths, str | Path) else paths
     found: list[str] = []
     trained_on: list[frozenset[str] | None] = []
     for path in map(Path, paths):
         index = path / INDEX
         if index.is_file():
-            for entry in read_json(index)["references"]:
+            for entry in _entries(index):
                 found.append(str(path / entry["directory"]))
                 trained_on.append(frozenset(entry["groups"]))
                 if not (path / entry["directory"]).is_dir():
@@ -114,6 +119,22 @@ def load_references(paths: Sequence[str | Path]) -> References:
             "(the base model is the weakest one that serves), or make some with `mitigate references`"
         )
     return References(tuple(found), tuple(trained_on))
+
+
+def _entries(index: Path) -> list[dict[str, Any]]:
+    """The references that an index lists.
+
+    Raises:
+        MitigateError: it has another shape.
+    """
+    values = read_json(index)
+    entries = values.get("references") if isinstance(values, dict) else None
+    if not isinstance(entries, list) or not all(
+        isinstance(entry, dict) and isinstance(entry.get("directory"), str) and isinstance(entry.get("groups"), list)
+        for entry in entries
+    ):
+        raise MitigateError(f"{index}: not an index of references, or a damaged one; run `mitigate references` again")
+    return entries
 
 
 def deal_halves(documents: Documents, count: int, *, seed: int) -> list[frozenset[str]]:
@@ -152,7 +173,7 @@ def crossfit_references(
     documents: Documents,
     *,
     out: str | Path,
-    count: int = 4,
+    count: int = 8,
     method: str = "lora",
     lora: Lora | None = None,
     schedule: Schedule | None = None,
@@ -167,7 +188,8 @@ def crossfit_references(
         base: the model that the target was fine-tuned from.
         documents: what the audit will judge; members and non-members alike.
         out: directory for the references and their index.
-        count (`int`, *optional*, defaults to 4): even; every document is judged by half of them.
+        count (`int`, *optional*, defaults to 8): even; every document is judged by half of them. Of fewer than
+            8 none is left to judge what unlearning made of the others.
         method (`str`, *optional*, defaults to `lora`): `lora` trains adapters that share the base; `full` whole models.
         lora, schedule (*optional*): as the target was trained, where that is known.
         seed (`int`, *optional*, defaults to 0): of the halves, the initialization and the order.

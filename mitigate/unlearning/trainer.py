@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from mitigate.artifacts import check_free, fingerprint, new_directory, read_json, write_json
 from mitigate.detection.audit import Audit, load_audited
 from mitigate.detection.generation import Sampling, sample
+from mitigate.detection.panel import by_teachers
 from mitigate.documents import Documents, read_documents
 from mitigate.errors import MitigateError, NothingToUnlearnError, summarize
 from mitigate.mixture import FOR_INFERENCE, Mixture
@@ -141,6 +142,7 @@ def prepare(
             "no token is selected: the audit found nothing to unlearn; lower detect.spans.threshold, "
             "or select the known spans with detect.select: known"
         )
+    audit = by_teachers(audit) if settings.keep_judges else audit
     audited, references = audit.metadata["target"], store
     if settings.method in ("full", "last_layers"):
         store = store.fresh()  # its weights are changed in place, and the caller's and the references' must not be

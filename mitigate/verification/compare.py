@@ -111,10 +111,11 @@ def compare(
     """
     if after is not None and after.metadata["documents"] != before.metadata["documents"]:
         raise MitigateError("compare: the two audits are of different documents; audit the same documents again")
-    if after is not None and _judged(after) != _judged(before):
+    made_again = after is None or after.metadata.get("again") == before.fingerprint
+    if not made_again or (after is not None and _judged(after) != _judged(before)):
         raise MitigateError(
-            "compare: the second audit is not the first one made again, for its spans or its references are others; "
-            "make it with `mitigate audit --target MODEL --again AUDIT`"
+            "compare: the second audit is not the first one made again, for its spans or its references are others, or "
+            "the two were swapped; make it with `mitigate audit --target MODEL --again AUDIT`"
         )
     notes: list[str] = []
     view = View(before)
