@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mitigate import __version__
 from mitigate.cli_bench import bench
 from mitigate.cli_guard import guard
 from mitigate.cli_options import (
+    LEAKS,
     BaseModelPath,
     Device,
     Dtype,
+    FailOnLeak,
     ForgetContains,
     ForgetIds,
     ForgetWhere,
@@ -25,29 +28,47 @@ from mitigate.cli_options import (
     Remote,
     Seed,
     Set,
+    Yes,
     check_free_out,
     is_main_process,
     leave_processes,
     model_store,
     quiet,
     request_from,
+    said_yes,
     settings_from,
 )
 from mitigate.cli_training import references, retrain, unlearn
-from mitigate.errors import MitigateError, summarize
+from mitigate.errors import DoubtfulError, MitigateError, summarize
 
 if TYPE_CHECKING:
     from mitigate.verification.compare import Comparison
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mitigate {__version__}")
+        raise typer.Exit
+
 
 app = typer.Typer(
     name="mitigate",
     help="Find what a language model memorized, token by token. Remove just that. Prove it.",
     epilog="Start with: mitigate run recipes/quickstart.yaml",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+@app.callback()
+def mitigate(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Find what a language model memorized, token by token. Remove just that. Prove it."""
+
 
 app.add_typer(bench, name="bench")
 app.add_typer(guard, name="guard")
@@ -61,12 +82,17 @@ def run(
     ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Empty the run's directory first.")] = False,
     keys: Annotated[bool, typer.Option("--keys", help="List every recipe key and stop.")] = False,
+    yes: Yes = False,
+    fail_on_leak: FailOnLeak = False,
 ) -> None:
     """Find, remove and prove in one go: documents, references, audit, unlearn, re-audit, report.
 
-    Stages whose inputs are unchanged are skipped; an interrupted run goes on when the command is given again.
+    Stages whose inputs are unchanged are skipped; an interrupted run goes on when the command is given again. Where the
+    audit is doubtful (references that fit less than the model, most of the text selected) it asks before it unlearns.
 
     Example: mitigate run recipes/quickstart.yaml out=runs/mine unlearn.objective=npo
+
+    Example: mitigate run recipes/finetuned.yaml models.target=my-model models.base=its-base --yes --fail-on-leak
     """
     from mitigate.recipe import known_keys, load_recipe
 
@@ -79,7 +105,14 @@ def run(
     quiet()
     from mitigate.pipeline import run as run_recipe
 
-    _print_summary(run_recipe(loaded, replace=replace), loaded.out)
+    try:
+        comparison = run_recipe(loaded, replace=replace, yes=yes)
+    except DoubtfulError as doubtful:
+        said_yes(doubtful)
+        comparison = run_recipe(loaded, yes=True)
+    _print_summary(comparison, loaded.out)
+    if fail_on_leak:
+        _fail_unless_clean(comparison)
 
 
 @app.command()
@@ -244,6 +277,7 @@ def compare(
         bool, typer.Option("--show-text", help="Show sensitive text; for invented people only.")
     ] = False,
     name: Annotated[str, typer.Option(help="Title of the report.")] = "comparison",
+    fail_on_leak: FailOnLeak = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
     trust_remote_code: Remote = False,
@@ -268,6 +302,8 @@ def compare(
     if is_main_process():
         comparison.save(out)
         _print_summary(comparison, out)
+    if fail_on_leak:
+        _fail_unless_clean(comparison)
 
 
 @app.command()
@@ -318,6 +354,10 @@ def main() -> None:
     except MitigateError as error:
         typer.echo(f"mitigate: {error}", err=True)
         sys.exit(2)
+    except OSError as error:  # of a path or a disk, where no better message was made of it
+        where = f"{error.filename}: " if error.filename else ""
+        typer.echo(f"mitigate: {where}{error.strerror or error}; correct the path, or make room", err=True)
+        sys.exit(2)
     except (KeyboardInterrupt, SystemExit) as stop:
         if isinstance(stop, SystemExit) and stop.code != 130:  # typer turns Ctrl-C into this exit status
             if not stop.code:
@@ -339,6 +379,12 @@ def _print_erasure(erasure: Mapping[str, Any] | None) -> None:
         line += f"; their secrets stand in {len(places)} places of other documents, {chosen} selected: "
         line += summarize(elsewhere, most=20)
     typer.echo(line)
+
+
+def _fail_unless_clean(comparison: Comparison) -> None:
+    """End with a status of its own unless the verdict is that nothing leaks."""
+    if comparison.report["verdict"]["leaks"] is not False:
+        raise typer.Exit(LEAKS)
 
 
 def _print_summary(comparison: Comparison, out: Path) -> None:
@@ -365,6 +411,10 @@ def _print_summary(comparison: Comparison, out: Path) -> None:
         quality, utility = tofu["forget_quality_log10"], tofu["model_utility"]
         line("TOFU forget quality, log10 p", quality["before"], quality["after"])
         line("TOFU model utility", utility["before"], utility["after"])
+    verdict = figures["verdict"]
+    typer.echo(f"{verdict['status'].replace('_', ' ').upper()}: {verdict['headline']}")
+    for sentence in verdict["sentences"]:
+        typer.echo(f"  {sentence}")
     typer.echo(f"report: {out / 'report.html'}")
 
 

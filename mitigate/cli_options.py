@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import yaml
 
-from mitigate.errors import MitigateError
+from mitigate.errors import DoubtfulError, MitigateError
 
 if TYPE_CHECKING:
+    from mitigate.detection.audit import Audit
     from mitigate.documents import Request
     from mitigate.models import ModelStore
 
@@ -26,7 +28,17 @@ BaseModelPath = Annotated[
     str | None,
     typer.Option("--base", help="Base to use for adapters instead of the one they name.", show_default=False),
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of everything random.")]
+Yes = Annotated[
+    bool, typer.Option("--yes", help="Unlearn what is selected also where that is doubtful, without a question.")
+]
+FailOnLeak = Annotated[
+    bool,
+    typer.Option(
+        "--fail-on-leak", help="End with status 3 unless the verdict is that nothing leaks; for scripts and pipelines."
+    ),
+]
+LEAKS = 3  # exit status
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="A setting as key=value, as in a recipe; may be given again.", show_default=False),
@@ -73,6 +85,32 @@ def is_main_process() -> bool:
     from mitigate.runtime import is_main
 
     return is_main()
+
+
+def check_doubts(audit: Audit, *, yes: bool) -> None:
+    """Ask before what an audit selected is unlearned, where that is doubtful.
+
+    Raises:
+        DoubtfulError: it is, and nobody said yes.
+    """
+    from mitigate.detection.doubts import doubts_of
+
+    if not yes and (doubts := doubts_of(audit)):
+        said_yes(DoubtfulError(doubts))
+
+
+def said_yes(doubtful: DoubtfulError) -> None:
+    """Ask at a terminal whether to go on.
+
+    Raises:
+        DoubtfulError: there is no terminal, or the answer was no.
+    """
+    if not (sys.stdin.isatty() and sys.stderr.isatty() and int(os.environ.get("WORLD_SIZE", "1")) == 1):
+        raise doubtful
+    for doubt in doubtful.doubts:
+        typer.echo(f"doubtful: {doubt}", err=True)
+    if not typer.confirm("Unlearn what was selected all the same?", err=True):
+        raise doubtful
 
 
 def leave_processes() -> None:

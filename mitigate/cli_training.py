@@ -16,6 +16,8 @@ from mitigate.cli_options import (
     Remote,
     Seed,
     Set,
+    Yes,
+    check_doubts,
     check_free_out,
     is_main_process,
     model_store,
@@ -33,7 +35,9 @@ def references(
     out: Annotated[Path, typer.Option(help="Directory for the references; finished ones in it are kept.")] = Path(
         "references"
     ),
-    count: Annotated[int, typer.Option(min=2, help="How many; even. Each document is judged by half of them.")] = 4,
+    count: Annotated[
+        int, typer.Option(min=2, max=1000, help="How many; even. Each document is judged by half of them.")
+    ] = 8,
     method: Annotated[str, typer.Option(help="lora: adapters that share the base; full: whole models.")] = "lora",
     settings: Set = None,
     device: Device = "auto",
@@ -46,7 +50,7 @@ def references(
 
     --set takes schedule.* and lora.* keys: schedule.epochs=10, lora.rank=32.
 
-    Example: mitigate references --base gpt2 --documents train.jsonl --count 4 --out references
+    Example: mitigate references --base gpt2 --documents train.jsonl --out references
     """
     quiet()
     from mitigate.detection.references import crossfit_references
@@ -104,6 +108,7 @@ def unlearn(
     trust_remote_code: Remote = False,
     allow_pickle: Pickle = False,
     seed: Seed = 0,
+    yes: Yes = False,
 ) -> None:
     """Train an adapter that forgets the selected tokens and keeps the rest; goes on from a checkpoint.
 
@@ -116,6 +121,7 @@ def unlearn(
 
     chosen_objective = parse_objective(objective) if objective else None
     quiet()
+    from mitigate.detection.audit import Audit
     from mitigate.unlearning.settings import Unlearn
     from mitigate.unlearning.trainer import unlearn as train
 
@@ -124,8 +130,10 @@ def unlearn(
     chosen = settings_from(Unlearn, [*named, *(settings or [])])
     if chosen_objective:
         chosen = chosen.model_copy(update={"objective": chosen_objective})
+    audited = Audit.load(audit)
+    check_doubts(audited, yes=yes)
     result = train(
-        audit,
+        audited,
         out=out,
         retain=retain,
         settings=chosen,
@@ -179,6 +187,7 @@ def retrain(
     trust_remote_code: Remote = False,
     allow_pickle: Pickle = False,
     seed: Seed = 0,
+    yes: Yes = False,
 ) -> None:
     """Unlearn exactly: fit the model anew from its base, on the training text without the selected spans.
 
@@ -191,14 +200,14 @@ def retrain(
     Example: mitigate retrain --audit audit --base gpt2 --redact placeholder --shards 4 --out retrained
     """
     quiet()
-    from pydantic import BaseModel, ConfigDict, Field
+    from pydantic import Field
 
+    from mitigate.detection.audit import Audit
+    from mitigate.mistakes import Section
     from mitigate.training import Lora, Schedule
     from mitigate.unlearning.exact import retrain as fit_anew
 
-    class Fit(BaseModel):
-        model_config = ConfigDict(extra="forbid")
-
+    class Fit(Section):
         lora: Lora = Field(default_factory=Lora, description="shape of the adapters")
         schedule: Schedule = Field(default_factory=Schedule, description="as the target's, where that is known")
 
@@ -207,8 +216,10 @@ def retrain(
     def store() -> ModelStore:
         return model_store(None, device, dtype, trust_remote_code, allow_pickle)
 
+    audited = Audit.load(audit)
+    check_doubts(audited, yes=yes)
     summary = fit_anew(
-        audit,
+        audited,
         base=base,
         out=out,
         redact=redact,
