@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 
 from mitigate.detection.audit import Audit
-from mitigate.verification.metrics import UNMEASURED, auc, clustered, flat, mean, share, tpr_at_fpr
+from mitigate.verification.metrics import (
+    UNMEASURED,
+    clustered_auc,
+    clustered_mean,
+    clustered_tpr,
+    flat,
+    share,
+)
 
 
 class View:
@@ -156,14 +163,12 @@ def leakage(view: View, audit: Audit | None, notes: list[str]) -> dict[str, Any]
     elif source == "known" and len(non_members[0]) < 100:
         notes.append("Fewer than 100 known secrets in holdout documents: too few to resolve an error rate of 1 %.")
     figures = {
-        "span_auc": clustered(auc, members, non_members) if source == "known" else UNMEASURED,
-        "document_auc": clustered(auc, *documents),
-        "tpr_at_1pct_fpr": clustered(lambda m, n: tpr_at_fpr(m, n, fpr=0.01), members, non_members)
-        if source == "known"
-        else UNMEASURED,
+        "span_auc": clustered_auc(members, non_members) if source == "known" else UNMEASURED,
+        "document_auc": clustered_auc(*documents),
+        "tpr_at_1pct_fpr": clustered_tpr(members, non_members, fpr=0.01) if source == "known" else UNMEASURED,
     }
     selected = [(row["score"], view.groups[row["doc_id"]]) for row in audit.spans.to_pylist() if row["selected"]]
-    figures["span_score_mean"] = clustered(mean, (np.array([s for s, _ in selected]), [g for _, g in selected]))
+    figures["span_score_mean"] = clustered_mean(np.array([s for s, _ in selected]), [g for _, g in selected])
     return flat(figures)
 
 
@@ -179,7 +184,7 @@ def oracle_distance(
         figures[key] = UNMEASURED
         if audit is not None and oracle is not None:
             distance = np.abs(audit.columns["log_prob"] - oracle)[rows]
-            figures[key] = clustered(mean, (distance, view.token_group[rows].tolist()))
+            figures[key] = clustered_mean(distance, view.token_group[rows].tolist())
     before, after = figures["before"].value, figures["after"].value
     return {**flat(figures), "ratio": after / before if before and after is not None else None}
 
@@ -191,7 +196,7 @@ def out_distance(view: View, audits: Mapping[str, Audit | None]) -> dict[str, An
         figures[key] = UNMEASURED
         if audit is not None:
             distance = np.abs(audit.columns["log_prob"] - audit.columns["log_prob_out"])[view.selected]
-            figures[key] = clustered(mean, (distance, view.token_group[view.selected].tolist()))
+            figures[key] = clustered_mean(distance, view.token_group[view.selected].tolist())
     return flat(figures)
 
 
@@ -204,7 +209,7 @@ def utility(view: View, audits: Mapping[str, Audit | None], oracle: np.ndarray |
         rows = (view.token_set == name) & view.scored & ~view.selected
         groups = view.token_group[rows].tolist()
         result[f"{name}_nll"] = flat(
-            {key: clustered(mean, (-v[rows], groups)) if v is not None else UNMEASURED for key, v in values.items()}
+            {key: clustered_mean(-v[rows], groups) if v is not None else UNMEASURED for key, v in values.items()}
         )
     return result
 
