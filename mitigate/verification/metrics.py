@@ -190,6 +190,53 @@ def clustered_auc(members: Sample, non_members: Sample) -> Figure:
     return Figure(value, *_wilson(value, size, _quantile(variances, [count - 1 for count in counts])))
 
 
+def auc_of_many(comparisons: Sequence[tuple[Sample, Sample]], weights: Sequence[float]) -> Figure:
+    """A weighted sum of AUCs that the same people gave, with its interval.
+
+    Each cluster's share in each AUC (its placements less their mean, as in `clustered_auc`) is weighted and summed by
+    the cluster's name, so what moves the AUCs together cancels in their difference; Student's t.
+
+    Args:
+        comparisons: members and non-members of each AUC; none of them empty.
+        weights: of each AUC, such as 1 and −1 for a difference.
+    """
+    value, moved = 0.0, [dict[str, float](), dict[str, float]()]
+    for ((above, own), (below, other)), weight in zip(comparisons, weights, strict=True):
+        area = auc(above, below)
+        value += weight * area
+        for side, placements, clusters in (
+            (moved[0], _placements(above, below), own),
+            (moved[1], 1 - _placements(below, above), other),
+        ):
+            part = weight * (placements - area) / len(placements)
+            for name, amount in zip(clusters, part.tolist(), strict=True):
+                side[name] = side.get(name, 0.0) + amount
+    counts = [len(side) for side in moved]
+    if min(counts) < 2:
+        return Figure(value, None, None)
+    variances = [
+        count / (count - 1) * sum(amount**2 for amount in side.values())
+        for count, side in zip(counts, moved, strict=True)
+    ]
+    reach = _quantile(variances, [count - 1 for count in counts]) * float(np.sqrt(sum(variances)))
+    return Figure(value, value - reach, value + reach)
+
+
+def rank_among(score: float, others: np.ndarray) -> tuple[Figure, float | None]:
+    """The share of others that score at least as high, exact interval, and the p-value of being one of them.
+
+    The p-value is (1 + how many) / (1 + all), that of a permutation test.
+
+    Args:
+        score: of the one.
+        others: (n,) of the others, each independent.
+    """
+    if not len(others):
+        return UNMEASURED, None
+    reached = int((others >= score).sum())
+    return share(reached, len(others)), (1 + reached) / (1 + len(others))
+
+
 def clustered_tpr(members: Sample, non_members: Sample, *, fpr: float) -> Figure:
     """`tpr_at_fpr` with its interval, where the scores of one cluster go together, on both sides.
 
