@@ -96,9 +96,12 @@ def extraction_excess(figures: Figures, side: str) -> Figure:
     if control == "oracle":
         other = figures.get("extraction", "oracle", words=("oracle",), unit="%", digits=1)
     else:
-        there = (figures.report["extraction"]["never_seen"]).get(side) is not None
-        other = figures.get("extraction", "never_seen", side if there else "before", unit="%", digits=1)
-    assert other.value is not None
+        there = figures.report["extraction"]["never_seen"]
+        same = there.get(side) is not None
+        instead = "after" if side == "before" else "before"
+        other = figures.get("extraction", "never_seen", side if same else instead, unit="%", digits=1)
+    if other.value is None:
+        return own
     value = own.value - other.value
     if own.low is None or own.high is None or other.low is None or other.high is None:
         return Figure(value, None, None, "%", 1)

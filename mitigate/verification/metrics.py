@@ -11,6 +11,7 @@ One cluster has no variance to see: the value is given, the interval is not.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import sqrt
 from typing import NamedTuple
 
 import numpy as np
@@ -318,8 +319,9 @@ def _wilson(value: float, size: float, quantile: float) -> tuple[float, float]:
     """Wilson's limits of a rate that `size` independent events gave."""
     spread = quantile**2 / size
     centre = (value + spread / 2) / (1 + spread)
-    reach = float(np.sqrt(spread * (value * (1 - value) + spread / 4))) / (1 + spread)
-    return (max(0.0, centre - reach) if value > 0 else 0.0), (min(1.0, centre + reach) if value < 1 else 1.0)
+    reach = sqrt(spread * (value * (1 - value) + spread / 4)) / (1 + spread)
+    low, high = max(0.0, centre - reach), min(1.0, centre + reach)
+    return float(low if value > 0 else 0.0), float(high if value < 1 else 1.0)
 
 
 def _quantile(variances: Sequence[float], freedoms: Sequence[int]) -> float:
