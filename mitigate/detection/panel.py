@@ -43,6 +43,21 @@ def judges_of(audit: Audit) -> list[tuple[int, ...]] | None:
     ]
 
 
+def as_judged(before: Audit, after: Audit | None) -> tuple[Audit, Audit | None, bool | None]:
+    """An audit and its re-audit as those see them who may judge what unlearning made.
+
+    Returns:
+        the audits by the references that were kept out of unlearning, where some were, else as they are; and whether
+        some were: None where nothing was unlearned, for then no reference taught anything.
+    """
+    origin = (after.metadata.get("origin") if after is not None else None) or {"by": None}
+    if after is None or origin["by"] != "unlearn":
+        return before, after, None
+    if not origin["settings"].get("keep_judges", False) or judges_of(before) is None:
+        return before, after, False
+    return by_judges(before), by_judges(after), True
+
+
 def by_judges(audit: Audit) -> Audit:
     """The audit as the references that were kept out of unlearning see it.
 

@@ -17,6 +17,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from mitigate.detection.panel import as_judged
 from mitigate.reporting.cells import LEVELS, build_heat_map, figure_text
 from mitigate.reporting.figures import Figures
 from mitigate.reporting.judgement import CAUGHT, EXCESS, EXTRACTED, TOO_UNLIKELY
@@ -51,6 +52,7 @@ def render_report(
     Raises:
         MitigateError: the re-audit is of other documents or tokens.
     """
+    before, after, _ = as_judged(before, after)
     mask = Mask([before, after] if after is not None else [before], show_text=show_text)
     plain = ("fingerprints", "versions", "created", "seconds")
     shown = {key: value if key in plain else mask.deep(value, keys=key == "recipe") for key, value in report.items()}

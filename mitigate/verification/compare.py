@@ -19,6 +19,7 @@ import numpy as np
 
 from mitigate.artifacts import new_directory, new_file, write_json
 from mitigate.detection.audit import Audit, load_audited
+from mitigate.detection.panel import as_judged
 from mitigate.detection.signals import token_log_probs
 from mitigate.errors import MitigateError
 from mitigate.models import ModelStore
@@ -122,8 +123,15 @@ def compare(
             "the two were swapped; make it with `mitigate audit --target MODEL --again AUDIT`"
         )
     notes: list[str] = []
-    view = View(before)
-    audits = {"before": before, "after": after}
+    seen_before, seen_after, kept_out = as_judged(before, after)
+    if kept_out is False:
+        notes.append(
+            "The model is judged by the references that unlearning was trained against: what models that it was not "
+            "trained against could still tell is not shown. Eight cross-fitted references (references.count: 8) leave "
+            "half of each document's to judge."
+        )
+    view = View(seen_before)
+    audits = {"before": seen_before, "after": seen_after}
     report: dict[str, Any] = {
         "schema": 1,
         "name": name,
@@ -131,6 +139,7 @@ def compare(
         "leakage": {key: leakage(view, audit, notes) for key, audit in audits.items()},
         "never_seen": never_seen_level(view, audits, oracle_log_probs, notes),
         "asked": asked_to_forget(before, after),
+        "judges_kept_out": kept_out,
         "coverage": before.metadata.get("coverage"),
         "oracle_distance": oracle_distance(view, audits, oracle_log_probs, notes),
         "out_distance": out_distance(view, audits),
@@ -138,9 +147,9 @@ def compare(
         "extraction": extraction_figures(extraction or {}, notes),
         "selected_token_share": view.selected_share,
         "selected": view.selection(),
-        **flat({"over_forgotten_share": over_forgotten(view, after)}),
+        **flat({"over_forgotten_share": over_forgotten(view, seen_after)}),
         "tofu": tofu,
-        "erasure": erasure_figures(before, after),
+        "erasure": erasure_figures(seen_before, seen_after),
         "calibration": before.metadata["calibration"],
         "counts": view.counts(),
         "skipped": before.metadata["skipped"],
