@@ -369,7 +369,7 @@ def test_a_directory_with_another_run_is_refused(copied: Path, change: dict[str,
 
 
 def test_replace_empties_a_run_s_directory(copied: Path) -> None:
-    Pipeline(tiny_recipe(seed=1), replace=True)
+    _ = Pipeline(tiny_recipe(seed=1), replace=True).stages
     assert [path.name for path in copied.iterdir()] == ["run.json"]
 
 

@@ -15,16 +15,18 @@ from pathlib import Path
 
 import numpy as np
 
-from mitigate.artifacts import fingerprint, read_json, write_json
+from mitigate.artifacts import check_digests, damage, fingerprint, read_record, write_record
 from mitigate.documents import Documents
 from mitigate.errors import MitigateError, summarize
 from mitigate.models import ModelStore
-from mitigate.runtime import process_state, share_of
+from mitigate.runtime import process_state, share_of, together
 from mitigate.sources import model_fingerprint
+from mitigate.temporaries import discard, holds_something, sweep
 from mitigate.training import Lora, Schedule, fine_tune
 
 logger = logging.getLogger(__name__)
 INDEX = "references.json"
+_REMEDY = "run `mitigate references` (or the run that made them) again"
 
 
 @dataclass(frozen=True)
@@ -93,18 +95,19 @@ def load_references(paths: Sequence[str | Path]) -> References:
     """Reference models from model or adapter paths, or from directories that `mitigate references` made.
 
     Raises:
-        MitigateError: the list is empty, or a cross-fitted set is not complete.
+        MitigateError: the list is empty, or a cross-fitted set is not complete, or damaged.
     """
     found: list[str] = []
     trained_on: list[frozenset[str] | None] = []
     for path in map(Path, paths):
         index = path / INDEX
         if index.is_file():
-            for entry in read_json(index)["references"]:
+            for entry in read_record(index, remedy=_REMEDY)["references"]:
                 found.append(str(path / entry["directory"]))
                 trained_on.append(frozenset(entry["groups"]))
                 if not (path / entry["directory"]).is_dir():
-                    raise MitigateError(f"{found[-1]}: this reference is missing; run `mitigate references` again")
+                    raise MitigateError(f"{found[-1]}: this reference is missing; {_REMEDY}")
+                check_digests(path / entry["directory"])
         else:
             found.append(str(path))
             trained_on.append(None)
@@ -159,7 +162,7 @@ def crossfit_references(
     seed: int = 0,
     new_store: Callable[[], ModelStore] = ModelStore,
 ) -> References:
-    """Train references on halves of `documents`, each saved as soon as it is done; finished ones are kept.
+    """Train references on halves of `documents`, each saved as soon as it is done; finished ones are kept if they are undamaged.
 
     Under several processes each trains a share of the references.
 
@@ -191,14 +194,22 @@ def crossfit_references(
     index = {"plan": plan, "fingerprint": fingerprint(plan), "references": entries}
     state = process_state()
     if (out / INDEX).is_file():
-        if read_json(out / INDEX) != index:
+        if read_record(out / INDEX, remedy="remove the directory and make the references again") != index:
             raise MitigateError(
                 f"{out}: holds references of other documents, base or settings; choose another directory or remove it"
             )
     elif state.is_main_process:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if holds_something(out):
             raise MitigateError(f"{out}: already holds something else (no {INDEX}); choose another directory")
-        write_json(out / INDEX, index)
+        write_record(out / INDEX, index)
+    with together(state):
+        if state.is_main_process:
+            sweep(out, deep=True)
+            for number in range(count):
+                if wrong := damage(out / f"reference-{number}"):
+                    logger.warning("%s: %s; trained again", out / f"reference-{number}", wrong[0])
+                    discard(out / f"reference-{number}")
+    state.wait_for_everyone()
     missing = [number for number in range(count) if not (out / f"reference-{number}").is_dir()]
     if len(missing) < count:
         logger.info("%d of %d references are already there", count - len(missing), count)
