@@ -167,9 +167,9 @@ def check_free(path: Path) -> None:
 
 def write_digests(directory: Path, names: Iterable[str] | None = None) -> None:
     """Write the digests of a directory's files (or of those that are named) beside them, for `check_digests`."""
-    found = tree_digests(directory)
-    chosen = found.keys() - {DIGESTS} if names is None else set(names)
-    write_json(directory / DIGESTS, {name: digest for name, digest in found.items() if name in chosen})
+    (directory / DIGESTS).unlink(missing_ok=True)
+    found = tree_digests(directory) if names is None else {name: file_digest(directory / name) for name in names}
+    write_json(directory / DIGESTS, found)
 
 
 def check_digests(directory: Path) -> None:

@@ -1,4 +1,4 @@
-"""One process at a time works in a directory; a second one is told who is there."""
+"""One job at a time works in a directory; a second one is told who is there."""
 
 from __future__ import annotations
 
@@ -8,31 +8,44 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
+from accelerate import PartialState
+
 from mitigate.errors import MitigateError
+from mitigate.runtime import together
 from mitigate.temporaries import LOCK
 
 logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def sole_worker(directory: Path, *, option: str = "out=") -> Iterator[None]:
-    """Hold a directory for this process while the block runs; it is made if need be.
+def sole_worker(directory: Path, state: PartialState, *, option: str = "--out") -> Iterator[None]:
+    """Hold a directory for this job while the block runs; it is made if need be.
 
-    The kernel releases the lock when the process ends, however it ends. Of several processes of one job, one calls
-    this.
+    All processes of the job call this, and the first of them holds the directory. The kernel releases it when that
+    process ends, however it ends.
 
     Args:
         directory: to hold.
-        option (`str`, *optional*, defaults to `out=`): what chooses another directory, for the message.
+        state: the processes of the job.
+        option (`str`, *optional*, defaults to `--out`): what chooses another directory, for the message.
 
     Raises:
-        MitigateError: another process works there, or the directory cannot be written.
+        MitigateError: another job works there, or the directory cannot be written.
     """
+    with ExitStack() as held:
+        with together(state):
+            if state.is_main_process:
+                held.enter_context(_hold(directory, option))
+        yield
+
+
+@contextmanager
+def _hold(directory: Path, option: str) -> Iterator[None]:
     path = directory / LOCK
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -56,6 +69,8 @@ def sole_worker(directory: Path, *, option: str = "out=") -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)  # while it is held: whoever opened it meanwhile looks again, see `_locked`
         stream.close()
+        with suppress(OSError):  # it is not empty, but where nothing came of the work
+            directory.rmdir()
 
 
 def _locked(path: Path) -> IO[str] | None:

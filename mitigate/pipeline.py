@@ -11,10 +11,9 @@ fingerprint is unchanged is skipped; an interrupted run goes on where it stopped
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -36,7 +35,7 @@ from mitigate.locks import sole_worker
 from mitigate.recipe import Recipe
 from mitigate.runtime import process_state, together
 from mitigate.sources import load_tokenizer, model_fingerprint
-from mitigate.stages import Stages, check_run_directory, damaged_results, note_results
+from mitigate.stages import RESULTS, Stages, check_run_directory, damaged_results, note_results
 from mitigate.temporaries import discard
 from mitigate.training import fine_tune
 from mitigate.unlearning.exact import retrain
@@ -81,18 +80,11 @@ class Pipeline:
         Raises:
             MitigateError: another process works in the directory.
         """
-        with self._alone():
+        with together(self.state):
+            if self.state.is_main_process:
+                check_run_directory(self.out, replace=self.replace)
+        with sole_worker(self.out, self.state, option="out="):
             return self._run()
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Hold the directory against other runs while the block runs."""
-        with contextlib.ExitStack() as held:
-            with together(self.state):
-                if self.state.is_main_process:
-                    check_run_directory(self.out, replace=self.replace)
-                    held.enter_context(sole_worker(self.out))
-            yield
 
     @cached_property
     def stages(self) -> Stages:
@@ -397,5 +389,5 @@ class Pipeline:
             for line in damaged_results(self.out):
                 logger.warning("report: %s; made again", line)
             comparison.save_into(self.out)
-            note_results(self.out, ("report.json", "report.html"))
+            note_results(self.out, RESULTS)
         return comparison

@@ -24,7 +24,10 @@ _WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt"}
 def mixture_members(source: str | Path) -> list[str]:
     """The model directories that `source` is a mixture of; empty for any other model."""
     file = Path(source) / MIXTURE_FILE
-    return [str(Path(source) / name) for name in read_json(file)["members"]] if file.is_file() else []
+    if not file.is_file():
+        return []
+    check_digests(file.parent)
+    return [str(file.parent / name) for name in read_json(file)["members"]]
 
 
 def adapter_stack(source: str) -> list[str]:

@@ -20,10 +20,11 @@ from mitigate.artifacts import fingerprint, read_record, write_record
 from mitigate.digests import differences, file_digest, tree_digests
 from mitigate.errors import MitigateError, summarize
 from mitigate.runtime import together
-from mitigate.temporaries import LOCK, discard, holds_something, remove, sweep
+from mitigate.temporaries import LOCK, discard, holds_something, partial_of, remove, sweep
 
 logger = logging.getLogger(__name__)
 RUN = "run.json"
+RESULTS = ("report.json", "report.html")
 _IDENTITY = ("name", "seed", "data", "models", "lab")  # of a recipe: with another of these it is another run
 _DAMAGED = "start the run anew with --replace, or choose another out="
 
@@ -168,19 +169,14 @@ def check_run_directory(out: Path, *, replace: bool) -> None:
 
 def damaged_results(out: Path) -> list[str]:
     """What of the report is not as the last run wrote it, a line each; empty where it was not written yet."""
-    record = read_record(out / RUN, remedy=_DAMAGED)
+    record = read_record(out / RUN, remedy=_DAMAGED) if (out / RUN).is_file() else {}
     return list(differences(out, record.get("results", {})).values())
 
 
 def note_results(out: Path, names: Iterable[str]) -> None:
     """Record the digests of the files that every run, and `mitigate report`, write anew."""
-    record = read_record(out / RUN, remedy=_DAMAGED)
+    record = read_record(out / RUN, remedy=_DAMAGED) if (out / RUN).is_file() else {}
     write_record(out / RUN, {**record, "results": {name: file_digest(out / name) for name in names}})
-
-
-def partial_of(output: Path) -> Path:
-    """Where the checkpoints of an unfinished output lie."""
-    return output.with_name(f"{output.name}.partial")
 
 
 def _parts(inputs: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

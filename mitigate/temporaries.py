@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -55,16 +55,21 @@ def discard(path: Path) -> None:
             path.rename(aside / path.name)
 
 
+def partial_of(output: Path) -> Path:
+    """Where the checkpoints of an unfinished output lie."""
+    return output.with_name(f"{output.name}.partial")
+
+
 def is_temporary(path: Path) -> bool:
     """Whether a name is that of a temporary of ours, or of the lock of a process that works there."""
     return path.name == LOCK or _OURS.fullmatch(path.name) is not None
 
 
-def holds_something(path: Path) -> bool:
-    """Whether there is anything at `path` but an empty directory; temporaries do not count."""
+def holds_something(path: Path, *, but: Collection[str] = ()) -> bool:
+    """Whether there is anything at `path` but an empty directory; temporaries do not count, nor names in `but`."""
     if not path.is_dir():
         return path.exists() or path.is_symlink()
-    return any(not is_temporary(entry) for entry in path.iterdir())
+    return any(entry.name not in but and not is_temporary(entry) for entry in path.iterdir())
 
 
 def sweep(directory: Path, *, deep: bool = False) -> int:

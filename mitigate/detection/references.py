@@ -18,6 +18,7 @@ import numpy as np
 from mitigate.artifacts import check_digests, damage, fingerprint, read_record, write_record
 from mitigate.documents import Documents
 from mitigate.errors import MitigateError, summarize
+from mitigate.locks import sole_worker
 from mitigate.models import ModelStore
 from mitigate.runtime import process_state, share_of, together
 from mitigate.sources import model_fingerprint
@@ -162,7 +163,7 @@ def crossfit_references(
     seed: int = 0,
     new_store: Callable[[], ModelStore] = ModelStore,
 ) -> References:
-    """Train references on halves of `documents`, each saved as soon as it is done; finished ones are kept if they are undamaged.
+    """Train references on halves of `documents`, each saved as soon as it is done; finished, undamaged ones are kept.
 
     Under several processes each trains a share of the references.
 
@@ -176,7 +177,7 @@ def crossfit_references(
         seed (`int`, *optional*, defaults to 0): of the halves, the initialization and the order.
 
     Raises:
-        MitigateError: `out` holds references of other documents or settings.
+        MitigateError: `out` holds references of other documents or settings, or another job works there.
     """
     out, lora, schedule = Path(out), lora or Lora(), schedule or Schedule()
     if method not in ("lora", "full"):
@@ -193,40 +194,45 @@ def crossfit_references(
     entries = [{"directory": f"reference-{number}", "groups": sorted(half)} for number, half in enumerate(halves)]
     index = {"plan": plan, "fingerprint": fingerprint(plan), "references": entries}
     state = process_state()
-    if (out / INDEX).is_file():
-        if read_record(out / INDEX, remedy="remove the directory and make the references again") != index:
+    if not (out / INDEX).is_file() and holds_something(out):
+        raise MitigateError(f"{out}: already holds something else (no {INDEX}); choose another directory")
+    state.wait_for_everyone()  # all have looked before one writes
+    with sole_worker(out, state):
+        if not (out / INDEX).is_file():
+            if state.is_main_process:
+                write_record(out / INDEX, index)
+        elif read_record(out / INDEX, remedy="remove the directory and make the references again") != index:
             raise MitigateError(
                 f"{out}: holds references of other documents, base or settings; choose another directory or remove it"
             )
-    elif state.is_main_process:
-        if holds_something(out):
-            raise MitigateError(f"{out}: already holds something else (no {INDEX}); choose another directory")
-        write_record(out / INDEX, index)
-    with together(state):
-        if state.is_main_process:
-            sweep(out, deep=True)
-            for number in range(count):
-                if wrong := damage(out / f"reference-{number}"):
-                    logger.warning("%s: %s; trained again", out / f"reference-{number}", wrong[0])
-                    discard(out / f"reference-{number}")
-    state.wait_for_everyone()
-    missing = [number for number in range(count) if not (out / f"reference-{number}").is_dir()]
-    if len(missing) < count:
-        logger.info("%d of %d references are already there", count - len(missing), count)
-    state.wait_for_everyone()  # all know what is missing before anyone adds to it
+        with together(state):
+            if state.is_main_process:
+                sweep(out, deep=True)
+                _discard_damaged([out / f"reference-{number}" for number in range(count)])
+        missing = [number for number in range(count) if not (out / f"reference-{number}").is_dir()]
+        if len(missing) < count:
+            logger.info("%d of %d references are already there", count - len(missing), count)
+        state.wait_for_everyone()  # all know what is missing before anyone adds to it
 
-    for number in share_of(missing, state):
-        chosen = Documents(tuple(document for document in documents if document.group in halves[number]))
-        fine_tune(
-            base,
-            chosen,
-            out=out / f"reference-{number}",
-            method=method,
-            lora=lora,
-            schedule=schedule,
-            seed=seed * 1000 + number,
-            description=f"Reference {number + 1} of {count}",
-            store=new_store(),
-        )
-    state.wait_for_everyone()
-    return load_references([out])
+        for number in share_of(missing, state):
+            chosen = Documents(tuple(document for document in documents if document.group in halves[number]))
+            fine_tune(
+                base,
+                chosen,
+                out=out / f"reference-{number}",
+                method=method,
+                lora=lora,
+                schedule=schedule,
+                seed=seed * 1000 + number,
+                description=f"Reference {number + 1} of {count}",
+                store=new_store(),
+            )
+        state.wait_for_everyone()
+        return load_references([out])
+
+
+def _discard_damaged(directories: Sequence[Path]) -> None:
+    for directory in directories:
+        if wrong := damage(directory):
+            logger.warning("%s: %s; trained again", directory, wrong[0])
+            discard(directory)
