@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,6 +39,7 @@ from mitigate.cli_options import (
     request_from,
     said_yes,
     settings_from,
+    stop_as_ctrl_c,
 )
 from mitigate.cli_training import references, retrain, unlearn
 from mitigate.errors import DoubtfulError, MitigateError, summarize
@@ -315,11 +318,18 @@ def report(
     quiet()
     from mitigate.artifacts import read_json
     from mitigate.detection.audit import Audit
+    from mitigate.locks import sole_worker
+    from mitigate.runtime import process_state
+    from mitigate.stages import RESULTS, damaged_results, note_results
     from mitigate.verification.compare import Comparison
 
-    figures = {**read_json(run_directory / "report.json"), "show_text": show_text}
-    after = Audit.load(run_directory / "reaudit") if (run_directory / "reaudit").is_dir() else None
-    Comparison(figures, Audit.load(run_directory / "audit"), after).save_into(run_directory)
+    with sole_worker(run_directory, process_state(), option="directory"):
+        if wrong := damaged_results(run_directory):
+            raise MitigateError(f"{run_directory}: {wrong[0]}; give the command again that ran it")
+        figures = {**read_json(run_directory / "report.json"), "show_text": show_text}
+        after = Audit.load(run_directory / "reaudit") if (run_directory / "reaudit").is_dir() else None
+        Comparison(figures, Audit.load(run_directory / "audit"), after).save_into(run_directory)
+        note_results(run_directory, RESULTS)
     typer.echo(f"{run_directory / 'report.html'}")
 
 
@@ -349,6 +359,11 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("mitigate").setLevel(logging.INFO)
+    with stop_as_ctrl_c() as stopped:
+        _answer(stopped)
+
+
+def _answer(stopped: Sequence[signal.Signals]) -> None:
     try:
         app()
     except MitigateError as error:
@@ -363,8 +378,12 @@ def main() -> None:
             if not stop.code:
                 leave_processes()
             raise
-        typer.echo("\nmitigate: interrupted; finished stages are kept, give the same command again to go on", err=True)
-        sys.exit(130)
+        by = f" by {stopped[0].name}" if stopped else ""
+        with contextlib.suppress(OSError):  # the terminal is gone, which is what SIGHUP says
+            typer.echo(
+                f"\nmitigate: interrupted{by}; finished stages are kept, give the same command again to go on", err=True
+            )
+        sys.exit(128 + (stopped[0] if stopped else signal.SIGINT))
 
 
 def _print_erasure(erasure: Mapping[str, Any] | None) -> None:

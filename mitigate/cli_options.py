@@ -5,7 +5,11 @@ from __future__ import annotations
 import csv
 import logging
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -123,10 +127,44 @@ def leave_processes() -> None:
         torch.distributed.destroy_process_group()
 
 
+@contextmanager
+def stop_as_ctrl_c() -> Iterator[list[signal.Signals]]:
+    """Have SIGTERM and SIGHUP, which batch schedulers and closed terminals send, end the block as Ctrl-C does.
+
+    A signal that the caller ignores (nohup) stays ignored; a second one does not cut the cleaning short.
+
+    Yields:
+        a list that will hold the signal that came.
+    """
+    came: list[signal.Signals] = []
+
+    def stop(number: int, _: object) -> None:
+        if not came:
+            came.append(signal.Signals(number))
+            raise KeyboardInterrupt
+
+    before: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    heard = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+    try:
+        for number in heard:
+            signal.signal(number, stop)
+        yield came
+    finally:
+        for number in heard:
+            signal.signal(number, before[number])
+
+
 def check_free_out(out: Path) -> None:
-    """Refuse an occupied directory before the work, not after it."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    """Refuse an occupied directory before the work, not after it. What a killed process left there goes."""
+    from mitigate.temporaries import holds_something, sweep
+
+    if holds_something(out):
         raise MitigateError(f"{out}: already holds something; choose another --out or remove it")
+    if is_main_process():
+        for directory in (out.parent, out):
+            sweep(directory)
 
 
 def model_store(base: str | None, device: str, dtype: str, trust_remote_code: bool, allow_pickle: bool) -> ModelStore:

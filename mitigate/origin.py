@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from mitigate.artifacts import read_json
+from mitigate.artifacts import read_record
 
 logger = logging.getLogger(__name__)
 UNLEARN_RECORD, RETRAIN_RECORD = "unlearn.json", "retrain.json"
@@ -24,7 +24,7 @@ def origin_of(source: str | Path, *, fingerprint: str) -> dict[str, Any] | None:
         path = Path(source) / name
         if not path.is_file():
             continue
-        record: dict[str, Any] = read_json(path)
+        record: dict[str, Any] = read_record(path)
         if record.get("fingerprint", fingerprint) == fingerprint:
             return {"by": verb, **record}
         logger.warning("%s: is of other weights than are there now; how the model was made is not known", path)

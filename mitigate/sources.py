@@ -13,7 +13,7 @@ from peft import PeftConfig
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from mitigate.artifacts import fingerprint, fingerprint_files, read_json
+from mitigate.artifacts import check_digests, fingerprint, fingerprint_files, read_json
 from mitigate.errors import MitigateError
 
 OVERLAY_FILE = "mitigate.json"  # beside an adapter trained by `unlearn`: the adapters that lie under it
@@ -24,7 +24,10 @@ _WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt"}
 def mixture_members(source: str | Path) -> list[str]:
     """The model directories that `source` is a mixture of; empty for any other model."""
     file = Path(source) / MIXTURE_FILE
-    return [str(Path(source) / name) for name in read_json(file)["members"]] if file.is_file() else []
+    if not file.is_file():
+        return []
+    check_digests(file.parent)
+    return [str(file.parent / name) for name in read_json(file)["members"]]
 
 
 def adapter_stack(source: str) -> list[str]:
@@ -130,7 +133,7 @@ def check_weights(source: str, *, allow_pickle: bool) -> None:
     """Make sure that a directory holds a model or an adapter.
 
     Raises:
-        MitigateError: it does not, or only as pickles where these are not allowed.
+        MitigateError: it does not, or only as pickles where these are not allowed, or they are of ours and damaged.
     """
     path = Path(source)
     if not path.is_dir():
@@ -139,6 +142,7 @@ def check_weights(source: str, *, allow_pickle: bool) -> None:
         if not exists(source):
             raise MitigateError(f"{source}: no such directory, and no such model on the hub; check the path")
         return
+    check_digests(path)
     adapter = (path / "adapter_config.json").is_file()
     if not adapter and not (path / "config.json").is_file():
         raise MitigateError(f"{source}: has no config.json; give a directory made by save_pretrained")

@@ -68,7 +68,7 @@ def test_anchors_and_merge_keys_still_stand_for_their_values() -> None:
 )
 def test_an_index_of_references_of_another_shape_is_named(content: str, tmp_path: Path) -> None:
     (tmp_path / "references.json").write_text(content, encoding="utf-8")
-    with pytest.raises(MitigateError, match="not an index of references"):
+    with pytest.raises(MitigateError, match="mitigate references"):
         load_references([tmp_path])
 
 

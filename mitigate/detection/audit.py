@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from mitigate import __version__
-from mitigate.artifacts import fingerprint, new_directory, read_json, read_table, write_json, write_table
+from mitigate.artifacts import check_digests, fingerprint, new_directory, read_json, read_table, write_json, write_table
 from mitigate.detection.checks import check_references
 from mitigate.detection.fit import fit_warning, reference_fit
 from mitigate.detection.linked import with_linked
@@ -93,6 +93,7 @@ class Audit:
         directory = Path(directory)
         if not (directory / "audit.json").is_file():
             raise MitigateError(f"{directory}: holds no audit (no audit.json); make one with `mitigate audit`")
+        check_digests(directory)
         tables = (read_table(directory / f"{name}.parquet") for name in ("tokens", "documents", "spans"))
         tokens, documents, spans = tables
         return cls(tokens.replace_schema_metadata(None), documents, spans, read_json(directory / "audit.json"))

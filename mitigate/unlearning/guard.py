@@ -38,7 +38,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mitigate.artifacts import read_json, write_json
+from mitigate.artifacts import read_json, read_record, write_record
 from mitigate.errors import MitigateError, summarize
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ class Guard:
 
     def save(self, path: str | Path) -> None:
         """Write one JSON file, readable by its owner only: salt and hashes, neither secrets nor key."""
-        write_json(
+        write_record(
             Path(path),
             {
                 "mitigate_guard": 1,
@@ -214,6 +214,7 @@ class Guard:
         values = read_json(Path(path))
         if not isinstance(values, dict) or "mitigate_guard" not in values:
             raise MitigateError(f"{path}: holds no guard; make one with `mitigate guard make`")
+        values = read_record(Path(path), remedy="make it anew with `mitigate guard make`")
         try:
             hashes = {
                 kind: {int(n): frozenset(map(bytes.fromhex, listed)) for n, listed in values["hashes"][kind].items()}

@@ -7,6 +7,7 @@ What a document taught is in one shard's adapter and nowhere else, so forgetting
 from __future__ import annotations
 
 import hashlib
+import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,17 +19,28 @@ import torch
 from peft import LoraConfig, PeftConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
-from mitigate.artifacts import fingerprint, new_directory, read_json, write_json
+from mitigate.artifacts import (
+    DIGESTS,
+    damage,
+    fingerprint,
+    new_directory,
+    read_json,
+    read_record,
+    write_digests,
+    write_json,
+)
 from mitigate.documents import Document
 from mitigate.errors import MitigateError
 from mitigate.models import ModelStore
 from mitigate.origin import RETRAIN_RECORD
 from mitigate.runtime import process_state, seed_everything, share_of, together
 from mitigate.sources import MIXTURE_FILE, OVERLAY_FILE
+from mitigate.temporaries import sweep
 from mitigate.tokenization import tokenize_documents
-from mitigate.training import Lora, Schedule, fit
+from mitigate.training import Lora, Schedule, fit, sort_sets
 from mitigate.unlearning.adapter import ADAPTER, add_adapter, save_adapter
 
+logger = logging.getLogger(__name__)
 COMBINATIONS = ("mixture", "sum")
 _SHARD = "shard.json"
 _WEIGHTS = "adapter_model.safetensors"
@@ -115,8 +127,7 @@ def fit_shards(
         `fingerprint`), and the numbers of those fitted now.
     """
     state = process_state()
-    published = out / RETRAIN_RECORD
-    before = read_json(published) if published.is_file() else {"shards": [], "combine": None}
+    before = _published(out)
     wanted = {shard.number: shard.fingerprint(fitting) for shard in shards if shard.documents}
     kept = {}
     for shard in shards:
@@ -149,6 +160,7 @@ def _publish(folders: Sequence[Path], *, combine: str, shards: int, out: Path) -
         _move_files(folders[0], out)
     elif combine == "mixture":
         write_json(out / MIXTURE_FILE, {"members": [folder.name for folder in folders]})
+        write_digests(out, [MIXTURE_FILE])
     else:
         with new_directory(out / "sum", replace=True) as directory:
             combine_adapters(folders, weight=1 / shards, out=directory)
@@ -189,6 +201,7 @@ def combine_adapters(directories: Sequence[Path], *, weight: float, out: Path) -
         else:
             raise MitigateError(f"{directories[0]}: {name} is no LoRA matrix and cannot be summed; use one shard")
     config.r, config.lora_alpha = len(states) * config.r, len(states) * config.lora_alpha
+    sort_sets(config)
     config.save_pretrained(str(out))
     save_file(combined, out / _WEIGHTS)
     if (directories[0] / OVERLAY_FILE).is_file():
@@ -236,17 +249,41 @@ def _fit(shard: Shard, fitting: Fitting, *, out: Path, mark: str, store: ModelSt
         write_json(directory / _SHARD, record)
 
 
+def _published(out: Path) -> dict[str, Any]:
+    """The record of the result that is there and undamaged; one without shards if there is none."""
+    none: dict[str, Any] = {"shards": [], "combine": None}
+    if not (out / RETRAIN_RECORD).is_file():
+        return none
+    try:
+        record = read_record(out / RETRAIN_RECORD)
+    except MitigateError as error:
+        logger.warning("%s; the result is made again", str(error).split(";", maxsplit=1)[0])
+        return none
+    if wrong := damage(out):
+        logger.warning("%s: %s; the result is made again", out, wrong[0])
+        return none
+    return record
+
+
 def _record(directory: Path) -> dict[str, Any] | None:
-    return read_json(directory / _SHARD) if (directory / _SHARD).is_file() else None
+    """The record of a shard that is there and undamaged."""
+    if not (directory / _SHARD).is_file():
+        return None
+    if wrong := damage(directory):
+        logger.warning("%s: %s; fitted again", directory, wrong[0])
+        return None
+    record: dict[str, Any] = read_json(directory / _SHARD)
+    return record
 
 
 def _unpublish(out: Path, *, folders: set[str]) -> None:
     """Remove the result (`retrain.json` first) and all shards but those in `folders`; what else lies there stays."""
     (out / RETRAIN_RECORD).unlink(missing_ok=True)
-    for pattern in ("shard-*", "sum", ".shard-*", ".sum.*"):  # hidden: of a fit that was cut short
+    sweep(out)  # of a fit that was cut short
+    for pattern in ("shard-*", "sum"):
         for path in out.glob(pattern):
             if path.name not in folders:
                 shutil.rmtree(path)
     moved = read_json(out / _FILES) if (out / _FILES).is_file() else []
-    for name in (*moved, MIXTURE_FILE, _FILES):
+    for name in (*moved, MIXTURE_FILE, DIGESTS, _FILES):
         (out / name).unlink(missing_ok=True)

@@ -25,10 +25,12 @@ from mitigate.detection.generation import Sampling, sample
 from mitigate.detection.panel import by_teachers
 from mitigate.documents import Documents, read_documents
 from mitigate.errors import MitigateError, NothingToUnlearnError, summarize
+from mitigate.locks import sole_worker
 from mitigate.mixture import FOR_INFERENCE, Mixture
 from mitigate.models import Model, ModelStore
 from mitigate.origin import UNLEARN_RECORD
 from mitigate.runtime import process_state, seed_everything, together
+from mitigate.temporaries import partial_of
 from mitigate.unlearning.adapter import merge_adapters
 from mitigate.unlearning.catalogue import OBJECTIVES, anchor_of, needs_of, parse_objective
 from mitigate.unlearning.data import scope_tokens, unlearning_data
@@ -99,17 +101,18 @@ def unlearn(
     audit = audit if isinstance(audit, Audit) else Audit.load(audit)
     settings, store, out = settings or Unlearn(), store or ModelStore(), Path(out)
     check_free(out)
-    loop = prepare(audit, settings=settings, partial=out, retain=retain, target=target, store=store, seed=seed)
-    trainable, accelerator = loop.trainable, loop.accelerator
-    frozen = trainable.frozen_checksum()
-    history, stopped = loop.train(resume=resume)
+    with sole_worker(partial_of(out), process_state(store.device.type)):
+        loop = prepare(audit, settings=settings, partial=out, retain=retain, target=target, store=store, seed=seed)
+        trainable, accelerator = loop.trainable, loop.accelerator
+        frozen = trainable.frozen_checksum()
+        history, stopped = loop.train(resume=resume)
 
-    if trainable.frozen_checksum() != frozen:
-        raise RuntimeError("frozen weights changed during unlearning")
-    state = trainable.state(accelerator, loop.module)
-    with together(process_state(store.device.type)):
-        if accelerator.is_main_process:
-            _save(loop, state, history, stopped, out=out, store=store)
+        if trainable.frozen_checksum() != frozen:
+            raise RuntimeError("frozen weights changed during unlearning")
+        state = trainable.state(accelerator, loop.module)
+        with together(process_state(store.device.type)):
+            if accelerator.is_main_process:
+                _save(loop, state, history, stopped, out=out, store=store)
     return Unlearned.load(out)
 
 
