@@ -1,0 +1,121 @@
+"""Every kind of model and adapter that mitigate may be given, tiny, and what it does with each.
+
+    python -m tests.kinds        # writes docs/kinds.md anew
+
+"works" means that the logits are those of plain transformers and PEFT at every position of a text as long as the model
+takes; "refused" comes with the words that the user reads; anything else is "WRONG".
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from peft import PeftModel, get_peft_model
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerBase
+
+from mitigate.errors import MitigateError
+from mitigate.models import ModelStore
+
+TABLE = Path(__file__).parents[1] / "docs" / "kinds.md"
+CONTEXT = 32
+VOCABULARY = 400
+_TOLERANCE = 1e-4  # nats, of logits of about 10
+
+_SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": CONTEXT,
+    "initializer_range": 0.2,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 1,
+}
+_EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+_LATENT = {
+    **_EXPERTS, "n_routed_experts": 4, "n_group": 1, "topk_group": 1, "q_lora_rank": 8, "kv_lora_rank": 8,
+    "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8, "first_k_dense_replace": 1, "num_key_value_heads": 2,
+}  # fmt: skip
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "bamba": {"mamba_d_state": 8, "mamba_n_heads": 4, "mamba_d_head": 8, "attn_layer_indices": [1]},
+    "bart": {
+        "d_model": 16, "decoder_layers": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 32, "encoder_layers": 1,
+        "encoder_attention_heads": 2, "encoder_ffn_dim": 32, "init_std": 0.2,
+    },
+    "bert": {},
+    "biogpt": {},
+    "bloom": {"n_head": 2, "n_layer": 2},
+    "codegen": {"n_positions": CONTEXT, "n_ctx": CONTEXT, "n_embd": 16, "n_layer": 2, "n_head": 4, "rotary_dim": 4},
+    "cohere": {"num_key_value_heads": 1},
+    "ctrl": {"n_positions": CONTEXT, "n_embd": 16, "n_layer": 2, "n_head": 2, "dff": 32},
+    "deepseek_v3": _LATENT,
+    "electra": {"embedding_size": 16},
+    "falcon": {"alibi": False},
+    "gemma": {"head_dim": 8, "num_key_value_heads": 1},
+    "gemma2": {"head_dim": 8, "num_key_value_heads": 1, "sliding_window": 8, "query_pre_attn_scalar": 8},
+    "gemma3_text": {"head_dim": 8, "num_key_value_heads": 1, "sliding_window": 8, "query_pre_attn_scalar": 8},
+    "glm": {"head_dim": 8, "num_key_value_heads": 1},
+    "gpt2": {"n_positions": CONTEXT, "n_embd": 16, "n_layer": 2, "n_head": 2},
+    "gpt_bigcode": {"n_positions": CONTEXT, "n_embd": 16, "n_layer": 2, "n_head": 2},
+    "gpt_neo": {"num_layers": 2, "num_heads": 2, "attention_types": [[["global", "local"], 1]], "window_size": 8},
+    "gpt_neox": {},
+    "gpt_oss": {**_EXPERTS, "head_dim": 8, "num_key_value_heads": 1, "sliding_window": 8},
+    "gptj": {"n_positions": CONTEXT, "n_embd": 16, "n_layer": 2, "n_head": 2, "rotary_dim": 4},
+    "granite": {"num_key_value_heads": 1, "logits_scaling": 2.0},
+    "llama": {"num_key_value_heads": 1},
+    "mamba": {"state_size": 4},
+    "mistral": {"num_key_value_heads": 1, "head_dim": 8, "sliding_window": 8},
+    "mixtral": {**_EXPERTS, "num_key_value_heads": 1},
+    "mpt": {"d_model": 16, "n_heads": 2, "n_layers": 2, "max_seq_len": CONTEXT, "expansion_ratio": 2},
+    "nemotron": {"num_key_value_heads": 1},
+    "olmo2": {"num_key_value_heads": 1},
+    "olmoe": {**_EXPERTS, "num_key_value_heads": 1},
+    "openai-gpt": {"n_positions": CONTEXT, "n_embd": 16, "n_layer": 2, "n_head": 2},
+    "opt": {"ffn_dim": 32, "word_embed_proj_dim": 16, "init_std": 0.2},
+    "persimmon": {},
+    "phi": {},
+    "phi3": {"num_key_value_heads": 1, "pad_token_id": 1},
+    "qwen2": {"num_key_value_heads": 1},
+    "qwen2_moe": {**_EXPERTS, "num_key_value_heads": 1, "shared_expert_intermediate_size": 16},
+    "qwen3": {"num_key_value_heads": 1, "head_dim": 8},
+    "qwen3_moe": {**_EXPERTS, "num_key_value_heads": 1, "head_dim": 8},
+    "rembert": {"input_embedding_size": 16, "output_embedding_size": 16},
+    "roberta": {"is_decoder": True},
+    "rwkv": {"attention_hidden_size": 16, "context_length": CONTEXT},
+    "smollm3": {"num_key_value_heads": 1},
+    "stablelm": {"num_key_value_heads": 1},
+    "starcoder2": {"num_key_value_heads": 1},
+    "xglm": {"d_model": 16, "ffn_dim": 32, "num_layers": 2, "attention_heads": 2, "init_std": 0.2},
+    "xlm-roberta": {},
+}  # fmt: skip
+
+_TARGETS = ["q_proj", "v_proj", "down_proj"]
+_LORA = {"r": 4, "lora_alpha": 8, "target_modules": _TARGETS}
+LORA_KINDS: dict[str, dict[str, Any]] = {
+    "LoRA": {},
+    "LoRA, rank-stabilized": {"use_rslora": True},
+    "LoRA, all linear layers": {"target_modules": "all-linear"},
+    "LoRA on embeddings and head": {"target_modules": ["q_proj", "embed_tokens", "lm_head"]},
+    "LoRA on some layers, ranks by pattern": {"layers_to_transform": [1], "rank_pattern": {"v_proj": 2}},
+    "LoRA on fused parameters": {"target_modules": ["v_proj"], "target_parameters": ["mlp.up_proj.weight"]},
+    "DoRA": {"use_dora": True},
+    "PiSSA": {"init_lora_weights": "pissa"},
+    "OLoRA": {"init_lora_weights": "olora"},
+    "LoRA, bias: all": {"bias": "all"},
+    "LoRA, bias: lora_only": {"bias": "lora_only"},
+    "LoRA with a bias of its own (lora_bias)": {"lora_bias": True},
+    "LoRA, layer_replication": {"layer_replication": [[0, 2], [1, 2]]},
+    "LoRA, modules_to_save": {"modules_to_save": ["lm_head", "embed_tokens"]},
+    "LoRA, trainable_token_indices": {"trainable_token_indices": [3, 4, 5]},
+    "LoRA, activated (aLoRA)": {"alora_invocation_tokens": [5, 6]},
+}
