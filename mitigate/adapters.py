@@ -37,6 +37,12 @@ _WITHOUT_EFFECT = {
     "runtime_config",
     "task_type",
 }
+_NOT_IN_WEIGHTS = {  # kinds that compute beside the weights, or differently from text to text
+    "ADAPTION_PROMPT": "puts vectors before each layer's text",
+    "POLY": "weighs its parts by the number of a task",
+    "SHADOW": "runs a second network beside the model",
+    "XLORA": "weighs other adapters anew for every text",
+}
 _PLAIN_LORA = {  # fields that leave the base as it is; any other that is set gets the adapter a base of its own
     "alpha_pattern",
     "exclude_modules",
@@ -116,6 +122,8 @@ def adapter_config(source: str) -> PeftConfig:
             f"{source}: an adapter for {settings['task_type']}; give one that was trained to write text "
             "(task_type CAUSAL_LM)"
         )
+    if reason := _NOT_IN_WEIGHTS.get(settings["peft_type"]):
+        raise _unfit(source, settings["peft_type"], reason)
     try:
         config: PeftConfig = PeftConfig.from_pretrained(source)
     except Exception as error:  # PEFT checks values as it goes, with exceptions of every kind
@@ -125,16 +133,17 @@ def adapter_config(source: str) -> PeftConfig:
         ) from error
     config.inference_mode = True
     if config.is_prompt_learning:
-        raise MitigateError(
-            f"{source}: {config.peft_type.value} puts vectors before the text and leaves the weights as they are; such an "
-            "adapter cannot be merged, and mitigate cannot judge it: train a LoRA adapter instead"
-        )
+        raise _unfit(source, config.peft_type.value, "puts vectors before the text")
     if settings.get("alora_invocation_tokens"):
-        raise MitigateError(
-            f"{source}: an activated LoRA (alora_invocation_tokens) works on part of a text only and cannot be merged; "
-            "mitigate cannot judge it: train a plain LoRA adapter instead"
-        )
+        raise _unfit(source, "activated LoRA (alora_invocation_tokens)", "works on the end of a text only")
     return config
+
+
+def _unfit(source: str, kind: str, reason: str) -> MitigateError:
+    return MitigateError(
+        f"{source}: an adapter of kind {kind} {reason}; it cannot be merged into the weights, and mitigate cannot judge "
+        "or change it: train a LoRA adapter instead"
+    )
 
 
 def adapter_shapes(source: str) -> Shapes:

@@ -140,7 +140,7 @@ class SharedBase:
         problems = [
             f"{len(keys)} weights that it {what} ({summarize(sorted(keys), most=3)})"
             for what, keys in (
-                ("needs are not in its file: missing adapter keys", found.missing_keys),
+                ("needs are not in its file: missing adapter keys", [k for k in found.missing_keys if not _is_shared(k)]),
                 ("has are not in the base: unexpected adapter keys", found.unexpected_keys),
             )
             if keys
@@ -159,14 +159,19 @@ class SharedBase:
 
     def _check(self, directory: str, active: tuple[str, ...]) -> None:
         """Refuse an adapter that gives NaN, or under which the model alone does not say what PEFT's model says."""
-        self.activate(active)
-        logits = probe_logits(self.model)
+        try:
+            self.activate(active)
+            logits = probe_logits(self.model)
+            whole = probe_logits(cast(torch.nn.Module, self.peft))
+        except Exception as error:  # each kind has its own way to ask for what it is not given
+            raise MitigateError(
+                f"{directory}: this kind of adapter cannot be run on plain text ({_shortened(error)}); {MERGE_FIRST}"
+            ) from error
         if not torch.isfinite(logits).all():
             raise MitigateError(
                 f"{directory}: with this adapter the logits are not finite on plain text; its weights are damaged (NaN or "
                 "infinite), or overflow the number format: save it again, or try models.dtype: float32"
             )
-        whole = probe_logits(cast(torch.nn.Module, self.peft))
         if whole.shape != logits.shape or not torch.allclose(whole, logits, rtol=0, atol=_tolerance(logits)):
             raise MitigateError(
                 f"{directory}: an adapter of a kind that works in PEFT's wrapper and not in the model's modules; {MERGE_FIRST}"
@@ -188,6 +193,11 @@ class SharedBase:
                 "save_embedding_layers=True from the model that it was trained on, or merge it there"
             )
         model.resize_token_embeddings(wanted, mean_resizing=False)
+
+
+def _is_shared(key: str) -> bool:
+    """Whether a weight is one that all layers share, which is stored once (VB-LoRA)."""
+    return ".vblora_vector_bank." in key and not key.startswith("base_model.vblora_vector_bank.")
 
 
 def _tolerance(logits: torch.Tensor) -> float:
