@@ -18,7 +18,7 @@ from mitigate.artifacts import new_directory, write_json
 from mitigate.errors import MitigateError
 from mitigate.models import Model, ModelStore, SharedBase
 from mitigate.sources import OVERLAY_FILE
-from mitigate.training import Lora
+from mitigate.training import Lora, sort_sets
 
 ADAPTER = "default"  # PEFT saves an adapter of this name into the directory itself
 
@@ -78,8 +78,7 @@ def save_adapter(model: Model, adapter: dict[str, torch.Tensor], directory: Path
     config = cast(LoraConfig, model.base.peft.peft_config[ADAPTER])
     config.base_model_name_or_path = model.base.source
     config.inference_mode = True
-    if isinstance(config.target_modules, set):  # whose order would differ from process to process
-        config.target_modules = sorted(config.target_modules)
+    sort_sets(config)
     config.save_pretrained(str(directory))
     save_file({name: tensor.contiguous() for name, tensor in adapter.items()}, directory / "adapter_model.safetensors")
     if model.adapters:
