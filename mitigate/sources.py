@@ -30,19 +30,21 @@ def mixture_members(source: str | Path) -> list[str]:
 def adapter_stack(source: str) -> list[str]:
     """The adapter directories that make up `source`, lowest first; empty for a plain model."""
     directory = Path(source)
+    overlay = directory / OVERLAY_FILE
+    stated = read_json(overlay) if overlay.is_file() else {}
     if directory.exists():
-        if not (directory / "adapter_config.json").is_file():
+        if not stated and not (directory / "adapter_config.json").is_file():
             return []
     elif not _is_hub_adapter(source):
         return []
-    overlay = directory / OVERLAY_FILE
-    below: list[str] = read_json(overlay)["over"] if overlay.is_file() else []
+    below: list[str] = stated.get("over", [])
+    own = str(directory / stated["adapter"]) if "adapter" in stated else source
     for lower in below:
         if not exists(lower):
             raise MitigateError(
                 f"{source}: it lies over the adapter {lower!r}, which is not there; restore that directory"
             )
-    return [*below, source]
+    return [*below, own]
 
 
 @lru_cache
