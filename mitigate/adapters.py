@@ -185,7 +185,11 @@ def is_dora(source: str) -> bool:
 
 def is_overlay(source: str) -> bool:
     """Whether an adapter was trained by us with those under it switched on, not merged."""
-    return (Path(source) / OVERLAY_FILE).is_file()
+    path = Path(source)
+    if (path / OVERLAY_FILE).is_file():
+        return True
+    above = path.parent / OVERLAY_FILE
+    return above.is_file() and read_object(above).get("adapter") == path.name
 
 
 def settings_that_matter(source: str) -> dict[str, Any]:

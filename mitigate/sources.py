@@ -72,8 +72,8 @@ def adapter_stack(source: str) -> list[str]:
 def resolve(source: str, *, base: str | None = None) -> tuple[list[str], str]:
     """The adapters that make up a model, lowest first, and the plain model under them.
 
-    An adapter lies over what its record of ours says (`mitigate.json`), else over its base_model_name_or_path, which
-    may be an adapter too: one trained by preference over one trained by example, and so on.
+    An adapter lies over what our record says (`mitigate.json`), else over its base_model_name_or_path, which may be an
+    adapter too: one trained by preference over one trained by example, and so on.
 
     Args:
         source: hub id, model directory or adapter directory.
@@ -87,37 +87,41 @@ def resolve(source: str, *, base: str | None = None) -> tuple[list[str], str]:
     """
     stack: list[str] = []
     current = str(source)
-    while _may_exist(current) and is_adapter(current):
-        below = _below(current)
-        for part in (current, *below[1:]):
+    while _may_exist(current) and (is_adapter(current) or os.path.isfile(Path(current) / OVERLAY_FILE)):
+        below, own = _record(current)
+        for part in (own, *below[1:]):
             if _key(part) in map(_key, stack):
                 chain = " over ".join([part, *stack[: [_key(one) for one in stack].index(_key(part)) + 1]])
                 raise MitigateError(
                     f"{source}: this adapter lies over itself ({chain}); write the base that it was trained on into "
                     f"base_model_name_or_path of its {ADAPTER_CONFIG}"
                 )
-        stack = [*below[1:], current, *stack]
-        current = below[0] if below else base_of(current)
+        stack = [*below[1:], own, *stack]
+        current = below[0] if below else base_of(own)
     if base and stack and _key(base) not in map(_key, stack):
         under, current = resolve(base)
         stack = [*under, *stack]
     return stack, current
 
 
-def _below(adapter: str) -> list[str]:
-    """The adapters that our record beside an adapter says lie under it, lowest first; empty without a record."""
+def _record(adapter: str) -> tuple[list[str], str]:
+    """The adapters that our record says lie under an adapter, lowest first (none without a record), and where it is."""
     overlay = Path(adapter) / OVERLAY_FILE
     if not overlay.is_file():
-        return []
-    below = read_object(overlay).get("over", [])
-    if not isinstance(below, list) or not all(isinstance(lower, str) for lower in below):
-        raise MitigateError(f"{overlay}: over is {below!r}, not a list of directories; run `mitigate unlearn` again")
+        return [], adapter
+    stated = read_object(overlay)
+    below, own = stated.get("over", []), stated.get("adapter", "")
+    if not isinstance(own, str) or not isinstance(below, list) or not all(isinstance(lower, str) for lower in below):
+        raise MitigateError(f"{overlay}: says {stated!r}, not which adapters lie under this; run `mitigate unlearn` again")
     for lower in below:
         if not exists(lower) or not is_adapter(lower):
             raise MitigateError(
                 f"{adapter}: it lies over the adapter {lower!r}, which is not there; restore that directory"
             )
-    return below
+    own = str(Path(adapter) / own) if own else adapter
+    if not is_adapter(own):
+        raise MitigateError(f"{adapter}: its adapter {own} is not there; restore that directory")
+    return below, own
 
 
 def load_tokenizer(
@@ -130,7 +134,8 @@ def load_tokenizer(
     """
     source = next(iter(mixture_members(source)), str(source))
     stack, root = resolve(source, base=base)
-    found = next((part for part in reversed(stack) if (Path(part) / "tokenizer_config.json").is_file()), root)
+    parts = [source, *reversed(stack)] if stack else []
+    found = next((part for part in parts if (Path(part) / "tokenizer_config.json").is_file()), root)
     try:
         return AutoTokenizer.from_pretrained(found, trust_remote_code=trust_remote_code)
     except Exception as error:  # damaged files raise whatever the reader of their kind raises

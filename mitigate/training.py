@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftConfig, get_peft_model
 from pydantic import BaseModel, ConfigDict, Field
 from transformers import PreTrainedModel
 
@@ -73,6 +73,16 @@ def add_lora(model: PreTrainedModel, lora: Lora, *, seed: int) -> torch.nn.Modul
         ) from error
 
 
+def sort_sets(config: PeftConfig) -> None:
+    """Turn what an adapter's configuration holds as sets (`target_modules`, ...) into sorted lists, before it is saved.
+
+    The order of a set of strings differs from process to process, and with it the bytes of adapter_config.json.
+    """
+    for name, value in vars(config).items():
+        if isinstance(value, set | frozenset):
+            setattr(config, name, sorted(value, key=str))
+
+
 def fine_tune(
     base: str | Path,
     documents: Documents,
@@ -102,6 +112,9 @@ def fine_tune(
     logger.info("%s: %d documents, loss %.3f -> %.3f", description, len(tokenized), losses[0], losses[-1])
     # transformers saves whole models on rank 0 only, but here each process has trained a model of its own
     model.base.model.should_save_on_this_rank = lambda is_main_process: is_main_process  # type: ignore[method-assign]
+    if method == "lora":
+        for config in module.peft_config.values():
+            sort_sets(config)
     with new_directory(out) as directory:
         module.save_pretrained(directory)
         if method == "full":

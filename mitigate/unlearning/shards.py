@@ -26,7 +26,7 @@ from mitigate.origin import RETRAIN_RECORD
 from mitigate.runtime import process_state, seed_everything, share_of, together
 from mitigate.sources import MIXTURE_FILE, OVERLAY_FILE
 from mitigate.tokenization import tokenize_documents
-from mitigate.training import Lora, Schedule, fit
+from mitigate.training import Lora, Schedule, fit, sort_sets
 from mitigate.unlearning.adapter import ADAPTER, add_adapter, save_adapter
 
 COMBINATIONS = ("mixture", "sum")
@@ -189,6 +189,7 @@ def combine_adapters(directories: Sequence[Path], *, weight: float, out: Path) -
         else:
             raise MitigateError(f"{directories[0]}: {name} is no LoRA matrix and cannot be summed; use one shard")
     config.r, config.lora_alpha = len(states) * config.r, len(states) * config.lora_alpha
+    sort_sets(config)
     config.save_pretrained(str(out))
     save_file(combined, out / _WEIGHTS)
     if (directories[0] / OVERLAY_FILE).is_file():
