@@ -99,7 +99,9 @@ def adapter_settings(source: str) -> dict[str, Any]:
         )
     named = settings.get("base_model_name_or_path")
     if named is not None and not isinstance(named, str):
-        raise MitigateError(f"{path}: base_model_name_or_path is {named!r}, not a path or a hub id; write the base there")
+        raise MitigateError(
+            f"{path}: base_model_name_or_path is {named!r}, not a path or a hub id; write the base there"
+        )
     return settings
 
 
@@ -133,7 +135,7 @@ def adapter_config(source: str) -> PeftConfig:
         ) from error
     config.inference_mode = True
     if config.is_prompt_learning:
-        raise _unfit(source, config.peft_type.value, "puts vectors before the text")
+        raise _unfit(source, settings["peft_type"], "puts vectors before the text")
     if settings.get("alora_invocation_tokens"):
         raise _unfit(source, "activated LoRA (alora_invocation_tokens)", "works on the end of a text only")
     return config
@@ -141,7 +143,8 @@ def adapter_config(source: str) -> PeftConfig:
 
 def _unfit(source: str, kind: str, reason: str) -> MitigateError:
     return MitigateError(
-        f"{source}: an adapter of kind {kind} {reason}; it cannot be merged into the weights, and mitigate cannot judge "
+        f"{source}: an adapter of kind {kind} {reason}; it cannot be merged into the weights, and mitigate cannot "
+        "judge "
         "or change it: train a LoRA adapter instead"
     )
 
@@ -165,7 +168,7 @@ def leaves_base(source: str, *, shapes: Shapes) -> bool:
     settings = adapter_settings(source)
     special = {name for name, value in settings.items() if value and name not in _PLAIN_LORA | _WITHOUT_EFFECT}
     return (
-        is_lora(source)
+        settings["peft_type"] == "LORA"
         and settings.get("init_lora_weights", True) in _PLAIN_INITS
         and special <= ({"bias"} if settings.get("bias") == "none" else set())
         and bool(shapes)
@@ -173,9 +176,10 @@ def leaves_base(source: str, *, shapes: Shapes) -> bool:
     )
 
 
-def is_lora(source: str) -> bool:
-    """Whether an adapter is of PEFT's LoRA kind, its variants included."""
-    return bool(adapter_settings(source)["peft_type"] == "LORA")
+def takes_lora_over_it(source: str) -> bool:
+    """Whether a LoRA adapter can be on beside an adapter: one of the same kind, and none that PEFT cannot add to."""
+    settings = adapter_settings(source)
+    return bool(settings["peft_type"] == "LORA" and not settings.get("trainable_token_indices"))
 
 
 def is_dora(source: str) -> bool:
@@ -195,9 +199,9 @@ def is_overlay(source: str) -> bool:
 def settings_that_matter(source: str) -> dict[str, Any]:
     """Of adapter_config.json, what changes the model: no default that another PEFT writes out, no order of a set."""
     return {
-        name: sorted(value, key=str) if name in ("target_modules", "exclude_modules", "modules_to_save") and isinstance(
-            value, list
-        ) else value
+        name: sorted(value, key=str)
+        if name in ("target_modules", "exclude_modules", "modules_to_save") and isinstance(value, list)
+        else value
         for name, value in adapter_settings(source).items()
         if value and name not in _WITHOUT_EFFECT
     }

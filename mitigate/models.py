@@ -21,7 +21,7 @@ import transformers.modeling_utils
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from mitigate.adapters import adapter_config, adapter_shapes, is_dora, is_lora, is_overlay, leaves_base
+from mitigate.adapters import adapter_config, adapter_shapes, is_dora, is_overlay, leaves_base, takes_lora_over_it
 from mitigate.errors import MitigateError, summarize
 from mitigate.mixture import Mixture
 from mitigate.probes import check_probe, longest_text, probe_logits
@@ -158,8 +158,10 @@ class ModelStore:
         if beyond:
             raise MitigateError(
                 f"{model.name}: its tokenizer has {len(tokenizer)} entries but the model predicts only "
-                f"{model.vocabulary_size} (beyond them: {summarize(beyond)}). Where tokens were added for a chat format, the "
-                "weights trained for them are not saved: save the adapter with save_embedding_layers=True, or the merged "
+                f"{model.vocabulary_size} (beyond them: {summarize(beyond)}). Where tokens were added for a chat "
+                "format, the "
+                "weights trained for them are not saved: save the adapter with save_embedding_layers=True, or the "
+                "merged "
                 "model. Otherwise this tokenizer belongs to another model: put the right one beside the weights"
             )
         return model
@@ -193,7 +195,8 @@ class ModelStore:
         own = _own(stack)
         key = _key(source, *stack[:own])
         if key not in self._bases:
-            base, names = self._load_base(source), ()
+            base = self._load_base(source)
+            names: tuple[str, ...] = ()
             for number, directory in enumerate(stack[:own]):
                 if number and _to_be_merged(stack, number):
                     base.merge(names)
@@ -219,7 +222,7 @@ class ModelStore:
             at_most = len(shapes) or sum(file.stat().st_size for file in files)  # a pickled tensor takes a byte or more
             check_size(source, config, at_most)
         try:
-            model, info = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source,
                 dtype=dtype,
                 trust_remote_code=self.trust_remote_code,
@@ -228,9 +231,11 @@ class ModelStore:
             )
         except Exception as error:  # a damaged configuration fails wherever it is first used
             raise MitigateError(
-                f"{source}: cannot be loaded as a causal language model ({first_line(error)}); config.json or the weights "
+                f"{source}: cannot be loaded as a causal language model ({first_line(error)}); config.json or the "
+                "weights "
                 "are damaged or another model's: save both again with save_pretrained"
             ) from error
+        model, info = loaded
         check_loaded(source, info, shapes)
         cast(torch.nn.Module, model).to(self.device).eval().requires_grad_(False)
         base = SharedBase(source=source, fingerprint=model_fingerprint(source), model=model)
@@ -239,7 +244,8 @@ class ModelStore:
             logits = probe_logits(model)
         except Exception as error:  # a model that takes more than text, or whose configuration is another's
             raise MitigateError(
-                f"{source}: {type(model).__name__} cannot read plain text ({type(error).__name__}: {first_line(error)}); "
+                f"{source}: {type(model).__name__} cannot read plain text ({type(error).__name__}: "
+                f"{first_line(error)}); "
                 "give a causal language model that takes text alone"
             ) from error
         check_probe(
@@ -321,7 +327,7 @@ def _to_be_merged(stack: Sequence[str], number: int) -> bool:
     if is_overlay(directory):
         return False
     plain = leaves_base(directory, shapes=adapter_shapes(directory)) and not is_dora(directory)
-    return not (plain and all(map(is_lora, below)))
+    return not (plain and all(map(takes_lora_over_it, below)))
 
 
 def _key(*parts: str) -> str:

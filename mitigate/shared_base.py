@@ -68,7 +68,8 @@ class SharedBase:
             self.activate(())
             if not torch.allclose(probe_logits(self.model), before, rtol=0, atol=_tolerance(before)):
                 raise MitigateError(
-                    f"{directory}: attaching this adapter changes the base under it, which other models use; {MERGE_FIRST}"
+                    f"{directory}: attaching this adapter changes the base under it, which other models use; "
+                    f"{MERGE_FIRST}"
                 )
             self._check(directory, (*over, name))
             self.names[directory] = name
@@ -110,7 +111,8 @@ class SharedBase:
         difference = float((probe_logits(self.model) - before).abs().max())
         if difference > _tolerance(before) * 10:
             raise MitigateError(
-                f"{summarize(directories)}: merging changes the logits by up to {difference:.3g}; the installed PEFT merges "
+                f"{summarize(directories)}: merging changes the logits by up to {difference:.3g}; the installed PEFT "
+                "merges "
                 "this kind wrongly: upgrade peft, or save the model that the upper adapter was trained on as a whole"
             )
 
@@ -140,7 +142,10 @@ class SharedBase:
         problems = [
             f"{len(keys)} weights that it {what} ({summarize(sorted(keys), most=3)})"
             for what, keys in (
-                ("needs are not in its file: missing adapter keys", [k for k in found.missing_keys if not _is_shared(k)]),
+                (
+                    "needs are not in its file: missing adapter keys",
+                    [k for k in found.missing_keys if not _is_shared(k)],
+                ),
                 ("has are not in the base: unexpected adapter keys", found.unexpected_keys),
             )
             if keys
@@ -152,8 +157,10 @@ class SharedBase:
     def _misfit(self, directory: str, problem: str) -> MitigateError:
         layers = getattr(cast(Any, self.model).config.get_text_config(), "num_hidden_layers", "unknown")
         return MitigateError(
-            f"{directory}: this adapter does not fit its base {self.source}, which has {layers} layers ({problem}); point "
-            "base_model_name_or_path in its adapter_config.json to the base it was trained on, or save the adapter again "
+            f"{directory}: this adapter does not fit its base {self.source}, which has {layers} layers ({problem}); "
+            "point "
+            "base_model_name_or_path in its adapter_config.json to the base it was trained on, or save the adapter "
+            "again "
             f"if its file is not whole; if this kind cannot be loaded at all, {MERGE_FIRST}"
         )
 
@@ -169,12 +176,14 @@ class SharedBase:
             ) from error
         if not torch.isfinite(logits).all():
             raise MitigateError(
-                f"{directory}: with this adapter the logits are not finite on plain text; its weights are damaged (NaN or "
+                f"{directory}: with this adapter the logits are not finite on plain text; its weights are damaged "
+                "(NaN or "
                 "infinite), or overflow the number format: save it again, or try models.dtype: float32"
             )
         if whole.shape != logits.shape or not torch.allclose(whole, logits, rtol=0, atol=_tolerance(logits)):
             raise MitigateError(
-                f"{directory}: an adapter of a kind that works in PEFT's wrapper and not in the model's modules; {MERGE_FIRST}"
+                f"{directory}: an adapter of a kind that works in PEFT's wrapper and not in the model's modules; "
+                f"{MERGE_FIRST}"
             )
 
     def _resize(self, directory: str) -> None:

@@ -19,9 +19,9 @@ from mitigate.adapters import (
     OVERLAY_FILE,
     adapter_settings,
     is_adapter,
-    is_lora,
     read_object,
     settings_that_matter,
+    takes_lora_over_it,
 )
 from mitigate.artifacts import fingerprint, fingerprint_files
 from mitigate.errors import MitigateError
@@ -29,7 +29,13 @@ from mitigate.weights import weight_files
 
 MIXTURE_FILE = "mixture.json"  # instead of weights, where `retrain` fitted several shards: their directories
 # Fields of config.json and tokenizer_config.json that change neither logits nor token ids.
-_CONFIG_WITHOUT_EFFECT = {"_attn_implementation_autoset", "_commit_hash", "_name_or_path", "transformers_version", "use_cache"}
+_CONFIG_WITHOUT_EFFECT = {
+    "_attn_implementation_autoset",
+    "_commit_hash",
+    "_name_or_path",
+    "transformers_version",
+    "use_cache",
+}
 _TOKENIZER_FILES = ("added_tokens.json", "merges.txt", "special_tokens_map.json", "tokenizer.model", "vocab.json")
 _TOKENIZER_WITHOUT_EFFECT = {
     "chat_template",  # it is in the text of the documents
@@ -77,7 +83,7 @@ def resolve(source: str, *, base: str | None = None) -> tuple[list[str], str]:
 
     Args:
         source: hub id, model directory or adapter directory.
-        base (*optional*): the model to put the lowest adapter over, instead of the one that it names; may be an adapter.
+        base (*optional*): what to put the lowest adapter over, instead of the one that it names; may be an adapter.
 
     Returns:
         adapters, and the base as it is named, which need not exist.
@@ -112,7 +118,9 @@ def _record(adapter: str) -> tuple[list[str], str]:
     stated = read_object(overlay)
     below, own = stated.get("over", []), stated.get("adapter", "")
     if not isinstance(own, str) or not isinstance(below, list) or not all(isinstance(lower, str) for lower in below):
-        raise MitigateError(f"{overlay}: says {stated!r}, not which adapters lie under this; run `mitigate unlearn` again")
+        raise MitigateError(
+            f"{overlay}: says {stated!r}, not which adapters lie under this; run `mitigate unlearn` again"
+        )
     for lower in below:
         if not exists(lower) or not is_adapter(lower):
             raise MitigateError(
@@ -185,18 +193,28 @@ def base_of(adapter: str) -> str:
     return base
 
 
-def check_layering(source: str, *, base: str | None = None) -> None:
-    """Refuse a model over which no new LoRA adapter can be trained, before any work.
+def check_layering(source: str, *, base: str | None = None, whole: bool = False) -> None:
+    """Refuse, before any work, a model from which nothing can be trained.
+
+    Args:
+        source: the model to start from.
+        base (*optional*): as for `resolve`.
+        whole (`bool`, *optional*, defaults to `False`): all weights are to be trained and saved, not a LoRA adapter.
 
     Raises:
-        MitigateError: it is an adapter of another kind.
+        MitigateError: an adapter, for a whole model; or an adapter over which no LoRA adapter can lie.
     """
     stack = resolve(next(iter(mixture_members(source)), source), base=base)[0]
+    if stack and whole:
+        raise MitigateError(f"{source}: an adapter; method full trains a whole model: use lora, or {MERGE_FIRST}")
     for part in stack:
-        if not is_lora(part):
+        if not takes_lora_over_it(part):
+            settings = adapter_settings(part)
+            kind = settings["peft_type"] + (
+                " with trainable_token_indices" * bool(settings.get("trainable_token_indices"))
+            )
             raise MitigateError(
-                f"{part}: a new LoRA adapter cannot be trained over an adapter of kind "
-                f"{adapter_settings(part)['peft_type']}; {MERGE_FIRST}"
+                f"{part}: no new LoRA adapter can be trained over an adapter of kind {kind}; {MERGE_FIRST}"
             )
 
 

@@ -57,7 +57,9 @@ def weight_files(directory: Path, *, stem: str = "model", pickled: str = "pytorc
                 raise MitigateError(f"{index}: not an index of weights ({error!r}); save the model again") from None
             shards = sorted({str(name) for name in names})
             if missing := [shard for shard in shards if not (directory / shard).is_file()]:
-                raise MitigateError(f"{directory}: {summarize(missing)} named in {index.name} is missing; copy it there")
+                raise MitigateError(
+                    f"{directory}: {summarize(missing)} named in {index.name} is missing; copy it there"
+                )
             return [directory / shard for shard in shards]
     return []
 
@@ -139,7 +141,9 @@ def likely_cause(missing: Collection[str], unexpected: Collection[str], shapes: 
     if any(".base_layer." in key or "lora_" in key for key in unexpected):
         return _WRAPPERS["base_model.model."]
     if any(key.startswith(_OTHER_TASKS) for key in unexpected):
-        return "a model for another task than writing text (a classifier, an encoder, a reward model): give a causal one"
+        return (
+            "a model for another task than writing text (a classifier, an encoder, a reward model): give a causal one"
+        )
     layers = {name: _layers(keys) for name, keys in (("missing", missing), ("extra", unexpected), ("all", shapes))}
     if layers["missing"] - layers["all"]:
         return f"the file has {len(layers['all'])} layers and config.json more: give the config.json of these weights"

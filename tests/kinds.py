@@ -8,21 +8,14 @@ takes; "refused" comes with the words that the user reads; anything else is "WRO
 
 from __future__ import annotations
 
-import re
-import sys
-import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import peft
 import torch
 from peft import PeftModel, get_peft_model
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerBase
-
-from mitigate.errors import MitigateError
-from mitigate.models import ModelStore
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 TABLE = Path(__file__).parents[1] / "docs" / "kinds.md"
 CONTEXT = 32
@@ -132,7 +125,9 @@ def _other_kinds() -> dict[str, Callable[[], peft.PeftConfig]]:
         "BOFT": lambda: peft.BOFTConfig(**targets, boft_block_size=4),
         "C3A": lambda: peft.C3AConfig(target_modules=["q_proj"], block_size=8),
         "Cartridge": lambda: peft.CartridgeConfig(**tokens),
-        "CPT": lambda: peft.CPTConfig(task_type="CAUSAL_LM", cpt_token_ids=[5, 6], cpt_mask=[1, 1], cpt_tokens_type_mask=[1, 2]),
+        "CPT": lambda: peft.CPTConfig(
+            task_type="CAUSAL_LM", cpt_token_ids=[5, 6], cpt_mask=[1, 1], cpt_tokens_type_mask=[1, 2]
+        ),
         "DEFT": lambda: peft.DeftConfig(**targets, r=4),
         "DeLoRA": lambda: peft.DeloraConfig(**targets, r=4),
         "FourierFT": lambda: peft.FourierFTConfig(**targets, n_frequency=8),
@@ -141,7 +136,9 @@ def _other_kinds() -> dict[str, Callable[[], peft.PeftConfig]]:
         "GraLoRA": lambda: peft.GraloraConfig(**targets, r=4, gralora_k=2),
         "HiRA": lambda: peft.HiraConfig(**targets, r=4),
         "HRA": lambda: peft.HRAConfig(**targets, r=4),
-        "IA3": lambda: peft.IA3Config(target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]),
+        "IA3": lambda: peft.IA3Config(
+            target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]
+        ),
         "Lily": lambda: peft.LilyConfig(**targets, r=4),
         "LN tuning": lambda: peft.LNTuningConfig(target_modules=["input_layernorm", "norm"]),
         "LoHa": lambda: peft.LoHaConfig(**targets, r=4),
@@ -162,7 +159,9 @@ def _other_kinds() -> dict[str, Callable[[], peft.PeftConfig]]:
         "SHiRA": lambda: peft.ShiraConfig(**targets, r=2),
         "Supertuning": lambda: peft.SupertuningConfig(**targets, r=4),
         "TinyLoRA": lambda: peft.TinyLoraConfig(**targets, r=2),
-        "Trainable tokens": lambda: peft.TrainableTokensConfig(token_indices=[11, 22, 33], target_modules=["embed_tokens"]),
+        "Trainable tokens": lambda: peft.TrainableTokensConfig(
+            token_indices=[11, 22, 33], target_modules=["embed_tokens"]
+        ),
         "UniLoRA": lambda: peft.UniLoraConfig(**targets, r=4),
         "VB-LoRA": lambda: peft.VBLoRAConfig(**targets, r=4, num_vectors=8, vector_length=8, topk=2),
         "VeRA": lambda: peft.VeraConfig(target_modules=["q_proj", "o_proj"], r=4),
