@@ -30,7 +30,7 @@ from mitigate.documents import Documents, read_documents
 from mitigate.errors import MitigateError, summarize
 from mitigate.locks import sole_worker
 from mitigate.models import ModelStore
-from mitigate.origin import RETRAIN_RECORD
+from mitigate.origin import RETRAIN_RECORD, origin_of
 from mitigate.runtime import library_versions, process_state, together
 from mitigate.sources import load_tokenizer, mixture_members, model_fingerprint, tokenizer_fingerprint
 from mitigate.temporaries import holds_something
@@ -237,7 +237,11 @@ def _is_target(audit: Audit, base: str, base_print: str, store: ModelStore) -> b
     target = audit.metadata["target"]
     stack, plain = store.check(base)
     parts = {Path(part).resolve() for part in (*stack, plain)}
-    return base_print == target["fingerprint"] or Path(target["source"]).resolve() in parts
+    ancestors = {base_print}
+    for part in (base, *stack, plain):  # what unlearning made of the target is its descendant, whatever lies there now
+        record = origin_of(part, fingerprint=base_print if part == base else model_fingerprint(part, base=store.base))
+        ancestors |= set((record or {}).get("made_from") or [])
+    return target["fingerprint"] in ancestors or Path(target["source"]).resolve() in parts
 
 
 def _check_base(base: str, store: ModelStore, *, method: str, leaky: bool) -> list[str]:

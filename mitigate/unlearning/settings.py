@@ -89,6 +89,12 @@ class Unlearn(Section):
     )
     lora: Lora = Field(default_factory=lambda: Lora(), description="shape of the adapter")
     layers: int = Field(2, ge=1, description="last_layers: how many")
+    give: str = Field(
+        "replace",
+        pattern="^(replace|difference)$",
+        description="where the target is itself an adapter: replace: one adapter to load in its place (both added, at "
+        "the sum of their ranks); difference: the new one alone, which only mitigate loads over the target's",
+    )
     merge: bool = Field(False, description="also write the model with the adapter merged in, to OUT/merged")
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, about a third slower")
     learning_rate: float = Field(2e-4, gt=0, description="peak of a linear warm-up and cosine decay to a tenth")
@@ -115,4 +121,6 @@ class Unlearn(Section):
     def _only_an_adapter_is_merged(self) -> Unlearn:
         if self.merge and self.method not in ("lora", "dora"):
             raise ValueError(f"merge: method {self.method} writes a plain model already; there is no adapter to merge")
+        if self.give == "difference" and self.method not in ("lora", "dora"):
+            raise ValueError(f"give: method {self.method} writes a plain model; there is no adapter to give alone")
         return self
