@@ -35,6 +35,7 @@ from mitigate.cli_options import (
     is_main_process,
     leave_processes,
     model_store,
+    print_loading,
     quiet,
     request_from,
     said_yes,
@@ -114,6 +115,8 @@ def run(
         said_yes(doubtful)
         comparison = run_recipe(loaded, yes=True)
     _print_summary(comparison, loaded.out)
+    if comparison.after is not None and is_main_process():
+        print_loading(loaded.out / ("adapter" if loaded.unlearn is not None else "retrained"))
     if fail_on_leak:
         _fail_unless_clean(comparison)
 

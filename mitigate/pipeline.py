@@ -35,7 +35,7 @@ from mitigate.lab.tiny import make_base
 from mitigate.locks import sole_worker
 from mitigate.recipe import Recipe
 from mitigate.runtime import process_state, together
-from mitigate.sources import load_tokenizer, model_fingerprint
+from mitigate.sources import model_fingerprint
 from mitigate.stages import RESULTS, Stages, check_run_directory, damaged_results, note_results
 from mitigate.temporaries import discard
 from mitigate.training import fine_tune
@@ -271,7 +271,7 @@ class Pipeline:
         recipe, path = self.recipe, self.out / "retrained"
         assert recipe.retrain is not None
         settings, fitting = recipe.retrain, recipe.retrain_as
-        tokenizer = load_tokenizer(self.inputs.base, trust_remote_code=recipe.models.trust_remote_code)
+        tokenizer = self.inputs.tokenizer
         more = read_documents(settings.documents, root=recipe.data.root, tokenizer=tokenizer)
 
         def make() -> None:
