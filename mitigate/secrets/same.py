@@ -8,10 +8,10 @@ digits, white space, line breaks, separators and characters that nobody sees mak
 that write them as marks (Devanagari, Thai) are letters.
 
 Numbers of 7 to 15 digits are also compared without what dialling puts before them: zeros, a country code behind + or
-00, the 1 of North America. A country code makes a number of 10 to 15 digits. So +1 555 123 4567, 1-555-123-4567,
-0555 1234567 and 5551234567 are one number; 15551234 and 5551234 are two. This cannot be exact: a zero that belongs to an
-account number is taken for one that was dialled, and digits that happen to be a country's, before a number, make it
-another of a longer kind. Whoever hides or guards errs on the safe side with it.
+00, the 1 of North America. With its country code a number has 10 to 15 digits. So +1 555 123 4567, 1-555-123-4567,
+0555 1234567 and 5551234567 are one number; 15551234 and 5551234 are two. This cannot be exact: a zero that belongs to
+an account number is taken for one that was dialled, and a longer number that begins as a country's do may be another.
+Whoever hides or guards errs on the safe side with it.
 
 Not the same: a secret spelled out, in another alphabet (look-alike letters included) or encoding, or with a mistake.
 """
@@ -210,7 +210,7 @@ def _is_dialled(digits: str, number: str) -> bool:
     if not (_may_be_dialled(digits) and _FEWEST_DIGITS <= len(number) <= _MOST_DIGITS and digits.endswith(number)):
         return False
     found = _DIALLED.fullmatch(digits[: len(digits) - len(number)])
-    return bool(found) and (not found[1] or _fits_country(len(found[1]) + len(number)))
+    return found is not None and (not found[1] or _fits_country(len(found[1]) + len(number)))
 
 
 def _fits_country(digits: int) -> bool:
