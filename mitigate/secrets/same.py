@@ -42,9 +42,8 @@ _COUNTRY = (  # E.164 country codes: the rest of the two-digit ones' first digit
 _DIALLED = re.compile(rf"0{{0,3}}({_COUNTRY})?0?")
 _INTERNATIONAL = re.compile(rf"(?:0{{2,3}})?({_COUNTRY})0?")
 _KEY = 6  # characters by which forms are indexed
-_STROKES = str.maketrans(
-    {"ø": "o", "ł": "l", "đ": "d", "ð": "d", "ħ": "h", "ŧ": "t", "ı": "i", "æ": "ae", "œ": "oe", "þ": "th"}
-)
+_SPELLED = {"ı": "i", "æ": "ae", "œ": "oe", "ð": "d", "þ": "th"}  # as they are written where keyboards lack them
+_WITH = re.compile(r"LATIN SMALL LETTER ([A-Z]) WITH .*")  # the name of ø, which is no o with an accent to Unicode
 _UNSEEN = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u3164\uffa0") | frozenset(
     map(chr, (*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)))
 )  # letters and marks that nobody sees; others are of the category Cf
@@ -263,12 +262,18 @@ def _read(text: str) -> tuple[str, list[int], list[int], list[int]]:
 @lru_cache(maxsize=1 << 16)
 def _plain(character: str) -> str:
     """What is compared of one character."""
-    folded = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", character).casefold()).translate(_STROKES)
+    folded = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", character).casefold())
     return "".join(
-        one if one.isascii() else str(unicodedata.decimal(one, one))
+        one if one.isascii() else str(unicodedata.decimal(one, "")) or _spelled(one)
         for one in folded
         if (one.isalnum() or _is_vowel_sign(one)) and one not in _UNSEEN
     )
+
+
+def _spelled(character: str) -> str:
+    """A letter without its stroke, hook or tail."""
+    found = _WITH.fullmatch(unicodedata.name(character, ""))
+    return found[1].lower() if found else _SPELLED.get(character, character)
 
 
 def _is_vowel_sign(character: str) -> bool:
