@@ -28,8 +28,10 @@ from mitigate.cli_options import (
     Out,
     Pickle,
     Remote,
+    ReportText,
     Seed,
     Set,
+    ShownText,
     Yes,
     check_free_out,
     is_main_process,
@@ -279,9 +281,7 @@ def compare(
         str | None, typer.Option(help="A model retrained without the forget documents, to measure the distance to.")
     ] = None,
     extraction: Annotated[bool, typer.Option(help="Try to extract the secrets from both models.")] = True,
-    show_text: Annotated[
-        bool, typer.Option("--show-text", help="Show sensitive text; for invented people only.")
-    ] = False,
+    text: ReportText = ShownText.MASKED,
     name: Annotated[str, typer.Option(help="Title of the report.")] = "comparison",
     fail_on_leak: FailOnLeak = False,
     device: Device = "auto",
@@ -303,7 +303,7 @@ def compare(
     store = model_store(None, device, dtype, trust_remote_code, allow_pickle)
     oracle_log_probs, extracted = measure(*audits, oracle=oracle, extraction=extraction, store=store)
     comparison = compare_audits(
-        *audits, oracle_log_probs=oracle_log_probs, extraction=extracted, name=name, show_text=show_text
+        *audits, oracle_log_probs=oracle_log_probs, extraction=extracted, name=name, text=text.value
     )
     if is_main_process():
         comparison.save(out)
@@ -315,9 +315,9 @@ def compare(
 @app.command()
 def report(
     run_directory: Annotated[Path, typer.Argument(help="Directory of a finished `mitigate run`.")],
-    show_text: Annotated[bool, typer.Option("--show-text/--mask-text", help="Show or mask sensitive text.")] = False,
+    text: ReportText = ShownText.MASKED,
 ) -> None:
-    """Write a finished run's report.html anew, with its sensitive text shown or masked."""
+    """Write a finished run's report.html anew, with no text, with its sensitive text masked, or with all text."""
     quiet()
     from mitigate.artifacts import read_json
     from mitigate.detection.audit import Audit
@@ -329,7 +329,8 @@ def report(
     with sole_worker(run_directory, process_state(), option="directory"):
         if wrong := damaged_results(run_directory):
             raise MitigateError(f"{run_directory}: {wrong[0]}; give the command again that ran it")
-        figures = {**read_json(run_directory / "report.json"), "show_text": show_text}
+        figures = {**read_json(run_directory / "report.json"), "text": text.value}
+        figures.pop("show_text", None)  # of an earlier version
         after = Audit.load(run_directory / "reaudit") if (run_directory / "reaudit").is_dir() else None
         Comparison(figures, Audit.load(run_directory / "audit"), after).save_into(run_directory)
         note_results(run_directory, RESULTS)

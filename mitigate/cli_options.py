@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -72,6 +73,22 @@ ForgetWhere = Annotated[
 Linked = Annotated[
     bool,
     typer.Option("--linked/--no-linked", help="Forget the same secrets in other documents too, or only list them."),
+]
+
+
+class ShownText(StrEnum):
+    """What a report shows of the documents."""
+
+    NONE = "none"
+    MASKED = "masked"
+    ALL = "all"
+
+
+ReportText = Annotated[
+    ShownText,
+    typer.Option(
+        "--text", help="What the report shows of the documents: no text, text with its secrets masked, or all."
+    ),
 ]
 
 

@@ -37,6 +37,16 @@ class DoubtfulError(MitigateError):
 
 def summarize(items: Iterable[object], *, most: int = 5) -> str:
     """Join `items` for a message, naming at most `most` of them and counting the rest."""
-    listed = [str(item) for item in items]
+    listed = [printable(item) for item in items]
     shown = ", ".join(listed[:most])
     return shown if len(listed) <= most else f"{shown} and {len(listed) - most} more"
+
+
+def printable(value: object) -> str:
+    """Text of others, such as an id, as it may stand in a message or a log: in one line that is no other's.
+
+    Line breaks, escape sequences of terminals, overrides of the writing direction and other characters that nobody sees
+    are written as Python writes them in a string.
+    """
+    text = str(value)
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -387,7 +387,7 @@ class Pipeline:
             name=recipe.name,
             recipe=recipe.model_dump(mode="json"),
             seconds=self.stages.seconds(),
-            show_text=recipe.report.show_text,
+            text=recipe.report.text,
         )
         if self.state.is_main_process:
             comparison.report["notes"] = [*notes, *comparison.report["notes"]]

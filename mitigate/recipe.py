@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, model_validator
@@ -136,7 +136,11 @@ class RetrainSettings(Section):
 class ReportSettings(Section):
     """What the report shows."""
 
-    show_text: bool = Field(False, description="show the text of sensitive spans; for invented people only")
+    text: Literal["none", "masked", "all"] = Field(
+        "masked",
+        description="what the report shows of the documents: none: figures only; masked: text, its secrets masked; "
+        "all: everything, for invented people only",
+    )
     extraction: bool = Field(True, description="try to extract the secrets before and after")
     tofu: Tofu | None = Field(None, description="figures of the TOFU benchmark, from its files of questions")
 

@@ -157,10 +157,10 @@ def test_report_json_has_the_documented_keys_and_types(finished: tuple[Path, Com
             "retrain",
             "seconds",
         ),
-        *("fingerprints", "versions", "recipe", "notes", "show_text"),
+        *("fingerprints", "versions", "recipe", "notes", "text"),
     }
     assert report["schema"] == 1
-    assert report["show_text"] is False
+    assert report["text"] == "masked"
     for moment in ("before", "after"):
         leakage = report["leakage"][moment]
         assert set(leakage) == with_intervals("span_auc", "document_auc", "tpr_at_1pct_fpr", "span_score_mean")

@@ -99,18 +99,18 @@ class Audit:
         tokens, documents, spans = tables
         return cls(tokens.replace_schema_metadata(None), documents, spans, read_json(directory / "audit.json"))
 
-    def show(self, *, show_text: bool = False, most_documents: int = 10) -> Any:
+    def show(self, *, text: str = "masked", most_documents: int = 10) -> Any:
         """A heat map of the tokens, for a notebook's output.
 
         Args:
-            show_text (`bool`, *optional*, defaults to `False`): show the text of memorized and sensitive spans.
+            text (`str`, *optional*, defaults to `masked`): `masked`: with memorized and sensitive text masked; `all`.
             most_documents (`int`, *optional*, defaults to 10): documents with the highest-scoring spans come first.
         """
         from IPython.display import HTML
 
         from mitigate.reporting.html import heat_map
 
-        return HTML(heat_map(self, show_text=show_text, most_documents=most_documents))
+        return HTML(heat_map(self, text=text, most_documents=most_documents))
 
     @property
     def fingerprint(self) -> str:

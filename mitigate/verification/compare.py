@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from mitigate.detection.panel import as_judged
 from mitigate.detection.signals import token_log_probs
 from mitigate.errors import MitigateError
 from mitigate.models import ModelStore
+from mitigate.reporting.secrecy import TEXTS, Mask
 from mitigate.reporting.verdict import verdict_of
 from mitigate.runtime import library_versions
 from mitigate.tokens.compatible import check_audited_tokenizer
@@ -62,7 +64,7 @@ class Comparison:
         """The self-contained report page."""
         from mitigate.reporting.html import render_report
 
-        return render_report(self.report, self.before, self.after, show_text=self.report["show_text"])
+        return render_report(self.report, self.before, self.after, mask=self._mask)
 
     def save(self, directory: str | Path, *, replace: bool = False) -> None:
         """Write report.json and report.html, readable by their owner only."""
@@ -70,11 +72,17 @@ class Comparison:
             self.save_into(temporary)
 
     def save_into(self, directory: Path) -> None:
-        """Write report.json and report.html into a directory that holds other things too."""
+        """Write report.json and report.html into a directory that holds other things too; both masked alike."""
         page = self.html()
-        write_json(directory / "report.json", self.report)
+        write_json(directory / "report.json", self._mask.report(self.report))
         with new_file(directory / "report.html") as temporary:
             temporary.write_text(page, encoding="utf-8")
+
+    @cached_property
+    def _mask(self) -> Mask:
+        """What may be shown; reports of earlier versions say so by `show_text`."""
+        text = self.report.get("text", "all" if self.report.get("show_text") else "masked")
+        return Mask([audit for audit in (self.before, self.after) if audit is not None], text=text)
 
     def show(self) -> Any:
         """The report, for a notebook's output."""
@@ -97,7 +105,7 @@ def compare(
     name: str = "",
     recipe: Mapping[str, Any] | None = None,
     seconds: Mapping[str, float] | None = None,
-    show_text: bool = False,
+    text: str = "masked",
 ) -> Comparison:
     """Figures over two audits of the same documents.
 
@@ -109,11 +117,14 @@ def compare(
         extraction (*optional*): `{"before": {span_id: completed}, "after": ...}` from `extraction.extract`.
         tofu (*optional*): the TOFU benchmark's figures, from `tofu.tofu_figures`.
         name, recipe, seconds (*optional*): recorded in the report.
-        show_text (`bool`, *optional*, defaults to `False`): let the report show the text of sensitive spans.
+        text (`str`, *optional*, defaults to `masked`): what the report shows of the documents: `none`: figures only;
+            `masked`: text with its secrets masked; `all`: everything.
 
     Raises:
-        MitigateError: the two audits are not of the same documents, spans and references.
+        MitigateError: the two audits are not of the same documents, spans and references; another `text`.
     """
+    if text not in TEXTS:
+        raise MitigateError(f"compare: text {text!r} is not one of {', '.join(TEXTS)}")
     if after is not None and after.metadata["documents"] != before.metadata["documents"]:
         raise MitigateError("compare: the two audits are of different documents; audit the same documents again")
     made_again = after is None or after.metadata.get("again") == before.fingerprint
@@ -163,9 +174,9 @@ def compare(
             "documents": before.metadata["documents"],
         },
         "versions": library_versions(),
-        "recipe": dict(recipe or {}) if show_text else without_request(recipe or {}),
+        "recipe": dict(recipe or {}) if text == "all" else without_request(recipe or {}),
         "notes": [],
-        "show_text": show_text,
+        "text": text,
     }
     notes += (
         view.notes()
