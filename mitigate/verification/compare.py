@@ -22,12 +22,14 @@ from mitigate.detection.audit import Audit, load_audited
 from mitigate.detection.signals import token_log_probs
 from mitigate.errors import MitigateError
 from mitigate.models import ModelStore
+from mitigate.reporting.verdict import verdict_of
 from mitigate.runtime import library_versions
 from mitigate.sources import tokenizer_fingerprint
 from mitigate.verification.erasure import erasure_figures, erasure_notes, without_request
 from mitigate.verification.extraction import extract, secrets_of
 from mitigate.verification.figures import (
     View,
+    asked_to_forget,
     extraction_figures,
     leakage,
     oracle_distance,
@@ -35,7 +37,9 @@ from mitigate.verification.figures import (
     over_forgotten,
     utility,
 )
+from mitigate.verification.metrics import flat
 from mitigate.verification.mitigation import mitigation_figures, mitigation_notes
+from mitigate.verification.never_seen import never_seen_level
 from mitigate.verification.tofu import tofu_notes
 
 
@@ -124,13 +128,16 @@ def compare(
         "name": name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "leakage": {key: leakage(view, audit, notes) for key, audit in audits.items()},
+        "never_seen": never_seen_level(view, audits, oracle_log_probs, notes),
+        "asked": asked_to_forget(before, after),
+        "coverage": before.metadata.get("coverage"),
         "oracle_distance": oracle_distance(view, audits, oracle_log_probs, notes),
         "out_distance": out_distance(view, audits),
         "utility": utility(view, audits, oracle_log_probs),
         "extraction": extraction_figures(extraction or {}, notes),
         "selected_token_share": view.selected_share,
         "selected": view.selection(),
-        "over_forgotten_share": over_forgotten(view, after),
+        **flat({"over_forgotten_share": over_forgotten(view, after)}),
         "tofu": tofu,
         "erasure": erasure_figures(before, after),
         "calibration": before.metadata["calibration"],
@@ -157,6 +164,7 @@ def compare(
         + tofu_notes(tofu)
     )
     report["notes"] = list(dict.fromkeys(notes))
+    report["verdict"] = verdict_of(report)
     return Comparison(report, before, after)
 
 
