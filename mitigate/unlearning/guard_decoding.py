@@ -24,8 +24,9 @@ from mitigate.decoding import continuations, end_ids
 from mitigate.documents import Document, Documents
 from mitigate.errors import MitigateError
 from mitigate.models import Model
+from mitigate.secrets.same import comparable
 from mitigate.tokenization import tokenize_documents
-from mitigate.unlearning.guard import Guard, head_length, normalized, tail_length
+from mitigate.unlearning.guard import Guard, head_length, tail_length
 from mitigate.unlearning.vocabulary import Vocabulary
 from mitigate.verification.metrics import Figure, share
 
@@ -96,7 +97,7 @@ class GuardLogitsProcessor(LogitsProcessor):
         if pending:  # tokens that go on with a character's bytes have another text than they have alone
             found.difference_update(vocabulary.continuing)
             for token in vocabulary.continuing:
-                text = normalized((pending + vocabulary.bytes[token]).decode(errors="ignore"))
+                text = comparable((pending + vocabulary.bytes[token]).decode(errors="ignore"))
                 if text and completes(self.guard, before, text):
                     found.add(token)
         return found
@@ -181,7 +182,7 @@ def false_positives(
         decoder = codecs.getincrementaldecoder("utf-8")(errors="ignore")
         before, stopped = "", 0
         for token in document.ids.tolist():
-            text = normalized(decoder.decode(vocabulary.bytes[token]))
+            text = comparable(decoder.decode(vocabulary.bytes[token]))
             tokens += token not in vocabulary.special
             stopped += completes(guard, before, text)
             before = (before + text)[-guard.lengths[-1] :]
