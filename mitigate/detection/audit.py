@@ -23,6 +23,7 @@ import pyarrow as pa
 from mitigate import __version__
 from mitigate.artifacts import check_digests, fingerprint, new_directory, read_json, read_table, write_json, write_table
 from mitigate.detection.checks import check_references
+from mitigate.detection.coverage import coverage, warn_of_gaps
 from mitigate.detection.fit import fit_warning, reference_fit
 from mitigate.detection.linked import with_linked
 from mitigate.detection.page import Seen
@@ -60,10 +61,11 @@ class Audit:
             `selected`.
         metadata: fingerprints of target, references, tokenizer and documents; settings; versions; `context`: tokens in
             a window, at most what every model takes; `calibration`: what the certainty rests on (`kind`: `shadows`,
-            `non_members` or `none`); `warnings` about references; `fit`: how closely these were fitted
-            beside the target, see `reference_fit`; `erasure`: what an erasure request selected and where its secrets
-            stand besides (null without a request); `origin`: how `unlearn` or `retrain` made the target, as they
-            recorded it (null for other models); `again`: of a re-audit, the fingerprint of the audit that it repeats.
+            `non_members` or `none`); `coverage`: how much of the text and of the known spans was judged (see
+            `mitigate.detection.coverage`); `warnings` about references; `fit`: how closely these were fitted beside the
+            target, see `reference_fit`; `erasure`: what an erasure request selected and where its secrets stand besides
+            (null without a request); `origin`: how `unlearn` or `retrain` made the target, as they recorded it (null
+            for other models); `again`: of a re-audit, the fingerprint of the audit that it repeats.
     """
 
     tokens: pa.Table
@@ -152,6 +154,7 @@ class Audit:
                     set=row["set"],
                     group=row["group"],
                     special_tokens=row["special_tokens"],
+                    cut=row.get("cut"),  # older audits do not say
                 )
                 for row in self.documents.to_pylist()
             )
@@ -243,7 +246,9 @@ def audit(
         verdict, erasure = with_linked(verdict, documents)
     settings = {"kind": references.kind, "detect": detect.model_dump(), "seed": seed, "warnings": warnings}
     settings |= {"erasure": erasure, "fit": fit}
-    return _assemble(model, reference_models, documents, seen, verdict, settings)
+    result = _assemble(model, reference_models, documents, seen, verdict, settings)
+    warn_of_gaps(result.metadata["coverage"], documents, verdict.tokenized)
+    return result
 
 
 def reaudit(before: Audit, target: str | Path | Model, *, store: ModelStore | None = None) -> Audit:
@@ -331,6 +336,7 @@ def _assemble(
             "tokenizer": tokenizer_fingerprint(model.tokenizer),
             "documents": documents.fingerprint,
             "skipped": list(documents.skipped),
+            "coverage": coverage(documents, verdict.tokenized),
             "context": min(settings["detect"]["context"] or model.context, *(m.context for m in (model, *references))),
             "calibration": verdict.calibration,
             "code": __version__,

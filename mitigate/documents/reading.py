@@ -10,10 +10,12 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mitigate.documents.chat import check_messages, render_chat
+from mitigate.documents.chat import SPOKEN, UNTOUCHED, check_arguments, check_messages, check_tools, render_chat
 from mitigate.documents.rows import Row, read_rows
 from mitigate.documents.sources import DocumentSource, SpanSettings, Where, conditions_met, template_fields
+from mitigate.documents.tails import with_tails
 from mitigate.documents.types import SETS, Document, Documents, Marks, Span
+from mitigate.documents.written import as_written
 from mitigate.errors import MitigateError, summarize
 
 if TYPE_CHECKING:
@@ -134,7 +136,8 @@ class _Reader:
             raise MitigateError(
                 f"{self.name}: no document of at least {self.source.min_characters} characters; lower min_characters"
             )
-        return _split(documents, self.source) if self.source.sets else documents
+        documents = _split(documents, self.source) if self.source.sets else documents
+        return with_tails(documents, self.source.max_tokens, self.tokenizer)
 
     def _wanted(self, rows: Iterator[Row]) -> Iterator[Row]:
         """The rows that pass every condition of `where`; a row that could not be read is noted here."""
@@ -198,11 +201,12 @@ class _Reader:
             id=id,
             text=text,
             audited=audited,
-            spans=self._spans(values, text, special_tokens=special_tokens),
+            spans=self._spans(values, text, rendered=not special_tokens),
             set=self._set(values),
             group=group,
             special_tokens=special_tokens,
         )
+        document = as_written(document, values, source)
         _check_encodable(document)
         pieces = [piece for piece in _cut(document, source.per) if len(piece.text) >= source.min_characters]
         for piece in pieces:
@@ -231,41 +235,66 @@ class _Reader:
                     "no field text, prompt and completion, or messages; "
                     f"set text to a field or template of: {summarize(values, most=20)}"
                 )
+        audit = source.audit
         if text is not None:
+            if audit not in (None, "all"):
+                raise MitigateError(f"audit: {audit}, but a text has neither turns nor a completion; set it to all")
             return self._rewrite(_fill(text, values)), (), True
         if prompt is not None and completion is not None:
             before, after = self._rewrite(_fill(prompt, values)), self._rewrite(_fill(completion, values))
             if not after.strip():
                 raise MitigateError("the completion is empty")
-            return before + after, ((len(before), len(before) + len(after)),), True
+            if isinstance(audit, list):
+                raise MitigateError("audit: roles are those of chat messages; of a completion, give all or completion")
+            return before + after, ((0 if audit == "all" else len(before), len(before) + len(after)),), True
         if messages not in values:
             raise MitigateError(f"no field {messages!r}; fields there: {summarize(values, most=20)}")
-        return (*self._chat(values[messages]), False)
+        return (*self._chat(values[messages], values), False)
 
-    def _chat(self, value: object) -> tuple[str, tuple[tuple[int, int], ...]]:
+    def _chat(
+        self, value: object, values: dict[str, Any], *, completion: int | None = None
+    ) -> tuple[str, tuple[tuple[int, int], ...]]:
+        """A conversation's text and audited ranges; `completion`: number of the first message of a completion."""
         if self.tokenizer is None:
             raise MitigateError("chat messages need a tokenizer with a chat template; pass the target's")
         if self.source.per != "file":
             raise MitigateError(f"per: {self.source.per} cannot cut up chat messages; leave it out")
         messages = [
-            {**message, "content": self._rewrite(message["content"])} if message.get("content") else message
+            {key: self._rewritten(item) if key in SPOKEN else item for key, item in message.items()}
             for message in check_messages(value)
         ]
-        return render_chat(messages, self.tokenizer)
+        return render_chat(
+            messages,
+            self.tokenizer,
+            audit=self.source.audit,
+            completion=completion,
+            tools=check_tools(values.get("tools")),
+            arguments={**self.source.template, **check_arguments(values.get("chat_template_kwargs"))},
+        )
+
+    def _rewritten(self, value: Any) -> Any:
+        """The value with every text in it rewritten."""
+        if isinstance(value, str):
+            return self._rewrite(value)
+        if isinstance(value, list):
+            return [self._rewritten(item) for item in value]
+        if isinstance(value, dict):
+            return {key: item if key in UNTOUCHED else self._rewritten(item) for key, item in value.items()}
+        return value
 
     def _rewrite(self, text: str) -> str:
         for rule in self.source.replace:
             text = re.sub(rule.pattern, rule.replacement, text)
         return text
 
-    def _spans(self, values: dict[str, Any], text: str, *, special_tokens: bool) -> tuple[Span, ...]:
+    def _spans(self, values: dict[str, Any], text: str, *, rendered: bool) -> tuple[Span, ...]:
         settings = self.source.spans
         if settings is None:
             settings = SpanSettings(field="spans" if values.get("spans") else None)
         spans = set(_matches(settings.patterns, text))
         if settings.field is not None:
             given = _given_spans(settings, values)
-            if given and (self.source.replace or not special_tokens):
+            if given and (self.source.replace or rendered):
                 raise MitigateError(
                     f"{settings.field}: offsets do not fit a text that is rewritten or rendered; find the spans with "
                     "spans.patterns, or leave them out with spans: {}"
