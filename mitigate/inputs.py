@@ -42,7 +42,7 @@ class Inputs:
         mark = recipe.forget.where if recipe.forget else None
         if recipe.lab is not None and recipe.lab.people is not None:
             return read_documents(self.lab_documents, mark=mark)
-        chat = any(source.messages for source in recipe.data.documents)
+        chat = any(source.messages or source.max_tokens for source in recipe.data.documents)
         tokenizer = None
         if recipe.lab is None or chat:
             source = self.target if recipe.lab is None else self.base
@@ -58,6 +58,17 @@ class Inputs:
             return self.documents
         never_trained = ("holdout",) if self.recipe.lab is None else ("holdout", None)
         return self.recipe.forget.apply(self.documents, never_trained=never_trained)
+
+    @cached_property
+    def anchors(self) -> Documents | None:
+        """The further text that is held still, if there is any."""
+        recipe = self.recipe
+        if not recipe.data.anchors:
+            return None
+        tokenizer = load_tokenizer(
+            self.target, base=self._base_of_adapters, trust_remote_code=recipe.models.trust_remote_code
+        )
+        return read_documents(recipe.data.anchors, root=recipe.data.root, tokenizer=tokenizer)
 
     @cached_property
     def questions(self) -> list[Question]:

@@ -212,7 +212,7 @@ class Pipeline:
         """Train the adapter that forgets the selected tokens; returns its directory."""
         recipe, path = self.recipe, self.out / "adapter"
         assert recipe.unlearn is not None
-        anchors = read_documents(recipe.data.anchors, root=recipe.data.root) if recipe.data.anchors else None
+        anchors = self.inputs.anchors
 
         def make() -> None:
             if self.state.is_main_process and path.exists():

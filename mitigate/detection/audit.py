@@ -23,6 +23,7 @@ import pyarrow as pa
 from mitigate import __version__
 from mitigate.artifacts import fingerprint, new_directory, read_json, read_table, write_json, write_table
 from mitigate.detection.checks import check_references
+from mitigate.detection.coverage import coverage, warn_of_gaps
 from mitigate.detection.linked import with_linked
 from mitigate.detection.page import Seen
 from mitigate.detection.references import References, load_references
@@ -58,8 +59,9 @@ class Audit:
             `selected`.
         metadata: fingerprints of target, references, tokenizer and documents; settings; versions; `context`: tokens in
             a window, at most what every model takes; `calibration`: what the certainty rests on (`kind`: `shadows`,
-            `non_members` or `none`); `warnings` about references; `erasure`: what an erasure request selected and where
-            its secrets stand besides (null without a request); `origin`: how `unlearn` or `retrain` made the target, as
+            `non_members` or `none`); `coverage`: how much of the text and of the known spans was judged (see
+            `mitigate.detection.coverage`); `warnings` about references; `erasure`: what an erasure request selected and
+            where its secrets stand besides (null without a request); `origin`: how `unlearn` or `retrain` made the target, as
             they recorded it (null for other models).
     """
 
@@ -148,6 +150,7 @@ class Audit:
                     set=row["set"],
                     group=row["group"],
                     special_tokens=row["special_tokens"],
+                    cut=row.get("cut"),  # older audits do not say
                 )
                 for row in self.documents.to_pylist()
             )
@@ -234,7 +237,9 @@ def audit(
         verdict, erasure = with_linked(verdict, documents)
     settings = {"kind": references.kind, "detect": detect.model_dump(), "seed": seed, "warnings": warnings}
     settings |= {"erasure": erasure}
-    return _assemble(model, reference_models, documents, seen, verdict, settings)
+    result = _assemble(model, reference_models, documents, seen, verdict, settings)
+    warn_of_gaps(result.metadata["coverage"], documents, verdict.tokenized)
+    return result
 
 
 def reaudit(before: Audit, target: str | Path | Model, *, store: ModelStore | None = None) -> Audit:
@@ -324,6 +329,7 @@ def _assemble(
             "tokenizer": tokenizer_fingerprint(model.tokenizer),
             "documents": documents.fingerprint,
             "skipped": list(documents.skipped),
+            "coverage": coverage(documents, verdict.tokenized),
             "context": min(settings["detect"]["context"] or model.context, *(m.context for m in (model, *references))),
             "calibration": verdict.calibration,
             "code": __version__,

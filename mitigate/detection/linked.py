@@ -154,7 +154,7 @@ def find_linked(
     by_start: dict[str, list[_Secret]] = defaultdict(list)
     for secret in secrets:
         by_start[secret.characters[:LEAST_CHARACTERS]].append(secret)
-    others = [document for document in documents if document.id not in requested]
+    others = [document for document in documents if document.id not in requested and not document.is_tail]
     found = {document.id: list(_places(document.text, by_start)) for document in others} if by_start else {}
     frequency = Counter(
         secret.characters

@@ -48,7 +48,7 @@ class References:
         return [number for number, groups in enumerate(self.trained_on) if groups is not None]
 
     def trained_for(self, documents: Documents) -> list[tuple[int, ...]]:
-        """For each document, the references that were trained on it."""
+        """For each document, the references that were trained on it; for a tail, on the text before the cut."""
         return [
             tuple(number for number, groups in enumerate(self.trained_on) if document.group in (groups or ()))
             for document in documents
@@ -205,7 +205,7 @@ def crossfit_references(
     state.wait_for_everyone()  # all know what is missing before anyone adds to it
 
     for number in share_of(missing, state):
-        chosen = Documents(tuple(document for document in documents if document.group in halves[number]))
+        chosen = Documents(tuple(one for one in documents if one.group in halves[number] and not one.is_tail))
         fine_tune(
             base,
             chosen,

@@ -22,7 +22,8 @@ def without_trained_controls(documents: Sequence[Document]) -> tuple[list[Docume
     """The documents without those of the set holdout whose text the sets forget or retain have as well.
 
     Such a text was trained on: as a never-seen control it would hide a leak. Texts in forget and in retain, and texts
-    in holdout that documents without a set have, stay and are warned about.
+    in holdout that documents without a set have, stay and are warned about. What lies beyond a trainer's cut
+    (`Document.is_tail`) was not trained on, though the text before it was.
 
     Returns:
         the documents, and `id: reason` of each that was left out.
@@ -33,9 +34,10 @@ def without_trained_controls(documents: Sequence[Document]) -> tuple[list[Docume
     sets: dict[bytes, set[str | None]] = defaultdict(set)
     keys = [key_of(document.text) for document in documents]
     for key, document in zip(keys, documents, strict=True):
-        sets[key].add(document.set)
+        if not document.is_tail:
+            sets[key].add(document.set)
     is_seen = [
-        document.set == "holdout" and bool(sets[key] & {"forget", "retain"})
+        document.set == "holdout" and not document.is_tail and bool(sets[key] & {"forget", "retain"})
         for key, document in zip(keys, documents, strict=True)
     ]
     seen = [document.id for document, out in zip(documents, is_seen, strict=True) if out]
@@ -60,7 +62,7 @@ def without_trained_controls(documents: Sequence[Document]) -> tuple[list[Docume
         (
             document.id
             for key, document in zip(keys, documents, strict=True)
-            if document.set == "holdout" and None in sets[key] and not sets[key] & {"forget", "retain"}
+            if document.set == "holdout" and None in sets[key] and not document.is_tail
         ),
         "documents of the set holdout have the text of documents without a set; if those were trained on, these are no "
         "never-seen control and hide leaks: take them out",

@@ -99,7 +99,7 @@ class Request(BaseModel):
                 "correct their set"
             )
         groups = {by_id[doc_id].group for doc_id in wanted}
-        related = tuple(d.id for d in documents if d.group in groups and d.id not in requested)
+        related = tuple(d.id for d in documents if d.group in groups and d.id not in requested and not d.is_tail)
         self._warn(len(documents), len(wanted), unseen, related)
         sets = {
             document.id: "forget" if document.id in wanted else "retain" if document.set == "forget" else document.set
@@ -120,7 +120,7 @@ class Request(BaseModel):
         """(doc_id, start, end, number of the text) of each place where a text of `contains` stands."""
         wanted = [fold(text).text.strip() for text in self.contains]
         found = []
-        for document in documents if wanted else ():
+        for document in (one for one in documents if wanted and not one.is_tail):  # no model was trained on tails
             folded = fold(document.text)
             for number, text in enumerate(wanted):
                 found += [(document.id, start, end, number) for start, end in find_words(folded, text)]

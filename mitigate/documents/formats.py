@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from mitigate.documents.sources import is_missing, is_scalar
 from mitigate.errors import MitigateError, summarize
@@ -20,23 +20,25 @@ Turns = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Text:
-    """A text, audited as a whole.
-
-    Attributes:
-        text: of the row.
-        rendered: it was put together by a template, so offsets of the row's fields do not fit it.
-    """
+    """A text, audited as a whole."""
 
     text: str
-    rendered: bool = False
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A prompt and the completion that follows it without anything between; the completion is audited."""
+    """A prompt and the completion that follows it without anything between.
+
+    Attributes:
+        prompt, completion: as they stand in the text.
+        whole: audited as a whole, not the completion alone.
+        rendered: the prompt was put together here, so offsets that a row gives do not fit the text.
+    """
 
     prompt: str
     completion: str
+    whole: bool = False
+    rendered: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,11 @@ class Chat:
 
     Attributes:
         messages: in any form that `as_messages` reads.
-        trained_from: number of the first turn that was trained on, from 0.
+        completion: number of the first turn of a completion, from 0, where only that was trained on.
     """
 
     messages: Any
-    trained_from: int = 0
+    completion: int | None = None
 
 
 @dataclass(frozen=True)
@@ -71,14 +73,16 @@ class Format:
         needs: fields that make a row one of this format.
         may: fields that it reads where they are there.
         body: of a row's values; None where these are of other types than the format has.
-        said: how the text is made and what of it is audited.
+        made: how the text is made.
+        judged: what of it is audited, unless the source says otherwise.
     """
 
     name: str
     needs: tuple[str, ...]
     may: tuple[str, ...]
     body: Callable[[Values], Body | None]
-    said: str
+    made: str
+    judged: str
 
     def fields(self, values: Values) -> tuple[str, ...]:
         """The fields of a row that this format reads."""
@@ -132,18 +136,19 @@ def as_messages(value: object) -> object:
 def _turn(turn: object, number: int) -> object:
     if not isinstance(turn, dict) or turn.get("role") is not None or turn.get("from") is None:
         return turn
-    role = _ROLES.get(str(turn["from"]).lower())
+    said_by = str(turn["from"]).lower()
+    role = _ROLES.get(said_by)
     if role is None:
         raise MitigateError(f"message {number}: its 'from' is none of {', '.join(_ROLES)}; rename it")
     others = {key: item for key, item in turn.items() if key not in ("from", "value", "role", "content")}
     content = turn.get("value")
-    if turn["from"].lower() != "function_call":
+    if said_by != "function_call":
         return {"role": role, "content": content, **others}
     try:
-        calls = json.loads(content) if isinstance(content, str) else content
+        called: Any = json.loads(content) if isinstance(content, str) else content
         calls = [
             {"type": "function", "function": {"name": call["name"], "arguments": call["arguments"]}}
-            for call in (calls if isinstance(calls, list) else [calls])
+            for call in (called if isinstance(called, list) else [called])
         ]
     except (ValueError, TypeError, KeyError, RecursionError):
         raise MitigateError(f"message {number}: a function_call that is not JSON with name and arguments") from None
@@ -175,22 +180,26 @@ def _as_pair(values: Values) -> Body | None:
     prompt, completion = values.get("prompt"), values["completion"]
     if _is_turns(completion) and (_is_turns(prompt) or isinstance(prompt, str)):
         turns = _prompt_turns(prompt)
-        return Chat(turns + completion, trained_from=len(turns))
+        return Chat(turns + completion, completion=len(turns))
     if _is_turns(prompt) and isinstance(completion, str):
-        return Chat([*prompt, {"role": "assistant", "content": completion}], trained_from=len(prompt))
+        return Chat([*prompt, {"role": "assistant", "content": completion}], completion=len(prompt))
     return Pair(str(prompt), str(completion)) if is_scalar(prompt) and is_scalar(completion) else None
+
+
+def _as_messages(values: Values) -> Body | None:
+    return Chat(values["messages"])
 
 
 def _as_chosen(values: Values) -> Body | None:
     prompt, chosen, rejected = values.get("prompt"), values["chosen"], values.get("rejected")
     if is_missing(prompt) and is_missing(rejected):
         return None  # a lone `chosen` says not where the prompt ends
+    turns = _prompt_turns(prompt)
     if _is_turns(chosen):
-        turns = _prompt_turns(prompt)
         if is_missing(prompt):
-            return Chat(chosen, trained_from=_common(chosen, rejected if _is_turns(rejected) else []))
+            return Chat(chosen, completion=_common(chosen, rejected if _is_turns(rejected) else []))
         is_whole = len(chosen) > len(turns) and chosen[: len(turns)] == turns
-        return Chat(chosen if is_whole else turns + chosen, trained_from=len(turns))
+        return Chat(chosen if is_whole else turns + chosen, completion=len(turns))
     if not isinstance(chosen, str):
         return None
     if is_missing(prompt) and isinstance(rejected, str):
@@ -201,7 +210,7 @@ def _as_chosen(values: Values) -> Body | None:
 
 
 def _as_conversation(values: Values) -> Body | None:
-    turns = values.get("conversation") if is_missing(values.get("conversations")) else values["conversations"]
+    turns: object = values.get("conversation") if is_missing(values.get("conversations")) else values["conversations"]
     if not isinstance(turns, str | list):
         return None
     messages = as_messages(turns)
@@ -246,7 +255,7 @@ def _prompted(values: Values, context: str | None, with_context: str, without: s
     # not str.format: braces in the text are the text's
     parts = template.split("{")
     filled = parts[0] + "".join(str(values[name]) + rest for name, rest in (part.split("}", 1) for part in parts[1:]))
-    return Text(filled + str(values[answer]), rendered=True)
+    return Pair(filled, str(values[answer]), whole=True, rendered=True)
 
 
 def _is_long_chat(values: Values) -> bool:
@@ -269,7 +278,7 @@ def _joined(first: Any, second: Any) -> Any:
     return first if is_missing(second) else f"{first}\n{second}"
 
 
-def _is_turns(value: object) -> bool:
+def _is_turns(value: object) -> TypeGuard[Turns]:
     return isinstance(value, list) and bool(value) and all(isinstance(turn, dict) for turn in value)
 
 
@@ -297,39 +306,67 @@ _ALPACA_INPUT = (
 _DOLLY = _ALPACA
 _DOLLY_CONTEXT = _ALPACA.replace("\n\n### Response", "\n\nInput:\n{context}\n\n### Response")
 
-_CHANGE = "all of it is audited; set text, or prompt and completion, to templates to change that"
-_ASSISTANT = "rendered by the tokenizer's chat template; set messages, or text to a template, to change that"
+_TEMPLATE_FIELDS = ("tools", "chat_template_kwargs")
+_BY_TEMPLATE = "rendered by the tokenizer's chat template"
+_EVERYTHING = "all of it (audit: completion for the answer alone)"
+_EVERY_TURN = "every turn (audit: assistant for the assistant's alone)"
 
 FORMATS = (
-    Format("text", ("text",), (), _as_text, "as it stands"),
-    Format("prompt and completion", ("completion",), ("prompt",), _as_pair, "the completion is audited"),
-    Format("chat messages", ("messages",), ("tools",), lambda values: Chat(values["messages"]), _ASSISTANT),
-    Format("preference", ("chosen",), ("prompt", "rejected"), _as_chosen, "the chosen answer is audited"),
-    Format("ShareGPT", ("conversations",), ("system", "tools"), _as_conversation, _ASSISTANT),
-    Format("conversation", ("conversation",), ("system", "tools"), _as_conversation, _ASSISTANT),
+    Format("text", ("text",), (), _as_text, "as it stands", "all of it"),
     Format(
-        "tokenized",
+        "prompt and completion",
+        ("completion",),
+        ("prompt", *_TEMPLATE_FIELDS),
+        _as_pair,
+        "joined, or by the chat template where they are messages",
+        "the completion",
+    ),
+    Format("chat messages", ("messages",), _TEMPLATE_FIELDS, _as_messages, _BY_TEMPLATE, _EVERY_TURN),
+    Format(
+        "preference",
+        ("chosen",),
+        ("prompt", "rejected", *_TEMPLATE_FIELDS),
+        _as_chosen,
+        "prompt and chosen answer joined, or by the chat template where they are messages",
+        "the chosen answer",
+    ),
+    Format("ShareGPT", ("conversations",), ("system", *_TEMPLATE_FIELDS), _as_conversation, _BY_TEMPLATE, _EVERY_TURN),
+    Format(
+        "conversation", ("conversation",), ("system", *_TEMPLATE_FIELDS), _as_conversation, _BY_TEMPLATE, _EVERY_TURN
+    ),
+    Format(
+        "token ids",
         ("input_ids",),
         ("labels", "attention_mask", "completion_mask", "assistant_masks"),
         _as_tokens,
-        "decoded by the tokenizer; tokens whose label is -100 are not audited",
+        "decoded by the tokenizer",
+        "tokens whose label is not -100",
     ),
     Format(
         "Alpaca",
         ("instruction", "output"),
         ("input", "system", "history"),
         _as_alpaca,
-        f"rendered as Stanford's prompt (with system or history by the chat template); {_CHANGE}",
+        "rendered as Stanford's prompt (with system or history by the chat template)",
+        _EVERYTHING,
     ),
-    Format("Dolly", ("instruction", "response"), ("context",), _as_dolly, f"rendered as Databricks' prompt; {_CHANGE}"),
     Format(
-        "question and answer", ("question", "answer"), (), _as_question, f"as 'Question: ...\\nAnswer: ...'; {_CHANGE}"
+        "Dolly", ("instruction", "response"), ("context",), _as_dolly, "rendered as Databricks' prompt", _EVERYTHING
+    ),
+    Format(
+        "question and answer",
+        ("question", "answer"),
+        (),
+        _as_question,
+        r"rendered as 'Question: {question}\nAnswer: {answer}'",
+        _EVERYTHING,
     ),
     Format(
         "query and response",
         ("query", "response"),
         ("system", "history"),
         _as_query,
-        f"as '...\\n...' (with system or history by the chat template); {_CHANGE}",
+        r"rendered as '{query}\n{response}' (with system or history by the chat template)",
+        _EVERYTHING,
     ),
 )

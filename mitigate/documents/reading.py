@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mitigate.documents.chat import check_messages, render_chat
+from mitigate.documents.chat import SPOKEN, UNTOUCHED, check_arguments, check_messages, check_tools, render_chat
 from mitigate.documents.duplicates import key_of, without_trained_controls
 from mitigate.documents.formats import Body, Chat, Format, Pair, Text, Tokens, as_messages, recognise
 from mitigate.documents.patterns import SlowPatternError, find_all, substitute
@@ -28,8 +28,10 @@ from mitigate.documents.sources import (
     is_scalar,
     template_fields,
 )
+from mitigate.documents.tails import with_tails
 from mitigate.documents.token_ids import text_of
 from mitigate.documents.types import SETS, Document, Documents, Marks, Span
+from mitigate.documents.written import FIELD, as_written
 from mitigate.errors import MitigateError, summarize
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ logger = logging.getLogger(__name__)
 _MOST_PROBLEMS = 20  # bad rows after which reading gives up
 _MOST_CHARACTERS = 10_000_000  # of one document: tokens, offsets and scores of it take about 80 bytes a character
 _LONGEST_NAME = 1000  # characters of an id, a group or a label
-_KNOWN_FIELDS = {"id", "set", "group", "spans"}
+_KNOWN_FIELDS = {"id", "set", "group", "spans", FIELD}
 _PIECES = {"line": re.compile(r"\S.*"), "paragraph": re.compile(r"\S(?:.|\n(?!\s*\n))*")}
 
 
@@ -135,7 +137,8 @@ class _Reader:
         self.groups = groups  # text -> group, for documents without a group of their own
         self.problems: list[tuple[str, str]] = []
         self.name = summarize(source.paths)
-        self.formats: dict[tuple[Format, tuple[str, ...]], Counter[str]] = {}  # and what rows of each have besides
+        self.formats: dict[Format, Counter[str]] = {}  # rows of each, by its own name, and what they are besides
+        self.fields: dict[Format, dict[str, None]] = {}  # of them that were read
         self.unread: dict[str, None] = {}
         self.nobody: Counter[str] = Counter()  # id, group -> rows without the field that it is to come from
 
@@ -163,20 +166,25 @@ class _Reader:
                 f"{self.name}: no document of at least {self.source.min_characters} characters; lower min_characters"
             )
         self._say()
-        return _split(documents, self.source) if self.source.sets else documents
+        documents = _split(documents, self.source) if self.source.sets else documents
+        return with_tails(documents, self.source.max_tokens, self.tokenizer)
 
     def _say(self) -> None:
         """One line for each format that was recognised, and one for each thing that was passed over."""
-        for (form, fields), besides in self.formats.items():
-            also = ", ".join(f"{count} rows are {name}, too" for name, count in besides.items() if name)
+        judged = self.source.audit
+        for form, counts in self.formats.items():
+            also = [f"{count} are {name} too, and were read as {form.name}" for name, count in counts.items()][1:]
             logger.info(
-                "%s: %d rows of %s (%s), %s%s",
+                "%s: %s",
                 self.name,
-                besides.total() - sum(count for name, count in besides.items() if name),
-                form.name,
-                ", ".join(fields),
-                form.said,
-                f" ({also}: the {form.name} was taken)" if also else "",
+                "; ".join(
+                    [
+                        f"{counts[form.name]} rows of {form.name} ({', '.join(self.fields[form])}), {form.made}",
+                        *also,
+                        f"audited: {form.judged if judged is None else judged}",
+                        "set text to a template to change it",
+                    ]
+                ),
             )
         if self.unread:
             logger.info("%s: fields that are not read: %s", self.name, summarize(self.unread, most=20))
@@ -247,17 +255,18 @@ class _Reader:
         if source.rows_per_group is not None:
             group = f"{row.stem}-{(row.number - 1) // source.rows_per_group + 1}"
         body, recognised = self._body(values)
-        text, audited, special_tokens = self._text(body)
-        is_rendered = not special_tokens or isinstance(body, Tokens) or (isinstance(body, Text) and body.rendered)
+        text, audited, special_tokens = self._text(body, values)
+        rendered = not special_tokens or isinstance(body, Tokens) or (isinstance(body, Pair) and body.rendered)
         document = Document(
             id=id,
             text=text,
             audited=audited,
-            spans=self._spans(values, text, is_rendered=is_rendered),
+            spans=self._spans(values, text, rendered=rendered),
             set=self._set(values),
             group=group,
             special_tokens=special_tokens,
         )
+        document = as_written(document, values, source)
         _check_names(document)
         pieces = [piece for piece in _cut(document, source.per) if len(piece.text) >= source.min_characters]
         for piece in pieces:
@@ -296,17 +305,16 @@ class _Reader:
         return _fill(template or role, values)
 
     def _note(self, form: Format, besides: tuple[str, ...], values: dict[str, Any]) -> None:
-        """Remember a format that was recognised, for the line that says so; plain text and pairs go without saying."""
-        fields = form.fields(values)
+        """Remember the format of a row, for the line that says so; plain text goes without saying."""
+        if form.name == "text" and not besides:
+            return
+        read = form.fields(values)
+        self.formats.setdefault(form, Counter()).update([form.name, *besides])
+        self.fields.setdefault(form, {}).update(dict.fromkeys(read))
+        ignored = {*read, *_KNOWN_FIELDS, *self.source.where}
         self.unread |= dict.fromkeys(
-            name
-            for name, value in values.items()
-            if name not in fields and name not in _KNOWN_FIELDS and not is_missing(value)
+            name for name, value in values.items() if name not in ignored and not is_missing(value)
         )
-        if besides or form.name not in ("text",):
-            counts = self.formats.setdefault((form, fields), Counter())
-            counts[""] += 1
-            counts.update(besides)
 
     def _body(self, values: dict[str, Any]) -> tuple[Body, tuple[Format, tuple[str, ...]] | None]:
         """What the row's text is made of, by the source's keys or, without any, by the format that it is recognised as.
@@ -326,52 +334,81 @@ class _Reader:
         form, body, besides = recognise(values)
         return body, (form, besides)
 
-    def _text(self, body: Body) -> tuple[str, tuple[tuple[int, int], ...], bool]:
+    def _text(self, body: Body, values: dict[str, Any]) -> tuple[str, tuple[tuple[int, int], ...], bool]:
         """Text, audited ranges (none: the whole text), and whether special tokens are still to be added."""
+        audit = self.source.audit
         match body:
             case Text():
+                if audit not in (None, "all"):
+                    raise MitigateError(f"audit: {audit}, but a text has neither turns nor a completion; set it to all")
                 return self._rewrite(body.text), (), True
             case Pair():
                 before, after = self._rewrite(body.prompt), self._rewrite(body.completion)
                 if not after.strip():
                     raise MitigateError("the completion is empty")
-                return before + after, ((len(before), len(before) + len(after)),), True
+                if isinstance(audit, list):
+                    raise MitigateError(
+                        "audit: roles are those of chat messages; of a completion, give all or completion"
+                    )
+                whole = body.whole if audit is None else audit == "all"
+                return before + after, ((0 if whole else len(before), len(before) + len(after)),), True
             case Chat():
-                return (*self._chat(body.messages, trained_from=body.trained_from), False)
+                return (*self._chat(body.messages, values, completion=body.completion), False)
             case Tokens():
                 if self.source.replace:
                     raise MitigateError("replace cannot rewrite token ids (input_ids); leave it out, or give the text")
+                if audit is not None:
+                    raise MitigateError(
+                        "audit: of token ids (input_ids) the labels say what was trained on; leave it out"
+                    )
+                if self.source.per != "file":
+                    raise MitigateError(f"per: {self.source.per} cannot cut up token ids (input_ids); leave it out")
                 return text_of(body.values, self.tokenizer)
 
-    def _chat(self, value: object, *, trained_from: int) -> tuple[str, tuple[tuple[int, int], ...]]:
-        """Text and audited ranges of messages, of which those from the number `trained_from` on were trained on."""
+    def _chat(
+        self, value: object, values: dict[str, Any], *, completion: int | None = None
+    ) -> tuple[str, tuple[tuple[int, int], ...]]:
+        """A conversation's text and audited ranges; `completion`: number of the first message of a completion."""
         if self.tokenizer is None:
             raise MitigateError("chat messages need a tokenizer with a chat template; pass the target's")
         if self.source.per != "file":
             raise MitigateError(f"per: {self.source.per} cannot cut up chat messages; leave it out")
         messages = [
-            {**message, "content": self._rewrite(message["content"])} if message.get("content") else message
+            {key: self._rewritten(item) if key in SPOKEN else item for key, item in message.items()}
             for message in check_messages(as_messages(value))
         ]
-        text, audited = render_chat(messages, self.tokenizer)
-        given = sum(message["role"] == "assistant" for message in messages[:trained_from])
-        if not audited[given:]:
-            raise MitigateError("the completion has no assistant turn, so there is nothing to score")
-        return text, audited[given:]
+        return render_chat(
+            messages,
+            self.tokenizer,
+            audit=self.source.audit,
+            completion=completion,
+            tools=check_tools(values.get("tools")),
+            arguments={**self.source.template, **check_arguments(values.get("chat_template_kwargs"))},
+        )
+
+    def _rewritten(self, value: Any) -> Any:
+        """The value with every text in it rewritten."""
+        if isinstance(value, str):
+            return self._rewrite(value)
+        if isinstance(value, list):
+            return [self._rewritten(item) for item in value]
+        if isinstance(value, dict):
+            return {key: item if key in UNTOUCHED else self._rewritten(item) for key, item in value.items()}
+        return value
 
     def _rewrite(self, text: str) -> str:
         for number, rule in enumerate(self.source.replace, start=1):
             text = substitute(rule.pattern, rule.replacement, text, name=f"replace, rule {number}")
         return text
 
-    def _spans(self, values: dict[str, Any], text: str, *, is_rendered: bool) -> tuple[Span, ...]:
+    def _spans(self, values: dict[str, Any], text: str, *, rendered: bool) -> tuple[Span, ...]:
         settings = self.source.spans
         if settings is None:
             settings = SpanSettings(field=None if is_missing(values.get("spans")) else "spans")
         spans = set(_matches(settings.patterns, text))
         if settings.field is not None:
             given = _given_spans(settings, values)
-            if given and (self.source.replace or is_rendered):
+            if given and (self.source.replace or rendered):
                 raise MitigateError(
                     f"{settings.field}: offsets do not fit a text that is rewritten or rendered; find the spans with "
                     "spans.patterns, or leave them out with spans: {}"

@@ -6,13 +6,14 @@ import math
 import re
 from collections.abc import Mapping
 from string import Formatter
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from mitigate.documents.patterns import search
 
 SetName = Literal["forget", "retain", "holdout"]
+Audited = Literal["all", "completion", "assistant"] | Annotated[list[str], Field(min_length=1)]
 _MOST_ROWS = 2**63 - 1
 
 
@@ -167,12 +168,28 @@ class DocumentSource(_Settings):
     )
     text: Template | None = Field(default=None, description="field or template of the text, such as '{input} {output}'")
     prompt: Template | None = Field(
-        default=None, description="field or template before the completion; read but not scored"
+        default=None, description="field or template before the completion; not scored by default"
     )
     completion: Template | None = Field(
         default=None, description="field or template of the scored part; joined to the prompt with nothing between"
     )
-    messages: str | None = Field(default=None, description="field with chat messages; the assistant's turns are scored")
+    messages: str | None = Field(
+        default=None, description="field with chat messages; default: field `messages`, tools from the field `tools`"
+    )
+    template: dict[str, Any] = Field(
+        default_factory=dict,
+        description="arguments of the chat template, such as enable_thinking; strftime_now: the day that it is told",
+    )
+    audit: Audited | None = Field(
+        default=None,
+        description="what the loss was on: all, completion (of a chat: the last assistant turn), assistant, or a list "
+        "of roles; default: the completion of a prompt, else all, as trainers have it",
+    )
+    max_tokens: int | None = Field(
+        default=None,
+        ge=2,
+        description="where the trainer cut the text (TRL: 1024); what lies beyond counts as never trained on",
+    )
     set: str | None = Field(
         default=None, description="field with forget, retain, holdout or nothing; default: field `set`"
     )
@@ -232,6 +249,10 @@ class DocumentSource(_Settings):
             )
         if self.spans is not None and self.spans.field is not None and self.messages is not None:
             mistakes.append("offsets in spans.field do not fit rendered messages: use spans.patterns")
+        if self.audit not in (None, "all") and self.text is not None:
+            mistakes.append("audit: a text has neither turns nor a completion: give prompt and completion, or messages")
+        if isinstance(self.audit, list) and self.completion is not None:
+            mistakes.append("audit: roles are those of chat messages; of prompt and completion give all or completion")
         mistakes += _split_mistakes(self.sets or {})
         if mistakes:
             raise ValueError("; ".join(mistakes))
