@@ -103,7 +103,7 @@ def recognise(values: Values) -> tuple[Format, Body, tuple[str, ...]]:
         if (body := form.body(values)) is not None:
             return form, body, tuple(other.name for other in fitting if other is not form)
     for form in FORMATS:
-        bad = [name for name in form.needs if not is_scalar(values.get(name))]
+        bad = [name for name in form.needs if is_missing(values.get(name)) or not is_scalar(values[name])]
         if bad and all(name in values for name in form.needs):
             raise MitigateError(
                 f"field {bad[0]!r} is empty or not text (it is of type {type(values[bad[0]]).__name__})"

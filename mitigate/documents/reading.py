@@ -140,7 +140,7 @@ class _Reader:
         self.formats: dict[Format, Counter[str]] = {}  # rows of each, by its own name, and what they are besides
         self.fields: dict[Format, dict[str, None]] = {}  # of them that were read
         self.unread: dict[str, None] = {}
-        self.nobody: Counter[str] = Counter()  # id, group -> rows without the field that it is to come from
+        self.grouped: Counter[bool] = Counter()  # rows with a group of their own, and rows without
 
     def read(self, root: Path | None) -> list[Document]:
         rows: Iterator[Row] = self._wanted(read_rows(self.source, root=root))
@@ -188,8 +188,13 @@ class _Reader:
             )
         if self.unread:
             logger.info("%s: fields that are not read: %s", self.name, summarize(self.unread, most=20))
-        for role, count in self.nobody.items():
-            logger.warning("%s: %d rows have no %s; each stands for itself", self.name, count, role)
+        if self.grouped[True] and self.grouped[False]:
+            logger.warning(
+                "%s: %d of %d rows have no group; each of them stands for itself",
+                self.name,
+                self.grouped[False],
+                self.grouped.total(),
+            )
         if self.problems:
             places = summarize((where for where, _ in self.problems), most=3)
             logger.warning("%s: %d rows left out (on_error: skip): %s", self.name, len(self.problems), places)
@@ -252,6 +257,7 @@ class _Reader:
         default_id = f"{row.stem}-{row.number}" if row.number else row.stem
         id = self._name("id", {"file": row.stem, "row": row.number, **values}) or default_id
         group = self._name("group", values)
+        self.grouped[group != ""] += 1
         if source.rows_per_group is not None:
             group = f"{row.stem}-{(row.number - 1) // source.rows_per_group + 1}"
         body, recognised = self._body(values)
@@ -300,7 +306,6 @@ class _Reader:
         if empty and len(names) > 1:
             raise MitigateError(f"{role}: field {empty[0]!r} is empty; fill it in, or leave it out of the template")
         if empty:
-            self.nobody[f"{names[0]} ({role})"] += 1
             return ""
         return _fill(template or role, values)
 

@@ -50,7 +50,7 @@ def _checked(values: Mapping[str, Any], vocabulary: int) -> tuple[list[int], lis
     ids = values["input_ids"]
     if not all(type(id) is int and 0 <= id < vocabulary for id in ids):
         raise MitigateError(
-            f"input_ids: not a list of whole numbers from 0 to {vocabulary - 1}, the tokenizer's last id"
+            f"input_ids: not whole numbers from 0 to {vocabulary - 1}, the tokenizer's last id"
         )
     trained = [True] * len(ids)
     for name in ("labels", "completion_mask", "assistant_masks", "attention_mask"):
