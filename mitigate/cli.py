@@ -292,18 +292,28 @@ def documents(
     recipe: Annotated[Path, typer.Argument(help="YAML recipe whose data.documents are read.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, for instance data.root=DIR.")] = None,
     out: Annotated[Path, typer.Option("--out", help="JSON lines file to write.")] = Path("documents.jsonl"),
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="Model whose tokenizer renders chats and counts max_tokens.", show_default="the target"),
+    ] = None,
 ) -> None:
-    """Write a recipe's documents as JSON lines: id, text, spans, set, group. For `bench detect --documents`.
+    """Write a recipe's documents as JSON lines that are read back equal: id, text, spans, set, group.
+
+    Of chats, the text is what the model saw, and a field `mitigate` says what of it is judged.
 
     Example: mitigate documents recipes/lume.yaml data.root=lume --out lume-people.jsonl
     """
     quiet()
     from mitigate.documents import read_documents
-    from mitigate.lab.people import write_jsonl
+    from mitigate.documents.written import write_jsonl
+    from mitigate.inputs import Inputs
     from mitigate.recipe import load_recipe
+    from mitigate.sources import load_tokenizer
 
-    data = load_recipe(recipe, overrides or []).data
-    found = read_documents(data.documents, root=data.root)
+    inputs = Inputs(load_recipe(recipe, overrides or []))
+    chosen = load_tokenizer(tokenizer) if tokenizer else inputs.any_tokenizer()
+    data = inputs.recipe.data
+    found = read_documents(data.documents, root=data.root, tokenizer=chosen)
     write_jsonl(found, out)
     typer.echo(f"{len(found)} documents, {sum(len(document.spans) for document in found)} spans -> {out}")
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mitigate.detection.references import References, load_references
 from mitigate.documents import Documents, read_documents
+from mitigate.errors import MitigateError
 from mitigate.models import ModelStore
 from mitigate.recipe import Recipe
 from mitigate.sources import load_tokenizer, model_fingerprint, names_missing_base
 from mitigate.verification.tofu_questions import Question, read_questions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 
 class Inputs:
@@ -58,6 +66,16 @@ class Inputs:
             return self.documents
         never_trained = ("holdout",) if self.recipe.lab is None else ("holdout", None)
         return self.recipe.forget.apply(self.documents, never_trained=never_trained)
+
+    def any_tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The tokenizer of the target, or else of the base, if one of them is there: for reading documents alone."""
+        models = self.recipe.models
+        for source in filter(None, (models.target, models.base)):
+            try:
+                return load_tokenizer(source, base=self._base_of_adapters, trust_remote_code=models.trust_remote_code)
+            except MitigateError as error:
+                logger.info("no tokenizer for chats: %s", error)
+        return None
 
     @cached_property
     def anchors(self) -> Documents | None:

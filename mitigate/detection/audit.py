@@ -61,8 +61,8 @@ class Audit:
             a window, at most what every model takes; `calibration`: what the certainty rests on (`kind`: `shadows`,
             `non_members` or `none`); `coverage`: how much of the text and of the known spans was judged (see
             `mitigate.detection.coverage`); `warnings` about references; `erasure`: what an erasure request selected and
-            where its secrets stand besides (null without a request); `origin`: how `unlearn` or `retrain` made the target, as
-            they recorded it (null for other models).
+            where its secrets stand besides (null without a request); `origin`: how `unlearn` or `retrain` made the
+            target, as they recorded it (null for other models).
     """
 
     tokens: pa.Table

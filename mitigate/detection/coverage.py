@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from mitigate.documents import Document, Documents
+from mitigate.secrets.values import sensitive_values
 from mitigate.tokenization import TokenizedDocument, span_tokens
 
 logger = logging.getLogger(__name__)
@@ -56,13 +57,15 @@ def coverage(documents: Documents, tokenized: Sequence[TokenizedDocument]) -> di
             if reason := _reason(document, own, span.start, span.end):
                 limits = {"char_start": span.start, "char_end": span.end}
                 outside.append({"doc_id": document.id, **limits, "label": span.label, "reason": reason})
+        if (solid & ~judged).any():
+            counts["values_outside"] += _values_outside(document, solid & ~judged)
     return {
         "characters": counts["characters"],
         "audited": counts["audited"],
         "known_spans": counts["known_spans"],
         "known_spans_outside": len(outside),
         "outside": outside,
-        "values_outside": None,
+        "values_outside": counts["values_outside"],
     }
 
 
@@ -86,11 +89,21 @@ def warn_of_gaps(covered: dict[str, Any], documents: Documents, tokenized: Seque
         len(own.ids) > USUAL_CUT and one.cut is None for one, own in zip(documents, tokenized, strict=True)
     ):
         logger.warning(
-            "%d documents are longer than %d tokens, where TRL cuts unless told otherwise; say with max_tokens where the "
-            "target's trainer cut them, or text that it was never trained on counts as trained on",
+            "%d documents are longer than %d tokens, where TRL cuts unless told otherwise; say with max_tokens where "
+            "the target's trainer cut them, or text that it was never trained on counts as trained on",
             longer,
             USUAL_CUT,
         )
+
+
+def _values_outside(document: Document, silent: np.ndarray) -> int:
+    """How many recognised values, known spans aside, have one of the characters that are not judged."""
+    known = [(span.start, span.end) for span in document.spans]
+    return sum(
+        bool(silent[value.start : value.end].any())
+        for value in sensitive_values(document.text)
+        if not any(start < value.end and value.start < end for start, end in known)
+    )
 
 
 def _begin(document: Document) -> int:

@@ -27,6 +27,7 @@ UNTOUCHED = frozenset({"role", "type", "weight"})  # keys whose values say how t
 SPOKEN = frozenset({"content", "tool_calls", "reasoning", "reasoning_content", "thinking"})  # keys of what a turn says
 
 _MARKS = (range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))  # private use planes
+_MOST_GROWTH = 1000  # characters looked at beyond a mark, where a template cut a turn
 _LEFT_ALONE = frozenset("\"'\\<>&")  # what JSON or HTML may escape: its length would change
 
 
@@ -218,12 +219,13 @@ class _Marker:
 
     Attributes:
         strings: mark -> (number of the message, the string that it stands for).
+        kept: what is left as it is, for the template may look for it.
     """
 
     def __init__(self, messages: Messages, text: str, constants: Sequence[str]) -> None:
         used = set(text).union(*map(_strings_joined, messages))
         self._fresh = (chr(code) for code in chain(*_MARKS) if chr(code) not in used)
-        self._kept = re.compile("|".join(map(re.escape, constants)) or r"(?!)")
+        self.kept = re.compile("|".join(map(re.escape, constants)) or r"(?!)")
         self.strings: dict[str, tuple[int, str]] = {}
 
     def message(self, message: Mapping[str, Any], number: int) -> dict[str, Any]:
@@ -249,9 +251,7 @@ class _Marker:
         return value
 
     def _string(self, string: str, number: int) -> str:
-        kept = {place for match in self._kept.finditer(string) for place in range(*match.span())}
-        places = [n for n, c in enumerate(string) if n not in kept and c not in _LEFT_ALONE and _is_solid(c)]
-        places = places or [n for n, c in enumerate(string) if _is_solid(c)]
+        places = _marked(string, self.kept)
         mark = next(self._fresh, None) if places else None
         if mark is None:
             return string
@@ -260,10 +260,6 @@ class _Marker:
         for place in places:
             characters[place] = mark
         return "".join(characters)
-
-
-def _is_solid(character: str) -> bool:
-    return character.isprintable() and not character.isspace()
 
 
 def _other_number(value: int | float) -> int | float:
@@ -292,9 +288,9 @@ def _marked_places(messages: Messages, text: str, template: ChatTemplate) -> lis
     places: list[list[tuple[int, int]]] = [[] for _ in messages]
     end = 0
     for first, last in _runs(owners):
-        start = _grown(text, owners[first][0], owners[first][2], -1, end)
+        start = _grown(text, owners[first][0], owners[first][2], -1, end, marker.kept)
         following = owners[last + 1][0] if last + 1 < len(owners) else len(text)
-        end = _grown(text, owners[last][0] + 1, owners[last][2], 1, following)
+        end = _grown(text, owners[last][0] + 1, owners[last][2], 1, following, marker.kept)
         places[owners[first][1]].append((start, end))
     return places
 
@@ -308,16 +304,51 @@ def _runs(owners: Sequence[tuple[int, int, str]]) -> Iterator[tuple[int, int]]:
             first = index
 
 
-def _grown(text: str, edge: int, string: str, step: int, limit: int) -> int:
-    """A range's edge moved outwards over characters that were left unmarked, as far as they go on in the string."""
-    forms = (string.casefold(), json.dumps(string, ensure_ascii=False)[1:-1].casefold())
+def _grown(text: str, edge: int, string: str, step: int, limit: int, kept: re.Pattern[str]) -> int:
+    """A range's edge moved outwards over characters that were left unmarked, as far as they go on in the string.
+
+    Where that is not to the string's own end, the template cut the string. Then what it cut at (white space, a word
+    that it knows) stands in the string and may stand in the template's own text, so the range ends before it.
+    """
     inner = edge + 1 if step < 0 else edge - 1  # with the marked character at the edge
-    while edge != limit:
-        stretch = text[min(edge + step, inner) : max(edge + step, inner)].casefold()
-        if not any(stretch in form for form in forms):
-            break
+    forms = (string.casefold(), json.dumps(string, ensure_ascii=False)[1:-1].casefold())
+
+    def place() -> tuple[str, int]:
+        stretch = text[min(edge, inner) : max(edge, inner)].casefold()
+        return next(((form, at) for form in forms if (at := form.find(stretch)) >= 0), ("", -1))
+
+    if (rim := _rim(string, step, kept)) and abs(limit - edge) >= len(rim):
+        beyond = text[edge - len(rim) : edge] if step < 0 else text[edge : edge + len(rim)]
+        if beyond == rim:
+            return edge + step * len(rim)
+    while edge != limit and abs(edge - inner) <= _MOST_GROWTH:
         edge += step
+        if place()[1] < 0:
+            edge -= step
+            break
+    form, at = place()
+    end = at if step < 0 else at + abs(edge - inner)
+    if at < 0 or end == (0 if step < 0 else len(form)):
+        return edge
+    for match in kept.finditer(form):
+        if match.start() < end < match.end():
+            edge += min(match.end() - end, inner - 1 - edge) if step < 0 else max(match.start() - end, inner + 1 - edge)
+    while edge != inner + step and text[edge if step < 0 else edge - 1].isspace():
+        edge -= step
     return edge
+
+
+def _rim(string: str, step: int, kept: re.Pattern[str]) -> str:
+    """What was left unmarked at the beginning (`step` −1) or end of a string."""
+    marked = _marked(string, kept)
+    return string[: marked[0]] if step < 0 else string[marked[-1] + 1 :]
+
+
+def _marked(string: str, kept: re.Pattern[str]) -> list[int]:
+    """The places of a string's characters that marks replace; all that can be seen, if the template knows every word."""
+    left = {place for match in kept.finditer(string) for place in range(*match.span())}
+    solid = [n for n, character in enumerate(string) if character.isprintable() and not character.isspace()]
+    return [n for n in solid if n not in left and string[n] not in _LEFT_ALONE] or solid
 
 
 def _prefix_places(
