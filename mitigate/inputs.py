@@ -40,7 +40,7 @@ class Inputs:
         for source in (models.target, models.base, models.oracle, *given.paths):
             if source is not None:
                 store.check(source)
-        self._check_tokenizers(given, store=store)
+        self._check_tokenizers(given.paths, store=store)
         if self.recipe.lab is None or self.recipe.lab.people is None:
             crossfitted = self.recipe.references.count + len(given.crossfitted)
             check_calibration(self.audited, crossfitted=crossfitted, detect=self.recipe.detect)

@@ -345,7 +345,7 @@ def _rim(string: str, step: int, kept: re.Pattern[str]) -> str:
 
 
 def _marked(string: str, kept: re.Pattern[str]) -> list[int]:
-    """The places of a string's characters that marks replace; all that can be seen, if the template knows every word."""
+    """Places of the characters that marks replace: all that can be seen, if the template knows every word."""
     left = {place for match in kept.finditer(string) for place in range(*match.span())}
     solid = [n for n, character in enumerate(string) if character.isprintable() and not character.isspace()]
     return [n for n in solid if n not in left and string[n] not in _LEFT_ALONE] or solid
