@@ -18,6 +18,7 @@ import torch
 from forgetting import QUICK, changed
 from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file
+from test_artifacts import flip_a_bit
 from test_processes import launch_two
 from transformers import AutoModelForCausalLM
 from world import LORA, World, save_tiny_model, sentences
@@ -554,6 +555,30 @@ def test_the_same_again_fits_nothing(leaky: Audit, again: Callable[..., Retraine
     assert {**second.summary, "refitted": 0} == {**first.summary, "refitted": 0}
     for name, tensor in weights(second.directory).items():
         assert torch.equal(tensor, before[name])
+
+
+@pytest.mark.parametrize(
+    ("shards", "file", "refitted"),
+    [(1, "adapter_model.safetensors", [0]), (2, "shard-1/adapter_model.safetensors", [1]), (2, "mixture.json", [])],
+)
+def test_what_was_damaged_is_fitted_again_and_never_read(
+    leaky: Audit, again: Callable[..., Retrained], shards: int, file: str, refitted: list[int]
+) -> None:
+    first = again(leaky, redact="placeholder", shards=shards)
+    files = {path: path.read_bytes() for path in first.directory.rglob("*") if path.suffix == ".safetensors"}
+    flip_a_bit(first.directory / file)
+    with pytest.raises(MitigateError, match=rf"{Path(file).name} is not what was written"):
+        cpu().check(str(first.directory))
+    repaired = again(leaky, redact="placeholder", shards=shards)
+    assert repaired.summary["refitted"] == refitted
+    assert {path: path.read_bytes() for path in files} == files
+    cpu().check(str(first.directory))
+
+    private = json.loads((first.directory / "private.json").read_text())
+    private["removed"].popitem()
+    (first.directory / "private.json").write_text(json.dumps(private))
+    with pytest.raises(MitigateError, match=r"private\.json: is not what was written .*restore it from a backup"):
+        again(selecting(leaky, "forget-0"), redact="placeholder", shards=shards)
 
 
 def test_mixture_and_sum_are_made_of_the_same_shards(leaky: Audit, again: Callable[..., Retrained]) -> None:
