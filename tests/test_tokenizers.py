@@ -1,4 +1,4 @@
-"""Tokenizers are compared by what changes ids, before anything is trained; chats whose template lies beside an adapter."""
+"""Tokenizers are compared by what changes ids, before anything is trained; a chat template beside an adapter serves."""
 
 from __future__ import annotations
 
@@ -50,16 +50,17 @@ def decode_otherwise(tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 def keep_offsets(tokenizer: PreTrainedTokenizerFast) -> None:
-    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    backend = tokenizer.backend_tokenizer
+    backend.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), backend.post_processor])
 
 
 def lower_case(tokenizer: PreTrainedTokenizerFast) -> None:
     tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
 
 
-def split_digits(tokenizer: PreTrainedTokenizerFast) -> None:
+def split_at_o(tokenizer: PreTrainedTokenizerFast) -> None:
     backend = tokenizer.backend_tokenizer
-    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Punctuation(), backend.pre_tokenizer])
+    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split("o", "isolated"), backend.pre_tokenizer])
 
 
 def add_token(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -70,10 +71,10 @@ def strip_around_an_added_one(tokenizer: PreTrainedTokenizerFast) -> None:
     tokenizer.add_tokens([AddedToken("door", rstrip=True)])
 
 
-def begin_with_a_special(tokenizer: PreTrainedTokenizerFast) -> None:
-    start = tokenizer.convert_ids_to_tokens(0)
+def end_with_a_special(tokenizer: PreTrainedTokenizerFast) -> None:
+    end = tokenizer.convert_ids_to_tokens(1)
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{start} $A", special_tokens=[(start, 0)]
+        single=f"$A {end}", special_tokens=[(end, 1)]
     )
 
 
@@ -94,10 +95,10 @@ def test_what_does_not_change_ids_is_not_compared(tokenizer: PreTrainedTokenizer
     ("change", "words"),
     [
         (lower_case, ["the normalizer"]),
-        (split_digits, ["the pre_tokenizer"]),
+        (split_at_o, ["the pre_tokenizer"]),
         (add_token, ["1 added tokens ('<|x|>')"]),
         (strip_around_an_added_one, ["1 added tokens ('door')"]),
-        (begin_with_a_special, ["the special tokens added to a text (ids [] and [0, 'text'])"]),
+        (end_with_a_special, ["the special tokens added to a text (ids [0, 'text'] and ['text', 1])"]),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -206,7 +207,7 @@ def test_verbs_refuse_another_tokenizer_before_they_train(
 
 @pytest.fixture(scope="module")
 def chats(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """An adapter with its tokenizer and chat template beside it, over a base without a template; chats as JSON lines."""
+    """An adapter with tokenizer and chat template beside it, over a base without a template; chats as JSON lines."""
     folder = tmp_path_factory.mktemp("chats")
     target = Path(shutil.copytree(world.adapter, folder / "target"))
     tokenizer = AutoTokenizer.from_pretrained(world.base)
