@@ -29,6 +29,7 @@ from mitigate.cli_options import (
     is_main_process,
     leave_processes,
     model_store,
+    print_loading,
     quiet,
     request_from,
     settings_from,
@@ -79,7 +80,10 @@ def run(
     quiet()
     from mitigate.pipeline import run as run_recipe
 
-    _print_summary(run_recipe(loaded, replace=replace), loaded.out)
+    comparison = run_recipe(loaded, replace=replace)
+    _print_summary(comparison, loaded.out)
+    if comparison.after is not None and is_main_process():
+        print_loading(loaded.out / ("adapter" if loaded.unlearn is not None else "retrained"))
 
 
 @app.command()

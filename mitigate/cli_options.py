@@ -100,6 +100,13 @@ def model_store(base: str | None, device: str, dtype: str, trust_remote_code: bo
     )
 
 
+def print_loading(directory: Path) -> None:
+    """Print the lines of code that load a mitigated model."""
+    from mitigate.unlearning.card import loading_lines
+
+    typer.echo("\n".join(["to load it:", *(f"    {line}" for line in loading_lines(directory))]))
+
+
 def settings_from(kind: Any, assignments: list[str] | None) -> Any:
     """Settings from `key=value` options, checked like a recipe's."""
     from mitigate.recipe import check_settings

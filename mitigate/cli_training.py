@@ -19,6 +19,7 @@ from mitigate.cli_options import (
     check_free_out,
     is_main_process,
     model_store,
+    print_loading,
     quiet,
     settings_from,
 )
@@ -35,6 +36,12 @@ def references(
     ),
     count: Annotated[int, typer.Option(min=2, help="How many; even. Each document is judged by half of them.")] = 4,
     method: Annotated[str, typer.Option(help="lora: adapters that share the base; full: whole models.")] = "lora",
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="The model that the audit will judge: its chat template reads the documents.", show_default="BASE"
+        ),
+    ] = None,
     settings: Set = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -52,13 +59,18 @@ def references(
     from mitigate.detection.references import crossfit_references
     from mitigate.documents import read_documents
     from mitigate.recipe import ReferenceSettings
+    from mitigate.sources import load_tokenizer
+    from mitigate.tokens.compatible import check_tokenizers
 
     chosen = settings_from(ReferenceSettings, settings)
 
     def store() -> ModelStore:
         return model_store(None, device, dtype, trust_remote_code, allow_pickle)
 
-    tokenizer = store().load(base).tokenizer
+    if target is not None:
+        check_tokenizers(target, {"base": base}, store=store())
+    store().check(target or base)
+    tokenizer = load_tokenizer(target or base, trust_remote_code=trust_remote_code)
     made = crossfit_references(
         base,
         read_documents(documents, tokenizer=tokenizer),
@@ -92,6 +104,14 @@ def unlearn(
         str | None,
         typer.Option(help="What is trained: lora, dora, full (all weights), last_layers.", show_default="lora"),
     ] = None,
+    give: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the target is an adapter: replace: one adapter to load in its place; difference: what is to be "
+            "added to it alone, which only mitigate loads.",
+            show_default="replace",
+        ),
+    ] = None,
     merge: Annotated[
         bool, typer.Option("--merge", help="Also write the model with the adapter merged in, to OUT/merged.")
     ] = False,
@@ -119,7 +139,7 @@ def unlearn(
     from mitigate.unlearning.settings import Unlearn
     from mitigate.unlearning.trainer import unlearn as train
 
-    options = {"scope": scope, "method": method, "merge": "true" if merge else None}
+    options = {"scope": scope, "method": method, "give": give, "merge": "true" if merge else None}
     named = [f"{name}={value}" for name, value in options.items() if value is not None]
     chosen = settings_from(Unlearn, [*named, *(settings or [])])
     if chosen_objective:
@@ -139,6 +159,7 @@ def unlearn(
             f"{summary['steps']} steps, {summary['stopped']}; "
             f"{summary['adapter_parameters']:,} parameters beside the model's {summary['model_parameters']:,} -> {out}"
         )
+        print_loading(out)
 
 
 def retrain(
@@ -233,3 +254,4 @@ def retrain(
     typer.echo(f"{line}; {removed['documents_left_out']} documents left out")
     typer.echo(f"fitted: {'shard ' + ', '.join(fitted) if fitted else 'nothing'} of {len(summary['shards'])} shards")
     typer.echo(f"{summary['exact']} -> {out}")
+    print_loading(out)

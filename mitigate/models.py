@@ -37,6 +37,7 @@ from mitigate.sources import (
     read_object,
     resolve,
 )
+from mitigate.tokens.rules import rule_differences, tokenizer_rules
 from mitigate.weights import check_loaded, check_size, stored_shapes, weight_files
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -262,17 +263,17 @@ def check_same_tokenizer(target: Model, reference: Model) -> None:
     """Refuse a reference whose token ids mean something else than the target's.
 
     Raises:
-        MitigateError: the vocabularies, or the numbers of logits, differ.
+        MitigateError: the tokenizers' rules, or the numbers of logits, differ.
     """
     if target.vocabulary_size != reference.vocabulary_size:
         raise MitigateError(
             f"{reference.name} predicts {reference.vocabulary_size} tokens but {target.name} predicts "
             f"{target.vocabulary_size}; a reference needs the target's vocabulary"
         )
-    if target.tokenizer.get_vocab() != reference.tokenizer.get_vocab():
+    if differing := rule_differences(tokenizer_rules(target.tokenizer), tokenizer_rules(reference.tokenizer)):
         raise MitigateError(
-            f"the tokenizer of {reference.name} differs from that of {target.name}; "
-            "a reference must share the target's tokenizer: take one of the same model family"
+            f"the tokenizer of {reference.name} differs from that of {target.name} (the first): "
+            f"{'; '.join(differing)}; a reference must share the target's tokenizer: take one of its family"
         )
 
 

@@ -34,7 +34,7 @@ from mitigate.lab.tiny import make_base
 from mitigate.origin import RETRAIN_RECORD
 from mitigate.recipe import Recipe
 from mitigate.runtime import process_state
-from mitigate.sources import load_tokenizer, model_fingerprint
+from mitigate.sources import model_fingerprint
 from mitigate.stages import Stages
 from mitigate.training import fine_tune
 from mitigate.unlearning.exact import retrain
@@ -234,7 +234,7 @@ class Pipeline:
         recipe, path = self.recipe, self.out / "retrained"
         assert recipe.retrain is not None
         settings, fitting = recipe.retrain, recipe.retrain_as
-        tokenizer = load_tokenizer(self.inputs.base, trust_remote_code=recipe.models.trust_remote_code)
+        tokenizer = self.inputs.tokenizer
         more = read_documents(settings.documents, root=recipe.data.root, tokenizer=tokenizer)
 
         def make() -> None:

@@ -5,7 +5,6 @@ Only configurations and tokenizers are read here, no weights: `models.ModelStore
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +24,7 @@ from mitigate.adapters import (
 )
 from mitigate.artifacts import fingerprint, fingerprint_files
 from mitigate.errors import MitigateError
+from mitigate.tokens.rules import tokenizer_rules
 from mitigate.weights import weight_files
 
 MIXTURE_FILE = "mixture.json"  # instead of weights, where `retrain` fitted several shards: their directories
@@ -153,13 +153,8 @@ def load_tokenizer(
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Fingerprint of what a tokenizer does: its vocabulary, rules and chat template."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    rules = json.loads(backend.to_str()) if backend is not None else sorted(tokenizer.get_vocab().items())
-    if isinstance(rules, dict):
-        rules.pop("padding", None)
-        rules.pop("truncation", None)
-    return fingerprint([rules, getattr(tokenizer, "chat_template", None)])
+    """Fingerprint of what decides the ids of a text, see `tokenizer_rules`: not of the chat template."""
+    return fingerprint(tokenizer_rules(tokenizer))
 
 
 def model_fingerprint(source: str | Path, *, base: str | None = None) -> str:

@@ -36,6 +36,7 @@ from mitigate.origin import origin_of
 from mitigate.runtime import library_versions
 from mitigate.sources import tokenizer_fingerprint
 from mitigate.tokenization import TokenizedDocument
+from mitigate.tokens.compatible import check_audited_tokenizer, check_tokenizers
 
 logger = logging.getLogger(__name__)
 
@@ -204,6 +205,8 @@ def audit(
     detect = detect or Detect()
     store = store or ModelStore()
     references = references if isinstance(references, References) else load_references(references)
+    given = {f"reference {number}": path for number, path in enumerate(references.paths)}
+    check_tokenizers(target.source if isinstance(target, Model) else target, given, store=store)
     model = target if isinstance(target, Model) else store.load(target)
     if not isinstance(documents, Documents):
         documents = read_documents(documents, tokenizer=model.tokenizer, mark=forget.where if forget else None)
@@ -250,11 +253,8 @@ def reaudit(before: Audit, target: str | Path | Model, *, store: ModelStore | No
     """
     store = store or ModelStore()
     model = target if isinstance(target, Model) else store.load(target)
+    check_audited_tokenizer(model.tokenizer, before.metadata, name=model.name, store=store)
     reference_models = load_audited(before.metadata["references"], store=store)
-    if tokenizer_fingerprint(model.tokenizer) != before.metadata["tokenizer"]:
-        raise MitigateError(
-            f"{model.name}: its tokenizer differs from that of the earlier audit; give the same model family"
-        )
     documents, table = before.document_list(), before.documents
     for reference in reference_models:
         check_same_tokenizer(model, reference)

@@ -22,6 +22,7 @@ from peft import (
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
+from mitigate.adapters import is_adapter
 from mitigate.artifacts import write_json
 from mitigate.errors import MitigateError
 from mitigate.models import Model, SharedBase
@@ -121,21 +122,24 @@ def save_adapter(
     config.base_model_name_or_path = base.source
     config.inference_mode = True
     model.tokenizer.save_pretrained(directory)
-    if not model.adapters:
-        _write(config, adapter, directory)
+    named = {name: path for path, name in base.names.items()}
+    over = [named[name] for name in model.adapters]
+    if not over and is_adapter(base.source):  # merged into the weights
+        over = [base.source]
+    if not over:
+        write_adapter(config, adapter, directory)
     elif difference:
-        over = {name: path for path, name in base.names.items()}
         (directory / DIFFERENCE).mkdir()
         alone = copy.copy(config)
-        alone.base_model_name_or_path = f"none: lies over {over[model.adapters[-1]]}, see README.md"
-        _write(alone, adapter, directory / DIFFERENCE)
-        write_json(directory / OVERLAY_FILE, {"over": [over[name] for name in model.adapters], "adapter": DIFFERENCE})
+        alone.base_model_name_or_path = f"none: lies over {over[-1]}, see README.md"
+        write_adapter(alone, adapter, directory / DIFFERENCE)
+        write_json(directory / OVERLAY_FILE, {"over": over, "adapter": DIFFERENCE})
     else:
         added, tensors = add([*below, Part(config, adapter)])
         added.base_model_name_or_path = base.source
         if not is_sharded(base.model):  # else no process holds a whole weight
             _check_added(model, added, tensors)
-        _write(added, tensors, directory)
+        write_adapter(added, tensors, directory)
 
 
 def _check_added(model: Model, config: LoraConfig, tensors: dict[str, torch.Tensor]) -> None:
@@ -155,7 +159,8 @@ def _check_added(model: Model, config: LoraConfig, tensors: dict[str, torch.Tens
         _switch(model, on=True)
 
 
-def _write(config: PeftConfig, tensors: dict[str, torch.Tensor], directory: Path) -> None:
+def write_adapter(config: PeftConfig, tensors: dict[str, torch.Tensor], directory: Path) -> None:
+    """Write a PEFT adapter into an existing directory; equal ones give equal bytes."""
     sort_sets(config)
     config.save_pretrained(str(directory))
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, directory / "adapter_model.safetensors")

@@ -18,6 +18,7 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, PeftType
 from peft.tuners.lora import LoraLayer
 from peft.utils.other import get_pattern_key
+from peft.utils.save_and_load import load_peft_weights
 
 from mitigate.errors import MitigateError, summarize
 
@@ -41,6 +42,11 @@ class Part:
     config: PeftConfig
     tensors: dict[str, torch.Tensor]
     weight: float = 1.0
+
+
+def read_part(directory: str, *, weight: float = 1.0) -> Part:
+    """An adapter from where PEFT saved it."""
+    return Part(PeftConfig.from_pretrained(directory), load_peft_weights(directory, device="cpu"), weight)
 
 
 def obstacle(parts: Sequence[Part]) -> str | None:

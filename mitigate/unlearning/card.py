@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mitigate.artifacts import new_file
 from mitigate.sources import MIXTURE_FILE, OVERLAY_FILE, adapter_stack, base_of
 
 CARD = "README.md"
@@ -44,9 +45,8 @@ def write_card(directory: Path, *, target: Mapping[str, Any], how: str) -> None:
     """
     lines = "\n".join(loading_lines(directory, path="."))
     use = f"{_kind(directory, target['source'])} Run in this directory, or give its path for the dot:"
-    (directory / CARD).write_text(
-        f"# A mitigated model\n\n{how}\n\n{use}\n\n```python\n{lines}\n```\n", encoding="utf-8"
-    )
+    with new_file(directory / CARD) as file:
+        file.write_text(f"# A mitigated model\n\n{how}\n\n{use}\n\n```python\n{lines}\n```\n", encoding="utf-8")
 
 
 def _kind(directory: Path, target: str) -> str:

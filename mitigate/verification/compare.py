@@ -23,7 +23,7 @@ from mitigate.detection.signals import token_log_probs
 from mitigate.errors import MitigateError
 from mitigate.models import ModelStore
 from mitigate.runtime import library_versions
-from mitigate.sources import tokenizer_fingerprint
+from mitigate.tokens.compatible import check_audited_tokenizer
 from mitigate.verification.erasure import erasure_figures, erasure_notes, without_request
 from mitigate.verification.extraction import extract, secrets_of
 from mitigate.verification.figures import (
@@ -178,8 +178,7 @@ def measure(
     log_probs = None
     if oracle is not None:
         model = store.load(oracle)
-        if tokenizer_fingerprint(model.tokenizer) != before.metadata["tokenizer"]:
-            raise MitigateError(f"oracle {oracle}: its tokenizer differs from the audited model's")
+        check_audited_tokenizer(model.tokenizer, before.metadata, name=f"oracle {oracle}", store=store)
         log_probs = token_log_probs(model, before.tokenized())
     completed: dict[str, dict[int, bool]] = {}
     if extraction:
