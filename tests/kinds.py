@@ -227,6 +227,7 @@ def save_adapter(
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.1 * torch.randn_like(parameter))
+    model.create_or_update_model_card = lambda _: None  # a page of text, slow to make
     model.save_pretrained(out)
 
 
@@ -237,12 +238,17 @@ def text_of(length: int, *, beyond: int = 400) -> torch.Tensor:
     return ids
 
 
-def plain_logits(base: Path | torch.nn.Module, adapter: Path | None, ids: torch.Tensor) -> torch.Tensor:
-    """(T, V) of what transformers and PEFT make of a base (a directory, or a model that is copied) and an adapter."""
+def plain_model(base: Path | torch.nn.Module, adapter: Path | None) -> Any:
+    """What transformers and PEFT load from a base (a directory, or a model that is copied) and an adapter."""
     model: Any = (
         copy.deepcopy(base) if isinstance(base, torch.nn.Module) else AutoModelForCausalLM.from_pretrained(base)
     )
-    return module_logits(PeftModel.from_pretrained(model, adapter) if adapter else model, ids)
+    return PeftModel.from_pretrained(model, adapter) if adapter else model
+
+
+def plain_logits(base: Path | torch.nn.Module, adapter: Path | None, ids: torch.Tensor) -> torch.Tensor:
+    """(T, V) of a `plain_model`."""
+    return module_logits(plain_model(base, adapter), ids)
 
 
 def merged_logits(base: Path, adapters: Sequence[Path], ids: torch.Tensor) -> torch.Tensor:
@@ -294,8 +300,15 @@ class Row:
     logits: torch.Tensor | None = None
 
 
-def judged(name: str, directory: Path, store: ModelStore, plain: Callable[[torch.Tensor], torch.Tensor]) -> Row:
-    """What a store makes of a directory, against a plain computation of a text's logits."""
+def judged(
+    name: str, directory: Path, store: ModelStore, plain: Callable[[], Any], *, base: Model | None = None
+) -> Row:
+    """What a store makes of a directory, against a plain computation of texts' logits.
+
+    Args:
+        plain: loads the model with transformers and PEFT alone.
+        base (*optional*): of an adapter, from the same store.
+    """
     try:
         model = store.load(directory)
         longest = min(model.context, CONTEXT)
@@ -304,11 +317,13 @@ def judged(name: str, directory: Path, store: ModelStore, plain: Callable[[torch
     except MitigateError as error:
         words = str(error).replace(str(directory), "DIR").replace(str(directory.parent), "...").replace("\n", " ")
         return Row(name, "refused", words, directory=directory)
-    expected = [plain(text)[:-1] for text in texts]
+    module = plain()
+    expected = [module_logits(module, text)[:-1] for text in texts]
     off = max(float((one - two).abs().max()) for one, two in zip(given, expected, strict=True))
     if CONTEXT < model.context < 2048 or not off <= TOLERANCE:
         return Row(name, "WRONG", f"logits off by {off:.2g}, context {model.context}", directory=directory)
-    return Row(name, "works", directory=directory, logits=expected[0])
+    shared = "" if base is None else "shared" if model.base is base.base else "own"
+    return Row(name, "works", base=shared, directory=directory, logits=expected[0])
 
 
 def judge_models(root: Path, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
@@ -319,7 +334,7 @@ def judge_models(root: Path, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
         model = tiny_architecture(name)
         model.save_pretrained(root / name)
         shutil.copytree(root / "tokenizer", root / name, dirs_exist_ok=True)
-        rows.append(judged(name, root / name, ModelStore(device="cpu"), partial(module_logits, model)))
+        rows.append(judged(name, root / name, ModelStore(device="cpu"), lambda model=model: model))  # type: ignore[misc]
     return rows
 
 
@@ -333,15 +348,16 @@ def judge_adapters(root: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[list
     base.save_pretrained(root / "base")
     tokenizer.save_pretrained(root / "base")
     store, rows = ModelStore(device="cpu"), []
+    loaded = store.load(root / "base")
     alone = module_logits(base, text_of(CONTEXT))[:-1]
     for number, (name, make) in enumerate(adapter_configs().items()):
         directory = root / f"{number}"
         save_adapter(base, make, directory, source=root / "base")
-        row = judged(name, directory, store, lambda ids, at=directory: plain_logits(base, at, ids))  # type: ignore[misc]
+        plain = partial(plain_model, base, directory)
+        row = judged(name, directory, store, plain, base=loaded)
         if row.logits is not None:
             assert float((row.logits - alone).abs().max()) > 1e-2, f"{name} does nothing"
-            shared = store.load(directory).base is store.load(root / "base").base
-            row = replace(row, base="shared" if shared else "own", over=_over(directory))
+            row = replace(row, over=_over(directory))
         rows.append(row)
     return rows, store
 

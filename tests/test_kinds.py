@@ -46,18 +46,18 @@ def test_no_adapter_changes_another_or_the_base_in_whatever_order_they_are_used(
     working = [row for row in rows if row.logits is not None and row.directory is not None]
     assert len(working) > 40
     draw = random.Random(0)
+    loaded = {row.name: store.load(str(row.directory)) for row in working}
     for _ in range(2):
         draw.shuffle(working)
         for row in working:
-            [given] = our_logits(store.load(str(row.directory)), texts)
+            [given] = our_logits(loaded[row.name], texts)
             torch.testing.assert_close(given, row.logits, rtol=0, atol=TOLERANCE, msg=row.name)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_the_order_of_loading_does_not_matter(adapters: tuple[list[Row], ModelStore], seed: int) -> None:
-    """A fresh store, in an order of its own, over the kinds that were found to change a shared base."""
+def test_the_order_of_loading_does_not_matter(adapters: tuple[list[Row], ModelStore]) -> None:
+    """A fresh store, the other way round and the base last, over the kinds that were found to change a shared base."""
     rows = [row for row in adapters[0] if row.logits is not None and row.name.startswith(("LoRA", "PiSSA", "DoRA"))]
-    random.Random(seed).shuffle(rows)
+    rows.reverse()
     store, texts = ModelStore(device="cpu"), [text_of(CONTEXT)]
     assert rows[0].directory is not None
     base: Path = rows[0].directory.parent / "base"

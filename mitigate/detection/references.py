@@ -20,7 +20,7 @@ from mitigate.documents import Documents
 from mitigate.errors import MitigateError, summarize
 from mitigate.models import ModelStore
 from mitigate.runtime import process_state, share_of
-from mitigate.sources import model_fingerprint
+from mitigate.sources import check_layering, model_fingerprint
 from mitigate.training import Lora, Schedule, fine_tune
 
 logger = logging.getLogger(__name__)
@@ -178,6 +178,7 @@ def crossfit_references(
     out, lora, schedule = Path(out), lora or Lora(), schedule or Schedule()
     if method not in ("lora", "full"):
         raise MitigateError(f"references.method: {method!r} is not lora or full")
+    check_layering(str(base), whole=method == "full")
     halves = deal_halves(documents, count, seed=seed)
     plan = {
         "base": model_fingerprint(base),

@@ -191,7 +191,8 @@ def decoder_layers(module: torch.nn.Module) -> list[torch.nn.Module]:
         MitigateError: it has no list of as many layers as its configuration says.
     """
     config = cast(Any, module).config.get_text_config()
-    for part in module.modules():
+    text = cast(Any, module).get_decoder() if hasattr(module, "get_decoder") else None  # not a tower for images
+    for part in (text if isinstance(text, torch.nn.Module) else module).modules():
         if isinstance(part, torch.nn.ModuleList) and len(part) == config.num_hidden_layers:
             return list(part)
     raise MitigateError(
