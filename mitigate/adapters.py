@@ -39,6 +39,7 @@ _WITHOUT_EFFECT = {
 }
 _NOT_IN_WEIGHTS = {  # kinds that compute beside the weights, or differently from text to text
     "ADAPTION_PROMPT": "puts vectors before each layer's text",
+    "LILY": "weighs its parts anew for every batch of texts",
     "POLY": "weighs its parts by the number of a task",
     "SHADOW": "runs a second network beside the model",
     "XLORA": "weighs other adapters anew for every text",

@@ -73,9 +73,8 @@ def references(
 
     if target is not None:
         check_tokenizers(target, {"base": base}, store=store())
-    source = target or base
-    _, plain = store().check(source)
-    tokenizer = load_tokenizer(source, base=plain, trust_remote_code=trust_remote_code)
+    store().check(target or base)
+    tokenizer = load_tokenizer(target or base, trust_remote_code=trust_remote_code)
     made = crossfit_references(
         base,
         read_documents(documents, tokenizer=tokenizer),

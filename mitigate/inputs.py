@@ -16,7 +16,7 @@ from mitigate.errors import MitigateError
 from mitigate.models import ModelStore
 from mitigate.probes import stated_limits
 from mitigate.recipe import Recipe
-from mitigate.sources import load_tokenizer, model_fingerprint, names_missing_base
+from mitigate.sources import check_layering, load_tokenizer, model_fingerprint, names_missing_base
 from mitigate.tokens.compatible import check_tokenizers
 from mitigate.verification.tofu_questions import Question, read_questions
 
@@ -41,6 +41,7 @@ class Inputs:
         for source in (models.target, models.base, models.oracle, *given.paths):
             if source is not None:
                 store.check(source)
+        self._check_layering(store)
         self._check_tokenizers(given.paths, store=store)
         if self.recipe.lab is None or self.recipe.lab.people is None:
             crossfitted = self.recipe.references.count + len(given.crossfitted)
@@ -72,6 +73,14 @@ class Inputs:
         others |= {f"reference {number}": source for number, source in enumerate(references)}
         if first := models.target or others.get("base"):
             check_tokenizers(first, others, store=store)
+
+    def _check_layering(self, store: ModelStore) -> None:
+        """Refuse models over which what the recipe asks for cannot be trained."""
+        models, unlearn, references = self.recipe.models, self.recipe.unlearn, self.recipe.references
+        if models.target and unlearn is not None and unlearn.method in ("lora", "dora"):
+            check_layering(models.target, base=store.base)
+        if models.base and references.count:
+            check_layering(models.base, whole=references.method == "full")
 
     @cached_property
     def documents(self) -> Documents:

@@ -155,7 +155,8 @@ class ModelStore:
             adapters=adapters,
             tokenizer=tokenizer,
         )
-        beyond = [token for token, id in tokenizer.get_vocab().items() if id >= model.vocabulary_size]
+        size = model.vocabulary_size
+        beyond = [token for token, id in tokenizer.get_vocab().items() if id >= size]
         if beyond:
             raise MitigateError(
                 f"{model.name}: its tokenizer has {len(tokenizer)} entries but the model predicts only "

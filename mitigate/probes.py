@@ -18,15 +18,43 @@ _LIMITS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "ma
 _POSITIONS = re.compile(r"(^|\.)(wpe|embed_positions|position_embeddings?|pos_emb|positions_embed)$")
 
 
-def probe_logits(module: torch.nn.Module) -> torch.Tensor:
-    """Logits of two texts of eight tokens that differ in the last one only: (2, 8, V), float32."""
+def probe_logits(module: torch.nn.Module, *, alone: bool = False) -> torch.Tensor:
+    """Logits of two texts of eight tokens that differ in the last one only: (2, 8, V), float32.
+
+    Args:
+        module: the model.
+        alone (`bool`, *optional*, defaults to `False`): of the first five tokens of one of them: (1, 5, V).
+    """
     size = int(cast(Any, module).config.get_text_config().vocab_size)
     ids = torch.arange(_LENGTH).mul(7).add(size // 2).remainder(size).repeat(2, 1)
     ids[1, -1] = (ids[1, -1] + 1) % size
+    ids = ids[:1, :5] if alone else ids
     ids = ids.to(cast(Any, module).device)
     with torch.inference_mode():
         logits: torch.Tensor = module(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
     return logits.float()
+
+
+def reads_ahead(logits: torch.Tensor, *, exact: bool) -> bool:
+    """Whether what comes later in a text changes what a model says about earlier tokens.
+
+    Args:
+        logits: (2, 8, V) of `probe_logits`.
+        exact: they were computed in float32.
+    """
+    first, second = logits[:, :-1]
+    return not torch.allclose(first, second, rtol=0, atol=(1e-4 if exact else 2e-2) * float(first.abs().max()))
+
+
+def depends_on_company(module: torch.nn.Module, logits: torch.Tensor) -> bool:
+    """Whether a text's logits, in float32, depend on the other texts of its batch.
+
+    Args:
+        module: the model.
+        logits: (2, 8, V), what `probe_logits` says of it.
+    """
+    alone = probe_logits(module, alone=True)[0]
+    return not torch.allclose(alone, logits[0, : len(alone)], rtol=0, atol=1e-4 * float(logits.abs().max() + 1))
 
 
 def check_probe(source: str, logits: torch.Tensor, *, vocabulary: int, architecture: str, exact: bool = True) -> None:
@@ -54,8 +82,7 @@ def check_probe(source: str, logits: torch.Tensor, *, vocabulary: int, architect
             "the "
             "config.json of these weights"
         )
-    first, second = logits[:, :-1]
-    if not torch.allclose(first, second, rtol=0, atol=(1e-4 if exact else 2e-2) * float(first.abs().max())):
+    if reads_ahead(logits, exact=exact):
         raise MitigateError(
             f"{source}: {architecture} does not read from left to right: a later token changes what it says about "
             "earlier "

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from mitigate.adapters import MERGE_FIRST, adapter_config, adapter_shapes, vocabulary_of
 from mitigate.errors import MitigateError, summarize
-from mitigate.probes import probe_logits
+from mitigate.probes import depends_on_company, probe_logits, reads_ahead
 
 
 @dataclass
@@ -97,6 +97,8 @@ class SharedBase:
         """
         assert self.peft is not None
         [*_, last] = directories = [path for path, name in self.names.items() if name in adapters]
+        dtype = self.model.dtype
+        cast(torch.nn.Module, self.model).float()  # rounded once, when all is added
         self.activate(adapters)
         before = probe_logits(self.model)
         try:
@@ -115,6 +117,7 @@ class SharedBase:
                 "merges "
                 "this kind wrongly: upgrade peft, or save the model that the upper adapter was trained on as a whole"
             )
+        cast(torch.nn.Module, merged).to(dtype)
 
     def _load(self, directory: str) -> str:
         """Put an adapter on with its weights; every weight that it needs is in its file, and no other."""
@@ -179,6 +182,13 @@ class SharedBase:
                 f"{directory}: with this adapter the logits are not finite on plain text; its weights are damaged "
                 "(NaN or "
                 "infinite), or overflow the number format: save it again, or try models.dtype: float32"
+            )
+        exact = self.model.dtype == torch.float32
+        if reads_ahead(logits, exact=exact) or (exact and depends_on_company(self.model, logits)):
+            raise MitigateError(
+                f"{directory}: with this kind of adapter a token's probability depends on later tokens or on other "
+                "texts of "
+                "the batch, so that there is no one number to judge; train a LoRA adapter instead"
             )
         if whole.shape != logits.shape or not torch.allclose(whole, logits, rtol=0, atol=_tolerance(logits)):
             raise MitigateError(

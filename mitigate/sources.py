@@ -257,8 +257,8 @@ def check_weights(source: str, *, allow_pickle: bool) -> None:
         raise MitigateError(f"{source}: has no weights ({stem}.safetensors); save the model with save_pretrained")
     if files[0].suffix != ".safetensors" and not allow_pickle:
         raise MitigateError(
-            f"{source}: its weights are pickled, and loading them can run code ({files[0].name}); convert them "
-            "to safetensors, or set models.allow_pickle: true if you trust them"
+            f"{source}: its weights are pickled, and loading them can run code; convert them to safetensors, "
+            f"or set models.allow_pickle: true if you trust them ({files[0].name})"
         )
 
 

@@ -8,19 +8,37 @@ takes; "refused" comes with the words that the user reads; anything else is "WRO
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import shutil
+import sys
+import tempfile
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import peft
 import torch
 from peft import PeftModel, get_peft_model
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerBase
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))
+
+from world import sentences
+
+from mitigate.errors import MitigateError
+from mitigate.lab.tiny import train_tokenizer
+from mitigate.models import Model, ModelStore, kept_logits
+from mitigate.runtime import quiet_libraries
+from mitigate.sources import check_layering
 
 TABLE = Path(__file__).parents[1] / "docs" / "kinds.md"
 CONTEXT = 32
 VOCABULARY = 416  # more than the tokenizer's 400, as in many checkpoints
-_TOLERANCE = 1e-4  # nats, of logits of about 10
+TOLERANCE = 1e-4  # of logits of up to 10
 
 _SIZES = {
     "vocab_size": VOCABULARY,
@@ -40,7 +58,9 @@ _LATENT = {
     "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8, "first_k_dense_replace": 1, "num_key_value_heads": 2,
 }  # fmt: skip
 ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "bamba": {"mamba_d_state": 8, "mamba_n_heads": 4, "mamba_d_head": 8, "attn_layer_indices": [1]},
+    "bamba": {
+        "mamba_d_state": 8, "mamba_n_heads": 4, "mamba_d_head": 8, "attn_layer_indices": [1], "num_key_value_heads": 2,
+    },
     "bart": {
         "d_model": 16, "decoder_layers": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 32, "encoder_layers": 1,
         "encoder_attention_heads": 2, "encoder_ffn_dim": 32, "init_std": 0.2,
@@ -177,30 +197,219 @@ def adapter_configs() -> dict[str, Callable[[], peft.PeftConfig]]:
     return {**lora, **_other_kinds()}
 
 
-def tiny_architecture(name: str) -> torch.nn.Module:
+def tiny_architecture(name: str, **changes: Any) -> Any:
     """An untrained model of an architecture."""
-    kind = CONFIG_MAPPING[name]
-    config = kind(**{**_SIZES, **ARCHITECTURES[name]})
+    config = CONFIG_MAPPING[name](**{**_SIZES, **ARCHITECTURES[name], **changes})
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
 
 
-def save_adapter(base: Path, make: Callable[[], peft.PeftConfig], out: Path, *, seed: int = 0) -> None:
-    """An adapter as if trained: every weight that training would change is moved by noise."""
+def save_adapter(
+    base: Path | torch.nn.Module,
+    make: Callable[[], peft.PeftConfig],
+    out: Path,
+    *,
+    source: Path | None = None,
+    seed: int = 0,
+) -> None:
+    """An adapter as if trained: every weight that training would change is moved by noise.
+
+    Args:
+        base: a directory, or a model that is copied and said to lie at `source`.
+    """
     torch.manual_seed(seed)
     config = make()
     config.task_type = "CAUSAL_LM"
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    whole = copy.deepcopy(base) if isinstance(base, torch.nn.Module) else AutoModelForCausalLM.from_pretrained(base)
+    model = get_peft_model(whole, config)
+    model.peft_config["default"].base_model_name_or_path = str(source or base)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.1 * torch.randn_like(parameter))
+    model.create_or_update_model_card = lambda _: None  # a page of text, slow to make
     model.save_pretrained(out)
 
 
-def plain_logits(base: Path, adapter: Path | None, ids: torch.Tensor) -> torch.Tensor:
-    """(T, V) of what transformers and PEFT load, one text at a time."""
+def text_of(length: int, *, beyond: int = 400) -> torch.Tensor:
+    """(T,) token ids; the last ones of a vocabulary that is longer than 400 are among them."""
+    ids = torch.arange(length).mul(11).remainder(400)
+    ids[length - (beyond - 400) :] = torch.arange(400, beyond)
+    return ids
+
+
+def plain_model(base: Path | torch.nn.Module, adapter: Path | None) -> Any:
+    """What transformers and PEFT load from a base (a directory, or a model that is copied) and an adapter."""
+    model: Any = (
+        copy.deepcopy(base) if isinstance(base, torch.nn.Module) else AutoModelForCausalLM.from_pretrained(base)
+    )
+    return PeftModel.from_pretrained(model, adapter) if adapter else model
+
+
+def plain_logits(base: Path | torch.nn.Module, adapter: Path | None, ids: torch.Tensor) -> torch.Tensor:
+    """(T, V) of a `plain_model`."""
+    return module_logits(plain_model(base, adapter), ids)
+
+
+def merged_logits(base: Path, adapters: Sequence[Path], ids: torch.Tensor) -> torch.Tensor:
+    """(T, V) of adapters over each other, each merged by PEFT before the next one is loaded."""
     model: Any = AutoModelForCausalLM.from_pretrained(base)
-    model = PeftModel.from_pretrained(model, adapter) if adapter else model
-    with torch.no_grad():
-        return model.eval()(input_ids=ids[None], attention_mask=torch.ones_like(ids)[None]).logits[0]
+    for adapter in adapters:
+        model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    return module_logits(model, ids)
+
+
+def module_logits(module: Any, ids: torch.Tensor) -> torch.Tensor:
+    """(T, V) of a module, for one text."""
+    mask = torch.ones_like(ids)[None]
+    with torch.inference_mode():
+        logits: torch.Tensor = module.eval()(input_ids=ids[None], attention_mask=mask, use_cache=False).logits[0]
+    return logits
+
+
+def our_logits(model: Model, texts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """What mitigate computes for texts of several lengths in one padded batch: all positions but each text's last."""
+    longest = max(map(len, texts))
+    ids = torch.stack([torch.nn.functional.pad(text, (0, longest - len(text)), value=1) for text in texts])
+    mask = torch.stack([torch.arange(longest) < len(text) for text in texts]).long()
+    keep = torch.stack([torch.arange(longest) < len(text) - 1 for text in texts])
+    with model.active() as module, torch.inference_mode():
+        return list(kept_logits(module, ids, mask, keep).split([len(text) - 1 for text in texts]))
+
+
+@dataclass(frozen=True)
+class Row:
+    """What mitigate does with one kind.
+
+    Attributes:
+        name: of the kind.
+        verdict: `works`, `refused` or `WRONG`.
+        words: the message of a refusal, or how far the logits are off.
+        over: whether a new LoRA adapter can be trained over it: `works` or `merge first`.
+        base: `shared` or `own`, of an adapter that works.
+        directory: where it lies.
+        logits: of an adapter that works, computed plainly: (T, V).
+    """
+
+    name: str
+    verdict: str
+    words: str = ""
+    over: str = ""
+    base: str = ""
+    directory: Path | None = None
+    logits: torch.Tensor | None = None
+
+
+def judged(
+    name: str, directory: Path, store: ModelStore, plain: Callable[[], Any], *, base: Model | None = None
+) -> Row:
+    """What a store makes of a directory, against a plain computation of texts' logits.
+
+    Args:
+        plain: loads the model with transformers and PEFT alone.
+        base (*optional*): of an adapter, from the same store.
+    """
+    try:
+        model = store.load(directory)
+        longest = min(model.context, CONTEXT)
+        texts = [text_of(longest), text_of(longest // 2)]
+        given = our_logits(model, texts)
+    except MitigateError as error:
+        words = str(error).replace(str(directory), "DIR").replace(str(directory.parent), "...").replace("\n", " ")
+        return Row(name, "refused", words, directory=directory)
+    module = plain()
+    expected = [module_logits(module, text)[:-1] for text in texts]
+    off = max(float((one - two).abs().max()) for one, two in zip(given, expected, strict=True))
+    if CONTEXT < model.context < 2048 or not off <= TOLERANCE:
+        return Row(name, "WRONG", f"logits off by {off:.2g}, context {model.context}", directory=directory)
+    shared = "" if base is None else "shared" if model.base is base.base else "own"
+    return Row(name, "works", base=shared, directory=directory, logits=expected[0])
+
+
+def judge_models(root: Path, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
+    """Every architecture, untrained."""
+    rows = []
+    tokenizer.save_pretrained(root / "tokenizer")
+    for name in ARCHITECTURES:
+        model = tiny_architecture(name)
+        model.save_pretrained(root / name)
+        shutil.copytree(root / "tokenizer", root / name, dirs_exist_ok=True)
+        rows.append(judged(name, root / name, ModelStore(device="cpu"), lambda model=model: model))  # type: ignore[misc]
+    return rows
+
+
+def judge_adapters(root: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Row], ModelStore]:
+    """Every kind of adapter over one base, all of them in one store.
+
+    Raises:
+        AssertionError: an adapter says what the base says, so that nothing would show.
+    """
+    base = tiny_architecture("llama", attention_bias=True, mlp_bias=True)
+    base.save_pretrained(root / "base")
+    tokenizer.save_pretrained(root / "base")
+    store, rows = ModelStore(device="cpu"), []
+    loaded = store.load(root / "base")
+    alone = module_logits(base, text_of(CONTEXT))[:-1]
+    for number, (name, make) in enumerate(adapter_configs().items()):
+        directory = root / f"{number}"
+        save_adapter(base, make, directory, source=root / "base")
+        plain = partial(plain_model, base, directory)
+        row = judged(name, directory, store, plain, base=loaded)
+        if row.logits is not None:
+            assert float((row.logits - alone).abs().max()) > 1e-2, f"{name} does nothing"
+            row = replace(row, over=_over(directory))
+        rows.append(row)
+    return rows, store
+
+
+def _over(directory: Path) -> str:
+    try:
+        check_layering(str(directory))
+    except MitigateError:
+        return "merge first"
+    return "works"
+
+
+def table(models: Sequence[Row], adapters: Sequence[Row]) -> str:
+    """The rows as Markdown."""
+    works = [f"`{row.name}`" for row in models if row.verdict == "works"]
+    lines = [
+        "# Models and adapters that can be audited",
+        "",
+        "Written by `python -m tests.kinds`, checked by tests/test_kinds.py: each kind is made tiny, loaded by "
+        "mitigate, and",
+        "compared with what plain transformers and PEFT compute, up to the longest text that it takes. Nothing here is",
+        "wrong; what cannot be right is refused, in the words given.",
+        "",
+        "## Models",
+        "",
+        f"{len(works)} of {len(models)} architectures work:",
+        *(f"{line}" for line in textwrap.wrap(", ".join(works) + ".", width=120, break_on_hyphens=False)),
+        "",
+        "| refused | words |",
+        "|---|---|",
+        *(f"| `{row.name}` | {row.words} |" for row in models if row.verdict != "works"),
+        "",
+        "## Adapters",
+        "",
+        "*Base*: `shared` adapters lie over one copy of the base in memory; an `own` copy is loaded for those that "
+        "change the",
+        "base when they attach, or that cannot be switched beside others. *Over it*: whether a new LoRA adapter "
+        "(unlearning,",
+        "references, retraining) can be trained over it as it is, or only when it is merged.",
+        "",
+        "| kind | audit | base | over it | words |",
+        "|---|---|---|---|---|",
+        *(f"| {row.name} | {row.verdict} | {row.base} | {row.over} | {row.words} |" for row in adapters),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    quiet_libraries()
+    with tempfile.TemporaryDirectory() as folder:
+        words = train_tokenizer(sentences(300), vocabulary=400)
+        found = judge_models(Path(folder) / "models", words), judge_adapters(Path(folder) / "adapters", words)[0]
+    TABLE.parent.mkdir(exist_ok=True)
+    TABLE.write_text(table(*found))
+    sys.exit(any(row.verdict == "WRONG" for rows in found for row in rows))

@@ -737,9 +737,9 @@ def test_over_an_adapter_the_result_takes_it_in_once_and_says_what_it_rests_on(
     plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(world.base), done.directory).eval()
     with torch.no_grad():
         assert (plain(ids).logits.double() - said(done.directory)).abs().max() < 1e-3
-    # with a fortieth of each of few shards, what is new is little beside what lies under it
+    # what is new is less than what lies under it; with a fortieth of each of few shards, far less
     moved = [float((said(done.directory) - said(source)).abs().max()) for source in (lower, world.base)]
-    assert 1e-4 < moved[0] < moved[1] / 2
+    assert 1e-4 < moved[0] < moved[1] / (1 if shards == 1 else 2)
     assert done.summary["exact"].startswith("exact, given")
 
 

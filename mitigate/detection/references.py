@@ -22,7 +22,7 @@ from mitigate.errors import MitigateError, summarize
 from mitigate.locks import sole_worker
 from mitigate.models import ModelStore
 from mitigate.runtime import process_state, share_of, together
-from mitigate.sources import model_fingerprint
+from mitigate.sources import check_layering, model_fingerprint
 from mitigate.temporaries import discard, holds_something, sweep
 from mitigate.training import Lora, Schedule, fine_tune
 
@@ -204,6 +204,7 @@ def crossfit_references(
     out, lora, schedule = Path(out), lora or Lora(), schedule or Schedule()
     if method not in ("lora", "full"):
         raise MitigateError(f"references.method: {method!r} is not lora or full")
+    check_layering(str(base), whole=method == "full")
     halves = deal_halves(documents, count, seed=seed)
     plan = {
         "base": model_fingerprint(base),

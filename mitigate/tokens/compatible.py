@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig
 
+from mitigate.adapters import adapter_shapes, vocabulary_of
 from mitigate.artifacts import fingerprint
 from mitigate.errors import MitigateError
 from mitigate.sources import first_line, load_tokenizer
@@ -77,15 +78,19 @@ def check_audited_tokenizer(
 
 
 def _tokenizer(source: str | Path, store: ModelStore) -> PreTrainedTokenizerBase:
-    _, base = store.check(str(source))
-    return load_tokenizer(source, base=base, trust_remote_code=store.trust_remote_code)
+    store.check(str(source))
+    return load_tokenizer(source, base=store.base, trust_remote_code=store.trust_remote_code)
 
 
 def _vocabulary(source: str | Path, store: ModelStore) -> int:
-    """Number of logits at a position, as the base's configuration says."""
-    _, base = store.check(str(source))
+    """Number of logits at a position: by the base's configuration, or by embeddings that an adapter brings along."""
+    stack, base = store.check(str(source))
     try:
         config = AutoConfig.from_pretrained(base, trust_remote_code=store.trust_remote_code)
     except (OSError, ValueError) as error:
         raise MitigateError(f"{base}: its config.json cannot be read ({first_line(error)})") from error
-    return int(config.get_text_config().vocab_size)
+    size = int(config.get_text_config().vocab_size)
+    for part in stack:
+        embeddings, head = vocabulary_of(adapter_shapes(part))
+        size = embeddings or head or size
+    return size

@@ -22,6 +22,7 @@ from peft import (
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
+from mitigate.adapters import is_adapter
 from mitigate.artifacts import write_json
 from mitigate.errors import MitigateError
 from mitigate.models import Model, SharedBase
@@ -121,15 +122,18 @@ def save_adapter(
     config.base_model_name_or_path = base.source
     config.inference_mode = True
     model.tokenizer.save_pretrained(directory)
-    if not model.adapters:
+    named = {name: path for path, name in base.names.items()}
+    over = [named[name] for name in model.adapters]
+    if not over and is_adapter(base.source):  # merged into the weights
+        over = [base.source]
+    if not over:
         write_adapter(config, adapter, directory)
     elif difference:
-        over = {name: path for path, name in base.names.items()}
         (directory / DIFFERENCE).mkdir()
         alone = copy.copy(config)
-        alone.base_model_name_or_path = f"none: lies over {over[model.adapters[-1]]}, see README.md"
+        alone.base_model_name_or_path = f"none: lies over {over[-1]}, see README.md"
         write_adapter(alone, adapter, directory / DIFFERENCE)
-        write_json(directory / OVERLAY_FILE, {"over": [over[name] for name in model.adapters], "adapter": DIFFERENCE})
+        write_json(directory / OVERLAY_FILE, {"over": over, "adapter": DIFFERENCE})
     else:
         added, tensors = add([*below, Part(config, adapter)])
         added.base_model_name_or_path = base.source

@@ -144,8 +144,7 @@ def retrain(
     doubts = _check_base(str(base), store, method=method, leaky=leaky)
     if shards == 1 or combine == "sum":
         _check_addable(str(base), store, lora=lora)
-    _, plain = store.check(str(base))
-    own = load_tokenizer(base, base=plain, trust_remote_code=store.trust_remote_code)
+    own = load_tokenizer(base, base=store.base, trust_remote_code=store.trust_remote_code)
     check_audited_tokenizer(own, audit.metadata, name=str(base), store=store)
     tokenizer = _tokenizer_of_target(audit, store) or own
     more = read_documents(documents, tokenizer=tokenizer) if isinstance(documents, str | Path) else documents
@@ -259,8 +258,8 @@ def _tokenizer_of_target(audit: Audit, store: ModelStore) -> PreTrainedTokenizer
     """The audited model's tokenizer, whose chat template its base may lack; None where it is no longer what it was."""
     source = audit.metadata["target"]["source"]
     try:
-        _, plain = store.check(source)
-        tokenizer = load_tokenizer(source, base=plain, trust_remote_code=store.trust_remote_code)
+        store.check(source)
+        tokenizer = load_tokenizer(source, base=store.base, trust_remote_code=store.trust_remote_code)
         check_audited_tokenizer(tokenizer, audit.metadata, name=source, store=store)
     except MitigateError:
         return None

@@ -47,7 +47,8 @@ def merged_model(model: Model) -> PreTrainedModel:
         model: of a store of its own, for the base is changed.
 
     Raises:
-        MitigateError: log-probabilities on random tokens differ between the model merged and not merged.
+        MitigateError: a kind of adapter that cannot be merged, or log-probabilities on random tokens differ between the
+            model merged and not merged.
     """
     base = model.base
     assert base.peft is not None
@@ -55,7 +56,13 @@ def merged_model(model: Model) -> PreTrainedModel:
     with model.active() as module:
         module.float()
         before = probe(module, model.vocabulary_size, context=model.context)
-    merged = cast(Any, base.peft).merge_and_unload(adapter_names=list(model.adapters), safe_merge=True)
+    try:
+        merged = cast(Any, base.peft).merge_and_unload(adapter_names=list(model.adapters), safe_merge=True)
+    except Exception as error:  # each kind of adapter says in its own way that it cannot
+        raise MitigateError(
+            f"{model.name}: PEFT cannot merge its adapter into the base ({type(error).__name__}: {error}); use lora, "
+            "or train a plain LoRA adapter"
+        ) from error
     off = float((probe(merged, model.vocabulary_size, context=model.context) - before).abs().max())
     if not off <= _TOLERANCE:
         raise MitigateError(

@@ -19,6 +19,7 @@ import torch
 from accelerate import Accelerator
 from peft import set_peft_model_state_dict
 
+from mitigate.adapters import is_adapter
 from mitigate.errors import MitigateError
 from mitigate.models import Model
 from mitigate.unlearning.adapter import (
@@ -58,7 +59,10 @@ class AdapterTrainable:
         self.below = lower_parts(model)
         new = Part(model.base.peft.peft_config[ADAPTER], {})
         self.difference, self.to_merge = settings.give == "difference", None
-        if self.below and not self.difference and (reason := obstacle([*self.below, new])):
+        reason = obstacle([*self.below, new]) if self.below else None
+        if is_adapter(model.base.source):
+            reason = f"its base is {model.base.source}, merged into what that lies over"
+        if reason is not None and not self.difference:
             self.difference, self.to_merge = True, reason
             given = "a plain model with both merged in; for the new one alone set unlearn.give: difference"
             if settings.merge:
@@ -187,7 +191,8 @@ def decoder_layers(module: torch.nn.Module) -> list[torch.nn.Module]:
         MitigateError: it has no list of as many layers as its configuration says.
     """
     config = cast(Any, module).config.get_text_config()
-    for part in module.modules():
+    text = cast(Any, module).get_decoder() if hasattr(module, "get_decoder") else None  # not a tower for images
+    for part in (text if isinstance(text, torch.nn.Module) else module).modules():
         if isinstance(part, torch.nn.ModuleList) and len(part) == config.num_hidden_layers:
             return list(part)
     raise MitigateError(

@@ -32,6 +32,7 @@ from mitigate.mixture import FOR_INFERENCE, Mixture
 from mitigate.models import Model, ModelStore
 from mitigate.origin import UNLEARN_RECORD, made_from
 from mitigate.runtime import process_state, seed_everything, together
+from mitigate.sources import check_layering
 from mitigate.temporaries import partial_of
 from mitigate.tokens.compatible import check_audited_tokenizer
 from mitigate.unlearning.card import write_card
@@ -152,6 +153,8 @@ def prepare(
     audited, references = audit.metadata["target"], store
     if settings.method in ("full", "last_layers"):
         store = store.fresh()  # its weights are changed in place, and the caller's and the references' must not be
+    if settings.method in ("lora", "dora"):
+        check_layering(str(target or audited["source"]), base=store.base)
     [model] = load_audited([{**audited, "source": str(target or audited["source"])}], store=store)
     check_audited_tokenizer(model.tokenizer, audit.metadata, name=model.name, store=references)
     if isinstance(model.base.model, Mixture):
