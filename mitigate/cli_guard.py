@@ -172,7 +172,8 @@ def guard_generate(
     for prompt in texts:
         guarded = continue_greedily(writer, prompt, max_tokens=max_tokens, guard=processor)
         changed = guarded != continue_greedily(writer, prompt, max_tokens=max_tokens)
-        typer.echo(json.dumps({"prompt": prompt, "text": guarded, "changed": changed}, ensure_ascii=False))
+        line = json.dumps({"prompt": prompt, "text": guarded, "changed": changed}, ensure_ascii=False)
+        typer.echo(line if line.isprintable() else json.dumps(json.loads(line)))
     typer.echo(NOTICE, err=True)
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from mitigate.errors import MitigateError
+from mitigate.errors import MitigateError, printable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -99,6 +99,6 @@ def _render(messages: Messages, tokenizer: PreTrainedTokenizerBase, *, add_gener
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
     except jinja2.TemplateError as error:
-        raise MitigateError(f"messages: the chat template refuses them ({error})") from None
+        raise MitigateError(f"messages: the chat template refuses them ({printable(error)})") from None
     except (IndexError, KeyError, TypeError, ValueError) as error:
         raise MitigateError(f"messages: the chat template fails on them ({type(error).__name__})") from None
