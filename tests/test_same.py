@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
+from pathlib import Path
 from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
-from test_reporting import make_audit
+from test_reporting import REPORT, Page, changed, make_audit
 
 from mitigate.detection.linked import find_linked
 from mitigate.documents import Document, Documents, Span
+from mitigate.errors import MitigateError
 from mitigate.reporting.secrecy import BULLET, Mask
 from mitigate.secrets.same import Comparable, Finder, comparable, core, same
 from mitigate.unlearning.guard import Guard
 from mitigate.unlearning.guard_decoding import completes
 from mitigate.unlearning.redaction import fake
 from mitigate.unlearning.removals import Removal, with_copies
+from mitigate.verification.compare import Comparison
 
 
 @pytest.mark.parametrize(
@@ -236,3 +240,55 @@ def test_many_secrets_are_found_by_an_index_in_long_texts() -> None:
     finder = Finder([f"{number:010d}" for number in numbers.tolist()], loose=True)
     text = "Some words without any number in them. " * 2000 + f"{numbers[7]:010d}"
     assert [text[start:end] for start, end, _ in finder.places(text)] == [str(numbers[7])]
+
+
+# --- the page and the JSON --------------------------------------------------------------------------------------------
+
+SECRET = "QX-7741-ZEPHYR-0092"
+
+
+def comparison(text: str) -> Comparison:
+    """A report on a secret that stands in ids, labels, notes and the recipe too, in other formats."""
+    other = "qx 7741 zephyr 0092"
+    texts = {"a": f"The key is {SECRET}, thanks.", f"about {other}": "Also QX7741ZEPHYR0092 and jane@mail.example."}
+    audit = make_audit(
+        texts, known={"a": [(11, 11 + len(SECRET), "key")]}, found={"a": [(4, 11)]}, sets={"a": "forget"}
+    )
+    report = changed(
+        name=f"Case {other}",
+        text=text,
+        notes=[f"Note {other}", "jane@mail.example was asked"],
+        skipped=[f"x:1: {SECRET}"],
+        recipe={"forget": {"ids": [f"about {other}"]}, "data": {"documents": [{"where": {other: "x"}}]}},
+        unlearn=None,
+    )
+    report["leakage"]["after"] = None
+    return Comparison(report, audit, None)
+
+
+@pytest.mark.parametrize("text", ["none", "masked"])
+def test_neither_page_nor_json_holds_a_secret_in_any_format(tmp_path: Path, text: str) -> None:
+    comparison(text).save(tmp_path / "report")
+    for name in ("report.html", "report.json"):
+        written = (tmp_path / "report" / name).read_text(encoding="utf-8")
+        assert "qx7741zephyr0092" not in comparable(written)
+        assert "janemailexample" not in comparable(written)
+    page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    assert ("thanks" in page) == (text == "masked")
+    assert bool(Page(page).sides) == (text == "masked")
+    saved = json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))
+    assert saved["fingerprints"] == REPORT["fingerprints"]
+    assert saved["leakage"]["before"] == REPORT["leakage"]["before"]
+    assert f"about {BULLET * 19} (document 2)" in page
+
+
+def test_all_text_is_shown_where_it_is_asked_for_also_by_a_report_of_an_earlier_version(tmp_path: Path) -> None:
+    made = comparison("all")
+    assert SECRET in made.html()
+    earlier = {key: value for key, value in made.report.items() if key != "text"}
+    assert SECRET in Comparison({**earlier, "show_text": True}, made.before, None).html()
+    assert SECRET not in Comparison({**earlier, "show_text": False}, made.before, None).html()
+    with pytest.raises(MitigateError, match="'some' is not one of none, masked, all"):
+        Comparison({**earlier, "text": "some"}, made.before, None).html()
+    with pytest.raises(MitigateError, match="no heat map; text is masked or all"):
+        made.before.show(text="none")
