@@ -45,7 +45,7 @@ from mitigate.cli_options import (
     stop_as_ctrl_c,
 )
 from mitigate.cli_training import references, retrain, unlearn
-from mitigate.errors import DoubtfulError, MitigateError, summarize
+from mitigate.errors import DoubtfulError, MitigateError, printable, printable_lines, summarize
 
 if TYPE_CHECKING:
     from mitigate.verification.compare import Comparison
@@ -262,10 +262,10 @@ def audit(
             linked = sum(stretch["training_id"] is not None for stretch in stretches)
             typer.echo(f"{len(stretches)} memorized stretches in what it wrote, {linked} linked to training text")
             for stretch in [stretch for stretch in stretches if stretch["training_id"] is not None][:20]:
-                where = f"{stretch['doc_id']} [{stretch['char_start']}, {stretch['char_end']})"
-                typer.echo(f"  {where} score {stretch['score']:.2f} from {stretch['training_id']}")
+                where = f"{printable(stretch['doc_id'])} [{stretch['char_start']}, {stretch['char_end']})"
+                typer.echo(f"  {where} score {stretch['score']:.2f} from {printable(stretch['training_id'])}")
         for line in result.metadata["skipped"]:
-            typer.echo(f"skipped {line}", err=True)
+            typer.echo(f"skipped {printable(line)}", err=True)
 
 
 for verb in (references, unlearn, retrain):
@@ -370,7 +370,9 @@ def documents(
 
 def main() -> None:
     """Entry point: messages instead of tracebacks for what a user can mend."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Plain("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("mitigate").setLevel(logging.INFO)
     with stop_as_ctrl_c() as stopped:
@@ -381,7 +383,7 @@ def _answer(stopped: Sequence[signal.Signals]) -> None:
     try:
         app()
     except MitigateError as error:
-        typer.echo(f"mitigate: {error}", err=True)
+        typer.echo(f"mitigate: {printable_lines(str(error))}", err=True)
         sys.exit(2)
     except OSError as error:  # of a path or a disk, where no better message was made of it
         where = f"{error.filename}: " if error.filename else ""
@@ -398,6 +400,13 @@ def _answer(stopped: Sequence[signal.Signals]) -> None:
                 f"\nmitigate: interrupted{by}; finished stages are kept, give the same command again to go on", err=True
             )
         sys.exit(128 + (stopped[0] if stopped else signal.SIGINT))
+
+
+class _Plain(logging.Formatter):
+    """Log lines that cannot move a terminal's cursor or colour it, whatever text of others is in them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable_lines(super().format(record))
 
 
 def _print_erasure(erasure: Mapping[str, Any] | None) -> None:
@@ -430,7 +439,7 @@ def _print_summary(comparison: Comparison, out: Path) -> None:
         shown = " -> ".join("not measured" if value is None else f"{value:.3f}" for value in values)
         typer.echo(f"  {label:<42}{shown}")
 
-    typer.echo(f"{figures['name']}: {figures['selected']['spans']} spans selected")
+    typer.echo(f"{printable(figures['name'])}: {figures['selected']['spans']} spans selected")
     _print_erasure(figures["erasure"])
     if figures["retrain"]:
         typer.echo(figures["retrain"]["exact"])

@@ -50,3 +50,8 @@ def printable(value: object) -> str:
     """
     text = str(value)
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def printable_lines(text: str) -> str:
+    """A whole message of ours, line breaks in it being ours, with everything else as `printable` writes it."""
+    return "\n".join(map(printable, text.split("\n")))

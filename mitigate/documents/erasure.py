@@ -136,7 +136,7 @@ class Request(BaseModel):
         unknown = [doc_id for doc_id in dict.fromkeys(self.ids) if doc_id not in known]
         for doc_id in unknown[:_NEAREST]:
             nearest = difflib.get_close_matches(doc_id, known, n=3)
-            instead = f"did you mean {', '.join(nearest)}?" if nearest else f"ids there: {summarize(known, most=3)}"
+            instead = f"did you mean {summarize(nearest)}?" if nearest else f"ids there: {summarize(known, most=3)}"
             mistakes.append(f"ids: no document {doc_id!r}; {instead}")
         if rest := unknown[_NEAREST:]:
             mistakes.append(f"ids: nor documents {summarize(map(repr, rest))}")
@@ -156,9 +156,9 @@ class Request(BaseModel):
         if marks is None or set(marks.met) != set(self.where):
             return ["where: the fields of rows are known at reading only; read_documents(..., mark=request.where)"]
         if missing := [name for name in self.where if name not in marks.fields]:
-            return [f"where: no field {summarize(missing)}; fields there: {', '.join(marks.fields)}"]
+            return [f"where: no field {summarize(missing)}; fields there: {summarize(marks.fields, most=20)}"]
         if not marks.doc_ids:
-            counts = ", ".join(f"{name} by {count}" for name, count in marks.met.items())
+            counts = summarize((f"{name} by {count}" for name, count in marks.met.items()), most=20)
             return [
                 f"where: met by none of {len(documents)} documents (each condition alone is met: {counts}); loosen it"
             ]

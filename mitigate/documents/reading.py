@@ -221,9 +221,11 @@ class _Reader:
                 kept += 1
                 yield row
         if seen and (missing := [name for name in where if name not in known]):
-            raise MitigateError(f"{self.name}: where: no field {summarize(missing)}; fields there: {', '.join(known)}")
+            raise MitigateError(
+                f"{self.name}: where: no field {summarize(missing)}; fields there: {summarize(known, most=20)}"
+            )
         if seen and not kept:
-            counts = ", ".join(f"{name} by {count}" for name, count in passed.items())
+            counts = summarize((f"{name} by {count}" for name, count in passed.items()), most=20)
             raise MitigateError(
                 f"{self.name}: where keeps none of {seen} rows (each condition alone is met: {counts}); loosen it"
             )

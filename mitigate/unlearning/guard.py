@@ -54,6 +54,16 @@ _KINDS = ("runs", "heads", "tails")
 _VERSION = 2  # another one compared other letters, so its hashes would let secrets pass
 
 
+def run_length(length: int, *, share: float, shortest: int, longest: int) -> int:
+    """How many characters in a row of a secret of so many must not come out; see the top of this file."""
+    return min(longest, max(shortest, math.ceil(share * length - 1e-9)))
+
+
+def windows(text: str, length: int) -> list[str]:
+    """All runs of so many characters, in order."""
+    return [text[start : start + length] for start in range(len(text) - length + 1)]
+
+
 def head_length(length: int) -> int:
     """How many characters at its beginning tell that a run of this length may have begun."""
     return (length + 1) // 2
@@ -268,15 +278,11 @@ def _pieces(secret: str, share: float, shortest: int, longest: int) -> set[str]:
     return {
         run
         for text in texts
-        for run in _windows(text, min(longest, max(shortest, math.ceil(share * len(text) - 1e-9))))
+        for run in windows(text, run_length(len(text), share=share, shortest=shortest, longest=longest))
     }
 
 
 def _held(runs: Set[str], texts: Iterable[str]) -> set[str]:
     """The runs that stand in texts."""
     lengths = {len(run) for run in runs}
-    return {run for text in texts for n in lengths for run in _windows(comparable(text), n) & runs}
-
-
-def _windows(text: str, length: int) -> set[str]:
-    return {text[start : start + length] for start in range(len(text) - length + 1)}
+    return {run for text in texts for n in lengths for run in {*windows(comparable(text), n)} & runs}
