@@ -17,7 +17,6 @@ from mitigate.verification.metrics import (
     clustered_tpr,
     flat,
     rank_among,
-    share,
 )
 
 
@@ -258,17 +257,6 @@ def utility(view: View, audits: Mapping[str, Audit | None], oracle: np.ndarray |
             {key: clustered_mean(-v[rows], groups) if v is not None else UNMEASURED for key, v in values.items()}
         )
     return result
-
-
-def extraction_figures(extraction: Mapping[str, Mapping[int, bool]], notes: list[str]) -> dict[str, Any]:
-    """Share of the secrets that greedy decoding completes, before and after."""
-    figures = {
-        key: share(sum(extraction[key].values()), len(extraction[key])) if extraction.get(key) else UNMEASURED
-        for key in ("before", "after")
-    }
-    if figures["before"].value is None:
-        notes.append("Extraction was not measured.")
-    return {**flat(figures), "secrets": len(extraction.get("before", {}))}
 
 
 def over_forgotten(view: View, after: Audit | None) -> Figure:
