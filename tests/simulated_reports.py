@@ -192,12 +192,13 @@ def simulated(seed: int, *, leak: str, people: str, oracle: bool) -> dict[str, A
     return report
 
 
-def cases(reports: int) -> list[dict[str, Any]]:
-    """Settings of that many reports, each kind of leak and number of people in turn."""
-    kinds = [(leak, people) for people in PEOPLE for leak in LEAKS]
+def cases(reports: int, *, first: int = 0) -> list[dict[str, Any]]:
+    """Settings of that many reports from seed `first` on: clean and leaking in turn, every kind and number of people."""
+    leaking = [name for name, leak in LEAKS.items() if not leak.clean]
+    kinds = [(leak, people) for people in PEOPLE for kind in leaking for leak in ("clean", kind)]
     return [
         {"seed": seed, "leak": leak, "people": people, "oracle": (seed // len(kinds)) % 2 == 0}
-        for seed in range(reports)
+        for seed in range(first, first + reports)
         for leak, people in [kinds[seed % len(kinds)]]
     ]
 
@@ -208,8 +209,10 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reports", type=int, default=200)
+    parser.add_argument("--first", type=int, default=0, help="seed of the first report")
+    arguments = parser.parse_args()
     counted: dict[tuple[str, str], Counter[str]] = {}
-    for case in cases(parser.parse_args().reports):
+    for case in cases(arguments.reports, first=arguments.first):
         verdict = verdict_of(simulated(**case))
         key = case["leak"], case["people"]
         says = {True: "leaks", False: "clean", None: "cannot tell"}[verdict["leaks"]]
