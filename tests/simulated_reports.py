@@ -193,7 +193,7 @@ def simulated(seed: int, *, leak: str, people: str, oracle: bool) -> dict[str, A
 
 
 def cases(reports: int, *, first: int = 0) -> list[dict[str, Any]]:
-    """Settings of that many reports from seed `first` on: clean and leaking in turn, every kind and number of people."""
+    """Settings of that many reports from seed `first` on: clean and leaking in turn, of every kind and size."""
     leaking = [name for name, leak in LEAKS.items() if not leak.clean]
     kinds = [(leak, people) for people in PEOPLE for kind in leaking for leak in ("clean", kind)]
     return [

@@ -3,7 +3,8 @@
 Intervals are from people (of prose: documents) resampled within each seed, the same ones for everything that a figure
 compares; rates of single events are pooled over seeds, and their intervals count people, too (`clustered_share`). A
 distance between two models is the mean absolute difference of their tokens' log-probabilities, in nats; to the oracles,
-the mean of the distances to each. The floor is the distance between two oracles that differ only in the seed of their training.
+the mean of the distances to each. The floor is the distance between two oracles that differ only in the seed of their
+training.
 """
 
 from __future__ import annotations
