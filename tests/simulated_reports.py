@@ -132,6 +132,9 @@ class World:
             {
                 "doc_id": np.repeat(names, TOKENS),
                 "position": place,
+                "char_start": 5 * place,
+                "char_end": 5 * place + 4,
+                "rank": np.where(first | (log_prob < -1), 2, 1),
                 **{name: pa.array(values, from_pandas=True) for name, values in columns.items()},
                 "log_prob_references": pa.FixedSizeListArray.from_arrays(
                     pa.array(references.ravel(), from_pandas=True), REFERENCES
