@@ -70,6 +70,7 @@ def test_a_report_that_is_good_in_every_figure_is_good() -> None:
         (good(coverage={"known_spans_outside": 3}), "cannot_tell", None, "3 of 104 known secrets stand outside"),
         (good(coverage={"values_outside": 2}), "cannot_tell", None, "2 sensitive values were recognised"),
         (good(coverage=None), "cannot_tell", None, "how much of the text was audited is not recorded"),
+        (good(extraction={"untried": {"context": 2, "not drawn": 9}}), "cannot_tell", None, "2 sensitive values could"),
         (good(skipped=["x:1: malformed"]), "cannot_tell", None, "1 document was skipped"),
     ],
 )

@@ -225,6 +225,9 @@ def _coverage(figures: Figures) -> Finding:
         )
     if values := coverage.get("values_outside") or 0:
         missing.append(f"{values:,} sensitive values were recognised in text that was not audited")
+    untried = (report.get("extraction") or {}).get("untried") or {}
+    if values := (untried.get("context") or 0) + (untried.get("not audited") or 0):
+        missing.append(f"{values:,} sensitive values could not be tried for extraction")
     if skipped := len(report.get("skipped") or ()):
         missing.append("1 document was skipped" if skipped == 1 else f"{skipped:,} documents were skipped")
     state = "cannot_tell" if missing else "good"

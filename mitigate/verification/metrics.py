@@ -192,7 +192,7 @@ def clustered_auc(members: Sample, non_members: Sample) -> Figure:
 
 
 def auc_of_many(comparisons: Sequence[tuple[Sample, Sample]], weights: Sequence[float]) -> Figure:
-    """A weighted sum of AUCs that the same people gave, with its interval.
+    """A weighted sum of AUCs that the same people gave, with its interval; not kept to any bounds.
 
     Each cluster's share in each AUC (its placements less their mean, as in `clustered_auc`) is weighted and summed by
     the cluster's name, so what moves the AUCs together cancels in their difference; Student's t.
@@ -325,9 +325,12 @@ def _wilson(value: float, size: float, quantile: float) -> tuple[float, float]:
 
 
 def _quantile(variances: Sequence[float], freedoms: Sequence[int]) -> float:
-    """Student's 97.5 % quantile for a sum of variances (Satterthwaite's degrees of freedom)."""
+    """Student's 97.5 % quantile for a sum of variances: Satterthwaite's degrees of freedom.
+
+    With fewer than ten clusters on a side, that side's own: so few can agree by chance and would count for nothing.
+    """
     parts = sum(variance**2 / freedom for variance, freedom in zip(variances, freedoms, strict=True))
-    freedom = sum(variances) ** 2 / parts if parts else min(freedoms)
+    freedom = sum(variances) ** 2 / parts if parts and min(freedoms) >= 9 else min(freedoms)
     return float(student.ppf(0.975, freedom))
 
 
