@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mitigate.documents.chat import SPOKEN, UNTOUCHED, check_arguments, check_messages, check_tools, render_chat
+from mitigate.documents.chat import SPOKEN, check_arguments, check_messages, check_tools, render_chat
+from mitigate.documents.places import UNTOUCHED
 from mitigate.documents.rows import Row, read_rows
 from mitigate.documents.sources import DocumentSource, SpanSettings, Where, conditions_met, template_fields
 from mitigate.documents.tails import with_tails
@@ -31,6 +33,7 @@ def read_documents(
     root: Path | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     mark: Where | None = None,
+    load_tokenizer: Callable[[], PreTrainedTokenizerBase] | None = None,
 ) -> Documents:
     """Read files or hub data sets as documents.
 
@@ -39,9 +42,10 @@ def read_documents(
     Args:
         source: a path, a hub id, a `DocumentSource` or several of these.
         root (*optional*): folder that relative paths start from; default: the current one.
-        tokenizer (*optional*): renders chat messages; needed for these only.
+        tokenizer (*optional*): renders chat messages and counts `max_tokens`; needed for these only.
         mark (*optional*): conditions on the fields of rows, as in a source's `where`. `Documents.marks` says which
             documents meet them all; those of a source without the fields do not.
+        load_tokenizer (*optional*): instead of `tokenizer`; called when one is needed.
 
     Raises:
         MitigateError: a missing or empty file, bad rows (all in one message) where `on_error` is `raise`, equal ids, a
@@ -56,7 +60,7 @@ def read_documents(
     for one in sources:
         settings = one if isinstance(one, DocumentSource) else DocumentSource(path=str(one))
         marker = _Marker(mark or {})
-        reader = _Reader(settings, tokenizer, marker, ids=ids, groups=groups)
+        reader = _Reader(settings, tokenizer, marker, ids=ids, groups=groups, load_tokenizer=load_tokenizer)
         items += reader.read(root)
         skipped += [f"{where}: {reason}" for where, reason in reader.problems]
         markers.append(marker)
@@ -106,14 +110,20 @@ class _Reader:
         *,
         ids: dict[str, str],
         groups: dict[str, str],
+        load_tokenizer: Callable[[], PreTrainedTokenizerBase] | None,
     ) -> None:
         self.source = source
-        self.tokenizer = tokenizer
+        self._tokenizer, self._load_tokenizer = tokenizer, load_tokenizer
         self.marker = marker
         self.ids = ids  # of the documents so far, and where each was read
         self.groups = groups  # text -> group, for documents without a group of their own
         self.problems: list[tuple[str, str]] = []
         self.name = summarize(source.paths)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """Renders chat messages and counts tokens."""
+        return self._load_tokenizer() if self._tokenizer is None and self._load_tokenizer else self._tokenizer
 
     def read(self, root: Path | None) -> list[Document]:
         rows: Iterator[Row] = self._wanted(read_rows(self.source, root=root))
@@ -137,6 +147,8 @@ class _Reader:
                 f"{self.name}: no document of at least {self.source.min_characters} characters; lower min_characters"
             )
         documents = _split(documents, self.source) if self.source.sets else documents
+        if self.source.max_tokens is None:
+            return documents
         return with_tails(documents, self.source.max_tokens, self.tokenizer)
 
     def _wanted(self, rows: Iterator[Row]) -> Iterator[Row]:

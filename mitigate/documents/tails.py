@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def with_tails(
-    documents: Sequence[Document], max_tokens: int | None, tokenizer: PreTrainedTokenizerBase | None
+    documents: Sequence[Document], max_tokens: int, tokenizer: PreTrainedTokenizerBase | None
 ) -> list[Document]:
     """Cut documents where a trainer cut them.
 
@@ -28,17 +28,15 @@ def with_tails(
 
     Args:
         documents: as they were read.
-        max_tokens: tokens that the trainer kept, those that the tokenizer adds included; None: all.
+        max_tokens: tokens that the trainer kept, those that the tokenizer adds included.
         tokenizer: the target's.
 
     Returns:
         each document, and after it its tail, where there is one.
 
     Raises:
-        MitigateError: `max_tokens` without a tokenizer.
+        MitigateError: no tokenizer.
     """
-    if max_tokens is None:
-        return list(documents)
     if tokenizer is None:
         raise MitigateError("max_tokens counts tokens: give the tokenizer that the target was trained with")
     pieces: dict[int, list[Document]] = {}
