@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
 from mitigate.detection.references import References, load_references
+from mitigate.detection.verdicts import check_calibration
 from mitigate.documents import Documents, read_documents
 from mitigate.models import ModelStore
 from mitigate.recipe import Recipe
 from mitigate.sources import load_tokenizer, model_fingerprint, names_missing_base
+from mitigate.tokens.compatible import check_tokenizers
 from mitigate.verification.tofu_questions import Question, read_questions
 
 
@@ -29,13 +32,25 @@ class Inputs:
             MitigateError: models or documents that the recipe names are not there.
         """
         models, store = self.recipe.models, self.store()
-        given = load_references(self.recipe.references.given).paths if self.recipe.references.given else ()
-        for source in (models.target, models.base, models.oracle, *given):
+        given = load_references(self.recipe.references.given) if self.recipe.references.given else References((), ())
+        for source in (models.target, models.base, models.oracle, *given.paths):
             if source is not None:
                 store.check(source)
+        self._check_tokenizers(given.paths, store=store)
         if self.recipe.lab is None or self.recipe.lab.people is None:
-            _ = self.audited
+            crossfitted = self.recipe.references.count + len(given.crossfitted)
+            check_calibration(self.audited, crossfitted=crossfitted, detect=self.recipe.detect)
         _ = self.questions
+
+    def _check_tokenizers(self, references: Sequence[str], *, store: ModelStore) -> None:
+        """Refuse models that read token ids unlike each other, as far as they are there before the lab's stages."""
+        recipe, models = self.recipe, self.recipe.models
+        trained_on = models.base if recipe.references.count or recipe.retrain or recipe.lab else None
+        named = {"base": trained_on, "oracle": models.oracle}
+        others = {what: source for what, source in named.items() if source is not None}
+        others |= {f"reference {number}": source for number, source in enumerate(references)}
+        if first := models.target or others.get("base"):
+            check_tokenizers(first, others, store=store)
 
     @cached_property
     def documents(self) -> Documents:
@@ -45,8 +60,15 @@ class Inputs:
         if recipe.lab is not None and recipe.lab.people is not None:
             return read_documents(self.lab_documents, mark=mark)
         return read_documents(
-            recipe.data.documents, root=recipe.data.root, load_tokenizer=self.load_tokenizer, mark=mark
+            recipe.data.documents, root=recipe.data.root, load_tokenizer=lambda: self.tokenizer, mark=mark
         )
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """What text is read with, its chat template included: the target's, or in the lab the base's."""
+        source = self.target if self.recipe.lab is None else self.base
+        trust = self.recipe.models.trust_remote_code
+        return load_tokenizer(source, base=self._base_of_adapters, trust_remote_code=trust)
 
     @cached_property
     def audited(self) -> Documents:
@@ -62,13 +84,7 @@ class Inputs:
         recipe = self.recipe
         if not recipe.data.anchors:
             return None
-        return read_documents(recipe.data.anchors, root=recipe.data.root, load_tokenizer=self.load_tokenizer)
-
-    def load_tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer that renders chats: the target's, or the base's where the lab makes the target."""
-        models = self.recipe.models
-        source = self.target if self.recipe.lab is None else self.base
-        return load_tokenizer(source, base=self._base_of_adapters, trust_remote_code=models.trust_remote_code)
+        return read_documents(recipe.data.anchors, root=recipe.data.root, load_tokenizer=lambda: self.tokenizer)
 
     @cached_property
     def questions(self) -> list[Question]:

@@ -26,7 +26,8 @@ from mitigate.documents import Document, Documents, Span
 from mitigate.errors import MitigateError
 from mitigate.lab.people import write_jsonl
 from mitigate.models import ModelStore
-from mitigate.unlearning.guard import NOTICE, Guard, normalized
+from mitigate.secrets.same import comparable
+from mitigate.unlearning.guard import NOTICE, Guard
 from mitigate.unlearning.guard_decoding import GuardLogitsProcessor, continue_greedily
 from mitigate.unlearning.guard_sources import new_key, read_key, secrets_in_audit, secrets_in_file
 
@@ -47,7 +48,14 @@ def plain(text: str) -> str:
     kept = []
     for character in unicodedata.normalize("NFKD", text).casefold():
         if unicodedata.category(character)[0] in "LN":
-            kept.append(str(unicodedata.digit(character, character)))
+            base, stroke, _ = unicodedata.name(character, "").partition(" WITH ")
+            latin = stroke and base.startswith("LATIN SMALL LETTER ") and len(base) == len("LATIN SMALL LETTER A")
+            plain = (
+                unicodedata.lookup(base)
+                if latin
+                else {"ı": "i", "æ": "ae", "œ": "oe", "ð": "d", "þ": "th"}.get(character, character)
+            )
+            kept.append(str(unicodedata.digit(plain, plain)) if len(plain) == 1 else plain)
     return "".join(kept)
 
 
@@ -223,8 +231,8 @@ def test_normalising_parts_gives_the_parts_of_the_normalised_text() -> None:
     for _ in range(300):
         text = "".join(draw.choices(characters, k=12))
         cut = draw.randrange(13)
-        assert normalized(text) == normalized(text[:cut]) + normalized(text[cut:])
-        assert normalized(normalized(text)) == normalized(text)
+        assert comparable(text) == comparable(text[:cut]) + comparable(text[cut:])
+        assert comparable(comparable(text)) == comparable(text)
 
 
 def test_all_other_scores_stay_bit_for_bit(tokenizer: PreTrainedTokenizerFast, guard: Guard) -> None:
@@ -544,7 +552,8 @@ def test_what_cannot_be_guarded_is_said_by_number(secrets: list[str], options: d
     ("content", "message"),
     [
         ("[]", "holds no guard; make one with"),
-        ('{"mitigate_guard": 1}', "a damaged guard"),
+        ('{"mitigate_guard": 1}', "a guard of version 1, .* make it anew"),
+        ('{"mitigate_guard": 2}', "a damaged guard"),
         ("{", "not JSON"),
         (None, "no such file"),
     ],

@@ -157,10 +157,10 @@ def test_report_json_has_the_documented_keys_and_types(finished: tuple[Path, Com
             "retrain",
             "seconds",
         ),
-        *("fingerprints", "versions", "recipe", "notes", "show_text"),
+        *("fingerprints", "versions", "recipe", "notes", "text"),
     }
     assert report["schema"] == 1
-    assert report["show_text"] is False
+    assert report["text"] == "masked"
     for moment in ("before", "after"):
         leakage = report["leakage"][moment]
         assert set(leakage) == with_intervals("span_auc", "document_auc", "tpr_at_1pct_fpr", "span_score_mean")
@@ -329,7 +329,7 @@ def test_a_run_interrupted_in_every_stage_ends_in_the_same_bytes(
         interrupt(mitigate.detection.audit, "write_json", call=1)  # the audit's last file
         assert not (tmp_path / "run/audit").exists()
         interrupt(mitigate.unlearning.loop.Loop, "step", call=4)  # after the checkpoint of step 2
-        assert (tmp_path / "run/adapter.partial/checkpoint.pt").is_file()
+        assert (tmp_path / "run/adapter.partial/step-000002/tensors.safetensors").is_file()
         interrupt(mitigate.unlearning.trainer, "write_json", call=1)
         assert not (tmp_path / "run/adapter").exists()
         interrupt(mitigate.pipeline, "reaudit", call=1)
@@ -351,7 +351,7 @@ def test_a_checkpoint_of_other_settings_is_not_gone_on_with(copied: Path, monkey
         patch.setattr(mitigate.unlearning.trainable, "save_adapter", stop)
         with pytest.raises(KeyboardInterrupt):
             run(tiny_recipe(unlearn={"max_steps": 3, "checkpoint_every": 2, "stop_at_control": False}))
-    assert (copied / "adapter.partial/checkpoint.pt").is_file()
+    assert (copied / "adapter.partial/step-000002/tensors.safetensors").is_file()
     report = run(tiny_recipe(unlearn={"max_steps": 2, "checkpoint_every": 5, "stop_at_control": False})).report
     assert report["unlearn"]["steps"] == 2
     assert not (copied / "adapter.partial").exists()
@@ -369,7 +369,7 @@ def test_a_directory_with_another_run_is_refused(copied: Path, change: dict[str,
 
 
 def test_replace_empties_a_run_s_directory(copied: Path) -> None:
-    Pipeline(tiny_recipe(seed=1), replace=True)
+    _ = Pipeline(tiny_recipe(seed=1), replace=True).stages
     assert [path.name for path in copied.iterdir()] == ["run.json"]
 
 

@@ -14,7 +14,8 @@ from mitigate.detection.audit import Audit
 from mitigate.documents import DocumentSource, read_documents
 from mitigate.documents.rows import read_rows
 from mitigate.errors import MitigateError, summarize
-from mitigate.unlearning.guard import SHORTEST, normalized
+from mitigate.secrets.same import comparable
+from mitigate.unlearning.guard import SHORTEST
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ def secrets_in_audit(audit: Audit, *, known: bool = False, shortest: int = SHORT
         missing = "no known span in the documents to forget" if known else "no selected span"
         raise MitigateError(f"audit: it has {missing}, so there is nothing to guard; give the secrets as a file")
     found = [texts[row["doc_id"]][row["char_start"] : row["char_end"]] for row in spans]
-    kept = [text for text in found if len(normalized(text)) >= shortest]
+    kept = [text for text in found if len(comparable(text)) >= shortest]
     if len(kept) < len(found):
         logger.warning(
             "%d of %d spans have fewer than %d letters and digits and are not guarded",

@@ -11,6 +11,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
+from mitigate.decoding import continuations
 from mitigate.detection.audit import Audit
 from mitigate.models import Model
 from mitigate.runtime import progress, share_of
@@ -103,20 +104,5 @@ def greedy(
     Returns:
         (B, C) token ids, C <= new_tokens; what stands after the end of a continuation has no meaning.
     """
-    longest = max(map(len, prefixes))
-    input_ids = torch.zeros((len(prefixes), longest), dtype=torch.long, device=module.device)
-    attention_mask = torch.zeros_like(input_ids)
-    for row, prefix in enumerate(prefixes):  # left padding, so that all continue at the same column
-        input_ids[row, longest - len(prefix) :] = torch.from_numpy(prefix)
-        attention_mask[row, longest - len(prefix) :] = 1
-    generated = module.generate(  # type: ignore[operator]
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        max_new_tokens=new_tokens,
-        do_sample=False,
-        pad_token_id=0,
-        eos_token_id=tokenizer.eos_token_id if tokenizer is not None else None,
-        stop_strings=[stop] if stop else None,
-        tokenizer=tokenizer,
-    )
-    return generated[:, longest:].cpu().numpy()
+    ends = [tokenizer.eos_token_id] if tokenizer is not None and tokenizer.eos_token_id is not None else []
+    return continuations(module, prefixes, new_tokens=new_tokens, ends=ends, stop=stop, tokenizer=tokenizer)
