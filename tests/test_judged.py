@@ -174,8 +174,8 @@ def test_a_cut_document_is_audited_before_the_cut_and_its_tail_beyond_it(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     rows = [*long_texts(3), {"id": "short", "text": "Ann lost a map."}]
-    spans = {"patterns": {"word": r"\w+"}}
-    source = DocumentSource(path=str(write(tmp_path / "d.jsonl", rows)), spans=spans)
+    rows = [{**row, "spans": [{"start": 0, "end": len(row["text"]) - 3}]} for row in rows]
+    source = DocumentSource(path=str(write(tmp_path / "d.jsonl", rows)))
     whole = {document.id: document for document in read_documents(source, tokenizer=tokenizer)}
     cut = read_documents(source.model_copy(update={"max_tokens": 20}), tokenizer=tokenizer)
     assert [d.id for d in cut] == ["d0", "d0-tail", "d1", "d1-tail", "d2", "d2-tail", "short"]
@@ -197,6 +197,19 @@ def test_a_cut_document_is_audited_before_the_cut_and_its_tail_beyond_it(
         read_documents(source.model_copy(update={"max_tokens": 20}))
     asked = Request(ids=["d0"])
     assert asked.apply(cut).erasure.same_group == (), "a tail is no other document of that person"
+
+
+def test_a_secret_that_was_trained_on_is_no_control_in_the_tail(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    text = "The door code of Ann is 4711. " + " ".join(sentences(3, seed=1)) + " Codes: 4711 and 9052."
+    path = write(tmp_path / "d.jsonl", [{"id": "a", "text": text}])
+    source = DocumentSource(path=str(path), max_tokens=20, spans={"patterns": {"code": r"4711|9052"}})
+    head, tail = read_documents(source, tokenizer=tokenizer)
+    assert [text[span.start : span.end] for span in head.spans] == ["4711"]
+    assert [text[span.start : span.end] for span in tail.spans] == ["9052"]
+    judged = "".join(text[start:end] for start, end in tail.audited)
+    assert text[tail.cut :].replace("4711", "") == judged
 
 
 def test_references_are_trained_on_what_was_kept_and_judge_the_tail(
