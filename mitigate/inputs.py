@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from mitigate.detection.references import References, load_references
 from mitigate.detection.verdicts import check_calibration
 from mitigate.documents import Documents, read_documents
 from mitigate.models import ModelStore
+from mitigate.probes import stated_limits
 from mitigate.recipe import Recipe
 from mitigate.sources import load_tokenizer, model_fingerprint, names_missing_base
 from mitigate.tokens.compatible import check_tokenizers
@@ -40,7 +41,23 @@ class Inputs:
         if self.recipe.lab is None or self.recipe.lab.people is None:
             crossfitted = self.recipe.references.count + len(given.crossfitted)
             check_calibration(self.audited, crossfitted=crossfitted, detect=self.recipe.detect)
+        if self.recipe.lab is None:
+            self._check_stride(store)
         _ = self.questions
+
+    def _check_stride(self, store: ModelStore) -> None:
+        """Refuse a stride that the model's own context does not hold, before references are trained."""
+        detect = self.recipe.detect
+        if detect.stride is None:
+            return
+        _, base = store.check(self.target)
+        config = AutoConfig.from_pretrained(base, trust_remote_code=self.recipe.models.trust_remote_code)
+        limit = min(stated_limits(config), default=None)
+        if limit is not None and detect.stride >= min(limit, detect.context or limit):
+            raise MitigateError(
+                f"detect.stride: {detect.stride} is not less than the context of {self.target}, {limit} tokens: a next "
+                "window would leave out what stands before it"
+            )
 
     def _check_tokenizers(self, references: Sequence[str], *, store: ModelStore) -> None:
         """Refuse models that read token ids unlike each other, as far as they are there before the lab's stages."""

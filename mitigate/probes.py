@@ -63,14 +63,19 @@ def check_probe(source: str, logits: torch.Tensor, *, vocabulary: int, architect
         )
 
 
+def stated_limits(config: Any) -> list[int]:
+    """What a model's configuration says of the longest text that it takes, in tokens; nothing, or several numbers."""
+    text = config.get_text_config()
+    return [value for name in _LIMITS if isinstance(value := getattr(text, name, None), int) and value > 0]
+
+
 def longest_text(module: torch.nn.Module) -> int:
     """Longest text that a model takes, in tokens; 2,048 where it has no limit.
 
     A table of learned positions may be longer than what it is asked for: RoBERTa's begins after the padding index,
     OPT's after an offset.
     """
-    config: Any = cast(Any, module).config.get_text_config()
-    said = [value for name in _LIMITS if isinstance(value := getattr(config, name, None), int) and value > 0]
+    said = stated_limits(cast(Any, module).config)
     for name, part in module.named_modules():
         if isinstance(part, torch.nn.Embedding) and _POSITIONS.search(name):
             skipped = part.padding_idx + 1 if part.padding_idx is not None else 0

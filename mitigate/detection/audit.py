@@ -41,6 +41,7 @@ from mitigate.tokenization import TokenizedDocument
 from mitigate.tokens.compatible import check_audited_tokenizer, check_tokenizers
 
 logger = logging.getLogger(__name__)
+SCHEMA = 3  # of audit.json and the tables; one of another number is refused
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,16 @@ class Audit:
         if not (directory / "audit.json").is_file():
             raise MitigateError(f"{directory}: holds no audit (no audit.json); make one with `mitigate audit`")
         check_digests(directory)
-        tables = (read_table(directory / f"{name}.parquet") for name in ("tokens", "documents", "spans"))
-        tokens, documents, spans = tables
-        return cls(tokens.replace_schema_metadata(None), documents, spans, read_json(directory / "audit.json"))
+        metadata = read_json(directory / "audit.json")
+        version = metadata.get("schema") if isinstance(metadata, dict) else None
+        if version != SCHEMA:
+            raise MitigateError(
+                f"{directory}: an audit of version {version!r}, and this code reads version {SCHEMA}; audit again"
+            )
+        tokens, documents, spans = (
+            read_table(directory / f"{name}.parquet") for name in ("tokens", "documents", "spans")
+        )
+        return cls(tokens.replace_schema_metadata(None), documents, spans, metadata)
 
     def show(self, *, text: str = "masked", most_documents: int = 10) -> Any:
         """A heat map of the tokens, for a notebook's output.
@@ -328,7 +336,7 @@ def _assemble(
         documents=document_table(documents, out_references=seen.out, in_references=seen.trained),
         spans=spans,
         metadata={
-            "schema": 2,
+            "schema": SCHEMA,
             "target": _identity(model),
             "origin": origin_of(model.source, fingerprint=model.fingerprint),
             "references": [_identity(reference) for reference in references],
