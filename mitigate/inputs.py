@@ -11,6 +11,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 from mitigate.detection.references import References, load_references
 from mitigate.detection.verdicts import check_calibration
 from mitigate.documents import Documents, read_documents
+from mitigate.errors import MitigateError
 from mitigate.models import ModelStore
 from mitigate.probes import stated_limits
 from mitigate.recipe import Recipe

@@ -29,6 +29,7 @@ from mitigate.models import ModelStore
 from mitigate.tokenization import tokenize_documents
 from mitigate.training import Schedule
 from mitigate.unlearning.removals import training_documents
+from mitigate.unlearning.vocabulary import Vocabulary
 
 PHONE = {"patterns": {"phone": r"555-\d{4}"}}
 ROWS = [
@@ -133,6 +134,14 @@ def test_ordinary_characters_are_judged_whatever_their_token_is_taken_for(
     assert tokens.audited.tolist() == naive_audited(text, own)
     seen = {place for start, end in tokens.offsets[tokens.audited] for place in range(start, end)}
     assert seen >= {place for place, character in enumerate(text) if not character.isspace()}
+
+
+def test_the_guard_reads_a_digit_that_is_the_padding_token(tokenizer: PreTrainedTokenizerFast) -> None:
+    own = copy.deepcopy(tokenizer)
+    own.pad_token = "5"
+    vocabulary = Vocabulary(own)
+    assert vocabulary.texts[own.pad_token_id] == "5"
+    assert {own.bos_token_id, own.eos_token_id} <= vocabulary.special
 
 
 def test_digits_that_a_tokenizer_does_not_know_are_judged() -> None:
