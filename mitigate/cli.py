@@ -361,9 +361,9 @@ def documents(
     from mitigate.sources import load_tokenizer
 
     inputs = Inputs(load_recipe(recipe, overrides or []))
-    chosen = load_tokenizer(tokenizer) if tokenizer else inputs.any_tokenizer()
+    chosen = load_tokenizer(tokenizer) if tokenizer else None
     data = inputs.recipe.data
-    found = read_documents(data.documents, root=data.root, tokenizer=chosen)
+    found = read_documents(data.documents, root=data.root, tokenizer=chosen, load_tokenizer=lambda: inputs.tokenizer)
     write_jsonl(found, out)
     typer.echo(f"{len(found)} documents, {sum(len(document.spans) for document in found)} spans -> {out}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -19,8 +18,6 @@ from mitigate.recipe import Recipe
 from mitigate.sources import check_layering, load_tokenizer, model_fingerprint, names_missing_base
 from mitigate.tokens.compatible import check_tokenizers
 from mitigate.verification.tofu_questions import Question, read_questions
-
-logger = logging.getLogger(__name__)
 
 
 class Inputs:
@@ -89,9 +86,9 @@ class Inputs:
         mark = recipe.forget.where if recipe.forget else None
         if recipe.lab is not None and recipe.lab.people is not None:
             return read_documents(self.lab_documents, mark=mark)
-        chat = any(source.messages or source.max_tokens for source in recipe.data.documents)
-        tokenizer = self.tokenizer if recipe.lab is None or chat else None
-        return read_documents(recipe.data.documents, root=recipe.data.root, tokenizer=tokenizer, mark=mark)
+        return read_documents(
+            recipe.data.documents, root=recipe.data.root, load_tokenizer=lambda: self.tokenizer, mark=mark
+        )
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -108,26 +105,13 @@ class Inputs:
         never_trained = ("holdout",) if self.recipe.lab is None else ("holdout", None)
         return self.recipe.forget.apply(self.documents, never_trained=never_trained)
 
-    def any_tokenizer(self) -> PreTrainedTokenizerBase | None:
-        """The tokenizer of the target, or else of the base, if one of them is there: for reading documents alone."""
-        models = self.recipe.models
-        for source in filter(None, (models.target, models.base)):
-            try:
-                return load_tokenizer(source, base=self._base_of_adapters, trust_remote_code=models.trust_remote_code)
-            except MitigateError as error:
-                logger.info("no tokenizer for chats: %s", error)
-        return None
-
     @cached_property
     def anchors(self) -> Documents | None:
         """The further text that is held still, if there is any."""
         recipe = self.recipe
         if not recipe.data.anchors:
             return None
-        tokenizer = load_tokenizer(
-            self.target, base=self._base_of_adapters, trust_remote_code=recipe.models.trust_remote_code
-        )
-        return read_documents(recipe.data.anchors, root=recipe.data.root, tokenizer=tokenizer)
+        return read_documents(recipe.data.anchors, root=recipe.data.root, load_tokenizer=lambda: self.tokenizer)
 
     @cached_property
     def questions(self) -> list[Question]:

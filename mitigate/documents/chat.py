@@ -1,20 +1,17 @@
 """Chat messages as the text a model was trained on, and which characters of it come from which turn.
 
-Where a turn stands in the text is not searched for: the conversation is rendered once more with every character of its
-turns replaced by a mark, and the marks say where each turn went. Words that the template itself compares with, white
-space and what JSON escapes stay, so that the template takes the same way. Whether it did is checked: but for the marks
-the two texts must be equal. If they are not, turns are placed by the renderings of the messages before them; if these
-do not tell either, the whole text is judged or the conversation is refused.
+Where the place of a turn cannot be told exactly, the whole text is judged, or the conversation refused where only some
+turns were asked for.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from mitigate.documents.places import marked_places, prefix_places, strings_of
 from mitigate.documents.sources import Audited
 from mitigate.documents.template import ChatTemplate, Messages
 from mitigate.errors import MitigateError, summarize
@@ -23,12 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Ranges = tuple[tuple[int, int], ...]
-UNTOUCHED = frozenset({"role", "type", "weight"})  # keys whose values say how to render, not what
 SPOKEN = frozenset({"content", "tool_calls", "reasoning", "reasoning_content", "thinking"})  # keys of what a turn says
-
-_MARKS = (range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))  # private use planes
-_MOST_GROWTH = 1000  # characters looked at beyond a mark, where a template cut a turn
-_LEFT_ALONE = frozenset("\"'\\<>&")  # what JSON or HTML may escape: its length would change
 
 
 def render_chat(
@@ -61,14 +53,14 @@ def render_chat(
     template = ChatTemplate(tokenizer, tools, arguments)
     wanted = _wanted(messages, audit, completion)
     messages, text = _rendered(messages, template)
-    places = _marked_places(messages, text, template)
+    places = marked_places(messages, text, template)
     if places is None and len(wanted) == len(messages):
         return text, ((0, len(text)),)
     if places is None:
-        places = _prefix_places(messages, wanted, text, template)
+        places = prefix_places(messages, wanted, text, template)
     for number in wanted:
         said = {key: messages[number].get(key) for key in ("content", "tool_calls")}  # reasoning may be left out
-        if not places[number] and any(map(str.strip, _strings(said))):
+        if not places[number] and any(map(str.strip, strings_of(said))):
             raise MitigateError(
                 f"message {number + 1}: the chat template leaves this turn out, so no model was trained on it; take it "
                 "out of the row, or use the tokenizer that the target was trained with"
@@ -212,181 +204,3 @@ def _plain(content: object) -> object:
     if not isinstance(content, list):
         return content
     return "".join(part if isinstance(part, str) else part["text"] for part in content)
-
-
-class _Marker:
-    """Replaces the characters of messages by marks, one mark for each string.
-
-    Attributes:
-        strings: mark -> (number of the message, the string that it stands for).
-        kept: what is left as it is, for the template may look for it.
-    """
-
-    def __init__(self, messages: Messages, text: str, constants: Sequence[str]) -> None:
-        used = set(text).union(*map(_strings_joined, messages))
-        self._fresh = (chr(code) for code in chain(*_MARKS) if chr(code) not in used)
-        self.kept = re.compile("|".join(map(re.escape, constants)) or r"(?!)")
-        self.strings: dict[str, tuple[int, str]] = {}
-
-    def message(self, message: Mapping[str, Any], number: int) -> dict[str, Any]:
-        return {
-            key: value if key in UNTOUCHED else self._value(value, number, within=key) for key, value in message.items()
-        }
-
-    def _value(self, value: Any, number: int, *, within: str) -> Any:
-        if isinstance(value, str):
-            return self._string(value, number)
-        if isinstance(value, bool) or value is None:
-            return value
-        if isinstance(value, int | float):
-            return _other_number(value)
-        if isinstance(value, list):
-            return [self._value(item, number, within=within) for item in value]
-        if isinstance(value, dict) and within == "arguments":  # its keys are the model's words, too
-            return {self._string(key, number): self._value(item, number, within=within) for key, item in value.items()}
-        if isinstance(value, dict):
-            return {
-                key: item if key in UNTOUCHED else self._value(item, number, within=key) for key, item in value.items()
-            }
-        return value
-
-    def _string(self, string: str, number: int) -> str:
-        places = _marked(string, self.kept)
-        mark = next(self._fresh, None) if places else None
-        if mark is None:
-            return string
-        self.strings[mark] = number, string
-        characters = list(string)
-        for place in places:
-            characters[place] = mark
-        return "".join(characters)
-
-
-def _other_number(value: int | float) -> int | float:
-    """A number written with as many digits, each another one."""
-    written = re.sub(r"\d", lambda digit: str(int(digit[0]) % 9 + 1), repr(value))
-    return type(value)(written)
-
-
-def _marked_places(messages: Messages, text: str, template: ChatTemplate) -> list[list[tuple[int, int]]] | None:
-    """The character ranges that each message became, by marks; None where the marks change more than themselves."""
-    marker = _Marker(messages, text, template.constants)
-    try:
-        marked = template.render([marker.message(message, number) for number, message in enumerate(messages)])
-    except (MitigateError, ValueError):
-        return None
-    if len(marked) != len(text):
-        return None
-    owners: list[tuple[int, int, str]] = []  # place, number of the message, its string
-    for place, (mark, character) in enumerate(zip(marked, text, strict=True)):
-        if mark in marker.strings:
-            owners.append((place, *marker.strings[mark]))
-        elif mark != character:
-            if not (mark.isdigit() and character.isdigit() and owners):
-                return None
-            owners.append((place, owners[-1][1], character))  # a number of the turn that it follows
-    places: list[list[tuple[int, int]]] = [[] for _ in messages]
-    end = 0
-    for first, last in _runs(owners):
-        start = _grown(text, owners[first][0], owners[first][2], -1, end, marker.kept)
-        following = owners[last + 1][0] if last + 1 < len(owners) else len(text)
-        end = _grown(text, owners[last][0] + 1, owners[last][2], 1, following, marker.kept)
-        places[owners[first][1]].append((start, end))
-    return places
-
-
-def _runs(owners: Sequence[tuple[int, int, str]]) -> Iterator[tuple[int, int]]:
-    """First and last index of each stretch of characters of one message."""
-    first = 0
-    for index in range(1, len(owners) + 1):
-        if index == len(owners) or owners[index][1] != owners[first][1]:
-            yield first, index - 1
-            first = index
-
-
-def _grown(text: str, edge: int, string: str, step: int, limit: int, kept: re.Pattern[str]) -> int:
-    """A range's edge moved outwards over characters that were left unmarked, as far as they go on in the string.
-
-    Where that is not to the string's own end, the template cut the string. Then what it cut at (white space, a word
-    that it knows) stands in the string and may stand in the template's own text, so the range ends before it.
-    """
-    inner = edge + 1 if step < 0 else edge - 1  # with the marked character at the edge
-    forms = (string.casefold(), json.dumps(string, ensure_ascii=False)[1:-1].casefold())
-
-    def place() -> tuple[str, int]:
-        stretch = text[min(edge, inner) : max(edge, inner)].casefold()
-        return next(((form, at) for form in forms if (at := form.find(stretch)) >= 0), ("", -1))
-
-    if (rim := _rim(string, step, kept)) and abs(limit - edge) >= len(rim):
-        beyond = text[edge - len(rim) : edge] if step < 0 else text[edge : edge + len(rim)]
-        if beyond == rim:
-            return edge + step * len(rim)
-    while edge != limit and abs(edge - inner) <= _MOST_GROWTH:
-        edge += step
-        if place()[1] < 0:
-            edge -= step
-            break
-    form, at = place()
-    end = at if step < 0 else at + abs(edge - inner)
-    if at < 0 or end == (0 if step < 0 else len(form)):
-        return edge
-    for match in kept.finditer(form):
-        if match.start() < end < match.end():
-            edge += min(match.end() - end, inner - 1 - edge) if step < 0 else max(match.start() - end, inner + 1 - edge)
-    while edge != inner + step and text[edge if step < 0 else edge - 1].isspace():
-        edge -= step
-    return edge
-
-
-def _rim(string: str, step: int, kept: re.Pattern[str]) -> str:
-    """What was left unmarked at the beginning (`step` −1) or end of a string."""
-    marked = _marked(string, kept)
-    return string[: marked[0]] if step < 0 else string[marked[-1] + 1 :]
-
-
-def _marked(string: str, kept: re.Pattern[str]) -> list[int]:
-    """Places of the characters that marks replace: all that can be seen, if the template knows every word."""
-    left = {place for match in kept.finditer(string) for place in range(*match.span())}
-    solid = [n for n, character in enumerate(string) if character.isprintable() and not character.isspace()]
-    return [n for n in solid if n not in left and string[n] not in _LEFT_ALONE] or solid
-
-
-def _prefix_places(
-    messages: Messages, wanted: Collection[int], text: str, template: ChatTemplate
-) -> list[list[tuple[int, int]]]:
-    """The character ranges of the wanted turns, headers included: from where the messages before it end.
-
-    Raises:
-        MitigateError: the template writes a turn in another way when others follow.
-    """
-    places: list[list[tuple[int, int]]] = [[] for _ in messages]
-    for number in wanted:
-        is_assistant = messages[number]["role"] == "assistant"
-        try:
-            before = template.render(messages[:number], add_generation_prompt=is_assistant) if number else ""
-            until = template.render(messages[: number + 1])
-        except MitigateError:
-            before = until = "\0"
-        if not (text.startswith(until) and until.startswith(before)):
-            raise MitigateError(
-                f"message {number + 1}: the chat template changes this turn, so its place in the text is unknown; set "
-                "audit: all, or give the conversation as prompt and completion"
-            )
-        places[number].append((len(before), len(until)))
-    return places
-
-
-def _strings(value: object, *, key: str = "") -> Iterator[str]:
-    """The strings of a message that a template may write."""
-    if isinstance(value, str) and key not in UNTOUCHED:
-        yield value
-    elif isinstance(value, Mapping):
-        for name, item in value.items():
-            yield from _strings(item, key=name)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _strings(item, key=key)
-
-
-def _strings_joined(value: object) -> str:
-    return "".join(_strings(value))

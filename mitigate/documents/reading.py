@@ -8,16 +8,18 @@ import random
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mitigate.documents.chat import SPOKEN, UNTOUCHED, check_arguments, check_messages, check_tools, render_chat
+from mitigate.documents.chat import SPOKEN, check_arguments, check_messages, check_tools, render_chat
 from mitigate.documents.duplicates import key_of, without_trained_controls
 from mitigate.documents.formats import Body, Chat, Format, Pair, Text, Tokens, as_messages, recognise
 from mitigate.documents.patterns import SlowPatternError, find_all, substitute
+from mitigate.documents.places import UNTOUCHED
 from mitigate.documents.rows import Row, read_rows
 from mitigate.documents.sources import (
     DocumentSource,
@@ -51,6 +53,7 @@ def read_documents(
     root: Path | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     mark: Where | None = None,
+    load_tokenizer: Callable[[], PreTrainedTokenizerBase] | None = None,
 ) -> Documents:
     """Read files or hub data sets as documents.
 
@@ -59,9 +62,10 @@ def read_documents(
     Args:
         source: a path, a hub id, a `DocumentSource` or several of these.
         root (*optional*): folder that relative paths start from; default: the current one.
-        tokenizer (*optional*): renders chat messages; needed for these only.
+        tokenizer (*optional*): renders chat messages and counts `max_tokens`; needed for these only.
         mark (*optional*): conditions on the fields of rows, as in a source's `where`. `Documents.marks` says which
             documents meet them all; those of a source without the fields do not.
+        load_tokenizer (*optional*): instead of `tokenizer`; called when one is needed.
 
     Raises:
         MitigateError: a missing or empty file, bad rows (all in one message) where `on_error` is `raise`, equal ids, a
@@ -77,7 +81,7 @@ def read_documents(
     for one in sources:
         settings = one if isinstance(one, DocumentSource) else DocumentSource(path=str(one))
         marker = _Marker(mark or {})
-        reader = _Reader(settings, tokenizer, marker, ids=ids, groups=groups)
+        reader = _Reader(settings, tokenizer, marker, ids=ids, groups=groups, load_tokenizer=load_tokenizer)
         items += reader.read(root)
         skipped += [f"{where}: {reason}" for where, reason in reader.problems]
         markers.append(marker)
@@ -118,6 +122,10 @@ def _joined(markers: Sequence[_Marker], where: Where, there: set[str]) -> Marks:
     )
 
 
+class _NoTokenizerError(MitigateError):
+    """What the documents need to be read with is not there."""
+
+
 class _Reader:
     """Turns the rows of one source into documents and keeps count of those that it cannot."""
 
@@ -129,9 +137,10 @@ class _Reader:
         *,
         ids: dict[str, str],
         groups: dict[str, str],
+        load_tokenizer: Callable[[], PreTrainedTokenizerBase] | None,
     ) -> None:
         self.source = source
-        self.tokenizer = tokenizer
+        self._tokenizer, self._load_tokenizer = tokenizer, load_tokenizer
         self.marker = marker
         self.ids = ids  # of the documents so far, and where each was read
         self.groups = groups  # text -> group, for documents without a group of their own
@@ -141,6 +150,16 @@ class _Reader:
         self.fields: dict[Format, dict[str, None]] = {}  # of them that were read
         self.unread: dict[str, None] = {}
         self.grouped: Counter[bool] = Counter()  # rows with a group of their own, and rows without
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """Renders chat messages and counts tokens."""
+        if self._tokenizer is not None or self._load_tokenizer is None:
+            return self._tokenizer
+        try:
+            return self._load_tokenizer()
+        except MitigateError as error:
+            raise _NoTokenizerError(f"{self.name}: chats and max_tokens need a tokenizer; {error}") from None
 
     def read(self, root: Path | None) -> list[Document]:
         rows: Iterator[Row] = self._wanted(read_rows(self.source, root=root))
@@ -154,6 +173,8 @@ class _Reader:
                 documents += self._documents(row)
             except SlowPatternError as error:
                 raise MitigateError(f"{row.where}: {error}") from None
+            except _NoTokenizerError:  # no fault of the row
+                raise
             except MitigateError as error:
                 self._bad(row, str(error))
             if self.source.limit is not None and len(documents) >= self.source.limit:
@@ -167,6 +188,8 @@ class _Reader:
             )
         self._say()
         documents = _split(documents, self.source) if self.source.sets else documents
+        if self.source.max_tokens is None:
+            return documents
         return with_tails(documents, self.source.max_tokens, self.tokenizer)
 
     def _say(self) -> None:

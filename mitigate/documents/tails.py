@@ -18,27 +18,26 @@ logger = logging.getLogger(__name__)
 
 
 def with_tails(
-    documents: Sequence[Document], max_tokens: int | None, tokenizer: PreTrainedTokenizerBase | None
+    documents: Sequence[Document], max_tokens: int, tokenizer: PreTrainedTokenizerBase | None
 ) -> list[Document]:
     """Cut documents where a trainer cut them.
 
     A longer document becomes two of the same text and group: one that is audited up to the cut, and one of the set
     holdout that is audited beyond it, with the text before the cut as what the model read. References are trained on
-    the first only, and judge the second as what they never saw.
+    the first only, and judge the second as what they never saw. Known spans of the second that stand in the first, too,
+    are not audited again.
 
     Args:
         documents: as they were read.
-        max_tokens: tokens that the trainer kept, those that the tokenizer adds included; None: all.
+        max_tokens: tokens that the trainer kept, those that the tokenizer adds included.
         tokenizer: the target's.
 
     Returns:
         each document, and after it its tail, where there is one.
 
     Raises:
-        MitigateError: `max_tokens` without a tokenizer.
+        MitigateError: no tokenizer.
     """
-    if max_tokens is None:
-        return list(documents)
     if tokenizer is None:
         raise MitigateError("max_tokens counts tokens: give the tokenizer that the target was trained with")
     pieces: dict[int, list[Document]] = {}
@@ -54,7 +53,7 @@ def with_tails(
             cut = int(encoded.offsets[:max_tokens][kept, 1].max(initial=0))
             is_whole = encoded.added[max_tokens:].all()
             pieces[number] = _pieces(document, len(document.text) if is_whole else cut)
-    made = [piece for number in range(len(documents)) for piece in pieces[number]]
+    made = _without_repeats([piece for number in range(len(documents)) for piece in pieces[number]])
     tails = sum(document.is_tail for document in made)
     logger.info("max_tokens: %d of %d documents are longer than %d tokens", tails, len(documents), max_tokens)
     return made
@@ -71,6 +70,33 @@ def _pieces(document: Document, cut: int) -> list[Document]:
     if before is None:  # known spans before the cut are the tail's to report
         return [replace(tail, spans=document.spans)]
     return [replace(before, cut=cut), tail]
+
+
+def _without_repeats(documents: Sequence[Document]) -> list[Document]:
+    """The documents, their tails without the known spans that stand in the group's trained text, too.
+
+    A secret that was trained on is no control, wherever it stands: it would make a leak look like chance.
+    """
+    trained: dict[str, list[str]] = {}
+    for document in documents:
+        if not document.is_tail and document.set != "holdout":
+            trained.setdefault(document.group, []).append(document.text[: document.cut])
+    kept: list[Document] = []
+    for document in documents:
+        repeats = [
+            span
+            for span in (document.spans if document.is_tail else ())
+            if any(document.text[span.start : span.end] in text for text in trained.get(document.group, ()))
+        ]
+        ranges = list(document.audited)
+        for span in repeats:
+            parts = [((a, min(b, span.start)), (max(a, span.end), b)) for a, b in ranges]
+            ranges = [(a, b) for pair in parts for a, b in pair if a < b]
+        ranges = [(a, b) for a, b in ranges if document.text[a:b].strip()]
+        if ranges:
+            spans = tuple(span for span in document.spans if span not in repeats)
+            kept.append(replace(document, audited=tuple(ranges), spans=spans) if repeats else document)
+    return kept
 
 
 def _clipped(document: Document, start: int, end: int) -> Document | None:
