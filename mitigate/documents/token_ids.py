@@ -49,9 +49,7 @@ def _checked(values: Mapping[str, Any], vocabulary: int) -> tuple[list[int], lis
     """The ids without padding, and which of them were trained on."""
     ids = values["input_ids"]
     if not all(type(id) is int and 0 <= id < vocabulary for id in ids):
-        raise MitigateError(
-            f"input_ids: not whole numbers from 0 to {vocabulary - 1}, the tokenizer's last id"
-        )
+        raise MitigateError(f"input_ids: not whole numbers from 0 to {vocabulary - 1}, the tokenizer's last id")
     trained = [True] * len(ids)
     for name in ("labels", "completion_mask", "assistant_masks", "attention_mask"):
         column = values.get(name)
