@@ -360,6 +360,8 @@ def documents(
     from mitigate.recipe import load_recipe
     from mitigate.sources import load_tokenizer
 
+    if out.exists():
+        raise MitigateError(f"{out}: already there, and not written over; choose another --out or remove it")
     inputs = Inputs(load_recipe(recipe, overrides or []))
     chosen = load_tokenizer(tokenizer) if tokenizer else None
     data = inputs.recipe.data

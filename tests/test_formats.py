@@ -8,6 +8,7 @@ import gzip
 import json
 import logging
 import lzma
+import random
 from decimal import Decimal
 from pathlib import Path
 
@@ -171,6 +172,29 @@ def test_a_source_key_goes_before_what_a_row_looks_like(tmp_path: Path) -> None:
     assert read_documents(DocumentSource(path=str(path), text="said"))[0].text == "yes"
     source = DocumentSource(path=str(path), prompt="{instruction} ", completion="output")
     assert covered(read_documents(source)[0]) == ["Ann."]
+
+
+JUNK = (
+    *(None, True, 0, -1, 2**70, float("nan"), float("inf"), "", "x", "[", "{}", '[{"role": 1}]', [], {}, [1], [[1, 2]]),
+    *(["a"], [None], [{}], {"a": 1}, [{"role": "user"}], [{"from": "human"}], [{"from": "gpt", "value": None}]),
+    *([{"from": 3, "value": "a"}], [{"from": "function_call", "value": "{"}], [{"role": "user", "content": {"a": 1}}]),
+)
+ROLES = ("id", "group", "set", "spans", "tools", "chat_template_kwargs", "text", "rejected", "labels", "mitigate")
+
+
+def test_any_row_is_read_or_refused_in_words(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    rows = [row for made, *_ in FORMATS.values() for row in made]
+    fields = sorted({*ROLES, *(name for row in rows for name in row)})
+    tokenizer = chat_tokenizer(CHATML)
+    read = 0
+    for _ in range(400):
+        row = rng.choice(rows) | {rng.choice(fields): rng.choice(JUNK) for _ in range(rng.randint(1, 4))}
+        try:
+            read += len(read_documents(write_lines(tmp_path / "d.jsonl", row), tokenizer=tokenizer)) == 1
+        except MitigateError as error:
+            assert "d.jsonl:1: " in str(error)  # noqa: PT017
+    assert 100 < read < 300
 
 
 # Token ids

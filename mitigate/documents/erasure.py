@@ -16,6 +16,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from mitigate.documents.duplicates import without_trained_controls
 from mitigate.documents.folding import find_words, fold, in_word
 from mitigate.documents.sources import Where
 from mitigate.documents.types import Documents, Erasure
@@ -108,16 +109,17 @@ class Request(BaseModel):
             document.id: "forget" if document.id in wanted else "retain" if document.set in trained else document.set
             for document in documents
         }
+        items, left_out = without_trained_controls([replace(one, set=sets[one.id]) for one in documents])
+        there = {document.id for document in items}
         erasure = Erasure(
             doc_ids=tuple(document.id for document in documents if document.id in wanted),
-            never_trained=tuple(document.id for document in documents if document.id in unseen),
-            same_group=related,
-            matches=tuple((doc_id, start, end) for doc_id, start, end, _ in matches),
+            never_trained=tuple(document.id for document in items if document.id in unseen),
+            same_group=tuple(doc_id for doc_id in related if doc_id in there),
+            matches=tuple((doc_id, start, end) for doc_id, start, end, _ in matches if doc_id in there),
             linked=self.linked,
             criteria={"ids": len(self.ids), "contains": len(self.contains), "where": list(self.where)},
         )
-        items = tuple(replace(document, set=sets[document.id]) for document in documents)
-        return replace(documents, items=items, erasure=erasure)
+        return replace(documents, items=tuple(items), skipped=(*documents.skipped, *left_out), erasure=erasure)
 
     def _matches(self, documents: Documents) -> list[tuple[str, int, int, int]]:
         """(doc_id, start, end, number of the text) of each place where a text of `contains` stands."""

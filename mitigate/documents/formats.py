@@ -194,6 +194,8 @@ def _as_chosen(values: Values) -> Body | None:
     prompt, chosen, rejected = values.get("prompt"), values["chosen"], values.get("rejected")
     if is_missing(prompt) and is_missing(rejected):
         return None  # a lone `chosen` says not where the prompt ends
+    if not (is_missing(prompt) or _is_turns(prompt) or isinstance(prompt, str)):
+        return None
     turns = _prompt_turns(prompt)
     if _is_turns(chosen):
         if is_missing(prompt):

@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 _SEPARATOR_LINE = re.compile("\ufeff?sep=(.)\r?\n?")  # spreadsheets write it before the header
 _LONGEST_HEADER = 2**20
+_BROKEN = (pa.ArrowException, UnicodeDecodeError)  # names of columns may be damaged, too
 
 Numbered = Iterator[tuple[int, dict[str, Any]]]
 
@@ -99,7 +100,7 @@ def read_parquet(path: Path) -> Numbered:
         with pq.ParquetFile(path) as table:
             check_names(path, table.schema_arrow.names)
             yield from table_rows(path, table.iter_batches(batch_size=1024))
-    except pa.ArrowException as error:
+    except _BROKEN as error:
         raise MitigateError(f"{path}: not a Parquet file, or damaged ({first_line(error)}); make it again") from None
 
 
@@ -121,7 +122,7 @@ def read_arrow(path: Path) -> Numbered:
                 stream = pa.ipc.open_stream(source)
                 check_names(path, stream.schema.names)
                 yield from table_rows(path, stream)
-    except (pa.ArrowException, OSError) as error:
+    except (*_BROKEN, OSError) as error:
         raise MitigateError(f"{path}: not an Arrow file, or damaged ({first_line(error)}); make it again") from None
 
 
@@ -160,7 +161,7 @@ def data_set_rows(name: Path | str, rows: Any) -> Numbered:
     try:
         tables = rows.with_format("arrow").iter(batch_size=1024)
         yield from table_rows(name, chain.from_iterable(table.to_batches() for table in tables))
-    except pa.ArrowException as error:
+    except _BROKEN as error:
         raise MitigateError(f"{name}: damaged ({first_line(error)}); make it again") from None
 
 
