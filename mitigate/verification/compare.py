@@ -200,7 +200,7 @@ def verify(
     extraction: bool = True,
     store: ModelStore | None = None,
     name: str = "",
-    show_text: bool = False,
+    text: str = "masked",
 ) -> Comparison:
     """Attack the audited models and compare the audits: all figures of a report in one call.
 
@@ -211,13 +211,13 @@ def verify(
         extraction (`bool`, *optional*, defaults to `True`): try to extract the sensitive values.
         store (*optional*): loads the models.
         name (*optional*): recorded in the report.
-        show_text (`bool`, *optional*, defaults to `False`): let the report show the text of sensitive spans.
+        text (`str`, *optional*, defaults to `masked`): what the report shows of the documents; see `compare`.
 
     Raises:
         MitigateError: the audits do not belong together, a model changed since, or the oracle has another tokenizer.
     """
     log_probs, found = measure(before, after, oracle=oracle, extraction=extraction, store=store)
-    return compare(before, after, oracle_log_probs=log_probs, extraction=found, name=name, show_text=show_text)
+    return compare(before, after, oracle_log_probs=log_probs, extraction=found, name=name, text=text)
 
 
 def measure(
