@@ -183,6 +183,23 @@ def test_a_difference_is_found_by_mitigate_and_not_by_peft(tiny_model: TinyModel
     assert named == f"none: lies over {target}, see README.md"
 
 
+def test_over_an_adapter_that_others_were_merged_under_the_result_is_not_one_adapter(
+    tiny_model: TinyModelFactory, tmp_path: Path
+) -> None:
+    """DoRA that was trained over LoRA, which its adapter_config.json names as its base."""
+    lower = adapter_over(tiny_model("llama"), tmp_path / "lower", **KINDS["another rank"][1])
+    merge_adapters(lower, out=tmp_path / "whole", store=cpu())
+    target = adapter_over(tmp_path / "whole", tmp_path / "target", r=4, target_modules=["q_proj"], use_dora=True)
+    config = json.loads((target / "adapter_config.json").read_text())
+    (target / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": str(lower)}))
+    trainable, right = mitigated(target, tmp_path / "out/adapter")
+    assert trainable.to_merge is not None
+    assert not (tmp_path / "out/adapter/adapter_config.json").exists(), "PEFT would load it over the wrong base"
+    assert (ours(tmp_path / "out/adapter") - right).abs().max() < ALIKE
+    merge_adapters(tmp_path / "out/adapter", out=tmp_path / "merged", store=cpu())
+    assert (logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged")) - right).abs().max() < ALIKE
+
+
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
