@@ -70,7 +70,7 @@ def add_lora(model: Model, lora: Lora, *, seed: int) -> torch.nn.Module:
         if base.peft is None:
             base.peft = get_peft_model(base.model, lora.config(), adapter_name=NEW_ADAPTER)
         else:
-            base.peft.add_adapter(NEW_ADAPTER, lora.config())
+            base.peft.add_adapter(NEW_ADAPTER, beside_saved_modules(lora.config(), base.model))
     except ValueError as error:
         raise MitigateError(
             f"lora.target_modules: {lora.target_modules!r} does not fit this model ({error})"
@@ -79,6 +79,16 @@ def add_lora(model: Model, lora: Lora, *, seed: int) -> torch.nn.Module:
     for name, parameter in base.model.named_parameters():
         parameter.requires_grad_(f".{NEW_ADAPTER}." in name)
     return base.peft
+
+
+def beside_saved_modules(config: LoraConfig, model: torch.nn.Module) -> LoraConfig:
+    """Leave out the copies of whole modules (`modules_to_save`) that an adapter under the new one brought along.
+
+    "all-linear" would take them for layers of the model; they are the lower adapter's own and are loaded with it.
+    """
+    if config.exclude_modules is None and any(".modules_to_save." in name for name, _ in model.named_modules()):
+        config.exclude_modules = r"(.*\.)?(modules_to_save|original_module)(\..*)?"
+    return config
 
 
 def sort_sets(config: PeftConfig) -> None:

@@ -27,7 +27,7 @@ from mitigate.artifacts import write_json
 from mitigate.errors import MitigateError
 from mitigate.models import Model, SharedBase
 from mitigate.sources import OVERLAY_FILE
-from mitigate.training import Lora, sort_sets
+from mitigate.training import Lora, beside_saved_modules, sort_sets
 from mitigate.unlearning.addition import Part, add, check_sum
 
 DIFFERENCE = "difference"  # directory of an adapter that is of no use without those that it lies over
@@ -46,7 +46,7 @@ def add_adapter(model: Model, lora: Lora, *, seed: int, dora: bool = False) -> N
         if base.peft is None:
             base.peft = get_peft_model(base.model, config, adapter_name=ADAPTER)
         else:
-            base.peft.add_adapter(ADAPTER, config)
+            base.peft.add_adapter(ADAPTER, beside_saved_modules(config, base.model))
     except ValueError as error:
         raise MitigateError(f"unlearn.lora: does not fit this model ({error})") from error
     _switch(model, on=True)
