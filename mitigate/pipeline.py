@@ -40,6 +40,8 @@ from mitigate.training import fine_tune
 from mitigate.unlearning.exact import retrain
 from mitigate.unlearning.trainer import unlearn
 from mitigate.verification.compare import Comparison, compare, measure
+from mitigate.verification.extraction import SCHEMA as EXTRACTION_SCHEMA
+from mitigate.verification.extraction import Extraction
 from mitigate.verification.tofu import tofu_figures
 from mitigate.verification.tofu_answers import ask
 from mitigate.verification.tofu_questions import Tofu, unfamiliar
@@ -318,7 +320,8 @@ class Pipeline:
             )
             if self.state.is_main_process:
                 with new_directory(path, replace=True) as directory:
-                    write_json(directory / "extraction.json", extraction)
+                    if extraction is not None:
+                        write_json(directory / "extraction.json", extraction.as_json())
                     if oracle is not None:
                         write_table(directory / "oracle.parquet", pa.table({"log_prob": oracle}))
 
@@ -327,12 +330,15 @@ class Pipeline:
             after.fingerprint if after is not None else None,
             self.inputs.fingerprint(self.inputs.oracle) if self.inputs.oracle else None,
             recipe.report.extraction,
+            EXTRACTION_SCHEMA,  # a new version's figures are others: run the stage again
         ]
         self.stages.run("verify", inputs, make, path, every_process=True)
-        extraction = {
-            key: {int(span): done for span, done in found.items()}
-            for key, found in read_json(path / "extraction.json").items()
-        }
+        extraction_file = path / "extraction.json"
+        extraction = (
+            Extraction.from_json(read_json(extraction_file), where=str(extraction_file))
+            if extraction_file.is_file()
+            else None
+        )
         oracle_file = path / "oracle.parquet"
         oracle: np.ndarray | None = read_table(oracle_file)["log_prob"].to_numpy() if oracle_file.is_file() else None
         started = time.monotonic()

@@ -20,9 +20,10 @@ from markupsafe import Markup
 from mitigate.errors import MitigateError
 from mitigate.reporting.cells import LEVELS, build_heat_map, figure_text
 from mitigate.reporting.figures import Figures
+from mitigate.reporting.judgement import CAUGHT, EXCESS, EXTRACTED, TOO_UNLIKELY
 from mitigate.reporting.plots import against_references, reliability_curve, score_distribution
 from mitigate.reporting.secrecy import Mask, visible
-from mitigate.reporting.verdict import CHANCE, CLOSER, STATUS_WORDS, TOLERANCE, judge
+from mitigate.reporting.verdict import CLOSER, STATUS_WORDS, TOLERANCE, judge
 
 if TYPE_CHECKING:
     from mitigate.detection.audit import Audit
@@ -69,7 +70,10 @@ def render_report(
         verdict=judge(figures),
         figures=figures,
         status_words=STATUS_WORDS,
-        chance=CHANCE,
+        excess=EXCESS,
+        caught=CAUGHT[1],
+        extracted=EXTRACTED,
+        too_unlikely=TOO_UNLIKELY[1],
         closer=CLOSER,
         tolerance=TOLERANCE,
         shown=mask.shown,

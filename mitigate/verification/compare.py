@@ -22,23 +22,29 @@ from mitigate.artifacts import new_directory, new_file, write_json
 from mitigate.detection.audit import Audit, load_audited
 from mitigate.detection.signals import token_log_probs
 from mitigate.errors import MitigateError
-from mitigate.models import ModelStore
+from mitigate.models import Model, ModelStore
 from mitigate.reporting.secrecy import TEXTS, Mask
+from mitigate.reporting.verdict import verdict_of
 from mitigate.runtime import library_versions
 from mitigate.sources import tokenizer_fingerprint
 from mitigate.verification.erasure import erasure_figures, erasure_notes, without_request
-from mitigate.verification.extraction import extract, secrets_of
+from mitigate.verification.extraction import Attempts, Extraction, Secrets, extract, secrets_of
+from mitigate.verification.extraction_figures import extraction_figures
 from mitigate.verification.figures import (
     View,
-    extraction_figures,
+    asked_to_forget,
     leakage,
     oracle_distance,
     out_distance,
     over_forgotten,
     utility,
 )
+from mitigate.verification.metrics import flat
 from mitigate.verification.mitigation import mitigation_figures, mitigation_notes
+from mitigate.verification.never_seen import never_seen_level
 from mitigate.verification.tofu import tofu_notes
+
+MOST_VALUES = 1000  # sensitive values that extraction tries; of more, a random sample: 3 points of interval either way
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,7 @@ def compare(
     after: Audit | None = None,
     *,
     oracle_log_probs: np.ndarray | None = None,
-    extraction: Mapping[str, Mapping[int, bool]] | None = None,
+    extraction: Extraction | None = None,
     tofu: Mapping[str, Any] | None = None,
     name: str = "",
     recipe: Mapping[str, Any] | None = None,
@@ -109,7 +115,8 @@ def compare(
         after (*optional*): re-audit of the mitigated model, made with `reaudit`; it says how that model was made.
         oracle_log_probs (*optional*): (N,) log-probabilities, nats, of the same tokens under a model retrained without
             the forget documents.
-        extraction (*optional*): `{"before": {span_id: completed}, "after": ...}` from `extraction.extract`.
+        extraction (*optional*): which sensitive values the models complete, from `measure`; without it the report says
+            that extraction was not measured, and is never good. `verify` measures and compares in one call.
         tofu (*optional*): the TOFU benchmark's figures, from `tofu.tofu_figures`.
         name, recipe, seconds (*optional*): recorded in the report.
         text (`str`, *optional*, defaults to `masked`): what the report shows of the documents: `none`: figures only;
@@ -135,13 +142,16 @@ def compare(
         "name": name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "leakage": {key: leakage(view, audit, notes) for key, audit in audits.items()},
+        "never_seen": never_seen_level(view, audits, oracle_log_probs, notes),
+        "asked": asked_to_forget(before, after),
+        "coverage": before.metadata.get("coverage"),
         "oracle_distance": oracle_distance(view, audits, oracle_log_probs, notes),
         "out_distance": out_distance(view, audits),
         "utility": utility(view, audits, oracle_log_probs),
-        "extraction": extraction_figures(extraction or {}, notes),
+        "extraction": extraction_figures(view, extraction, audits, notes),
         "selected_token_share": view.selected_share,
         "selected": view.selection(),
-        "over_forgotten_share": over_forgotten(view, after),
+        **flat({"over_forgotten_share": over_forgotten(view, after)}),
         "tofu": tofu,
         "erasure": erasure_figures(before, after),
         "calibration": before.metadata["calibration"],
@@ -168,39 +178,91 @@ def compare(
         + tofu_notes(tofu)
     )
     report["notes"] = list(dict.fromkeys(notes))
+    report["verdict"] = verdict_of(report)
     return Comparison(report, before, after)
 
 
+def verify(
+    before: Audit,
+    after: Audit | None = None,
+    *,
+    oracle: str | Path | None = None,
+    extraction: bool = True,
+    store: ModelStore | None = None,
+    name: str = "",
+    text: str = "masked",
+) -> Comparison:
+    """Attack the audited models and compare the audits: all figures of a report in one call.
+
+    Args:
+        before: audit of the leaky model.
+        after (*optional*): re-audit of the mitigated model, made with `reaudit`.
+        oracle (*optional*): a model retrained without the forget documents.
+        extraction (`bool`, *optional*, defaults to `True`): try to extract the sensitive values.
+        store (*optional*): loads the models.
+        name (*optional*): recorded in the report.
+        show_text (`bool`, *optional*, defaults to `False`): let the report show the text of sensitive spans.
+
+    Raises:
+        MitigateError: the audits do not belong together, a model changed since, or the oracle has another tokenizer.
+    """
+    log_probs, found = measure(before, after, oracle=oracle, extraction=extraction, store=store)
+    return compare(before, after, oracle_log_probs=log_probs, extraction=found, name=name, text=text)
+
+
 def measure(
-    before: Audit, after: Audit | None = None, *, oracle: str | None = None, extraction: bool = True, store: ModelStore
-) -> tuple[np.ndarray | None, dict[str, dict[int, bool]]]:
+    before: Audit,
+    after: Audit | None = None,
+    *,
+    oracle: str | Path | None = None,
+    extraction: bool = True,
+    store: ModelStore | None = None,
+) -> tuple[np.ndarray | None, Extraction | None]:
     """Run the models that `compare` needs figures of.
 
     Args:
         before: the audit; its target is attacked by extraction.
         after (*optional*): the re-audit; its target likewise.
-        oracle (*optional*): a model retrained without the forget documents.
-        extraction (`bool`, *optional*, defaults to `True`): try to extract the secrets.
-        store: loads the models.
+        oracle (*optional*): a model retrained without the forget documents; attacked likewise.
+        extraction (`bool`, *optional*, defaults to `True`): try to extract the sensitive values.
+        store (*optional*): loads the models.
 
     Returns:
         `oracle_log_probs` and `extraction` as `compare` takes them.
     """
+    store = store or ModelStore()
     log_probs = None
-    if oracle is not None:
-        model = store.load(oracle)
-        if tokenizer_fingerprint(model.tokenizer) != before.metadata["tokenizer"]:
+    oracle_model = store.load(oracle) if oracle is not None else None
+    if oracle_model is not None:
+        if tokenizer_fingerprint(oracle_model.tokenizer) != before.metadata["tokenizer"]:
             raise MitigateError(f"oracle {oracle}: its tokenizer differs from the audited model's")
-        log_probs = token_log_probs(model, before.tokenized())
-    completed: dict[str, dict[int, bool]] = {}
-    if extraction:
-        sets = ("forget",) if "forget" in before.sets().values() else (None,)
-        for key, audit in {"before": before, "after": after}.items():
-            if audit is not None:
-                [model] = load_audited([audit.metadata["target"]], store=store)
-                secrets = secrets_of(before, sets=sets, context=model.context)
-                completed[key] = extract(model, secrets, description=f"Extraction {key}")
-    return log_probs, completed
+        log_probs = token_log_probs(oracle_model, before.tokenized())
+    if not extraction:
+        return log_probs, None
+    audited = [audit.metadata["target"] for audit in (before, after) if audit is not None]
+    models = dict(zip(("before", "after"), load_audited(audited, store=store), strict=False))
+    models |= {"oracle": oracle_model} if oracle_model is not None else {}
+    context = min(model.context for model in models.values())
+    names = before.sets().values()
+    sets = {"forget": ("forget",) if "forget" in names else (None,), "holdout": ("holdout",)}
+    most = {"forget": MOST_VALUES, "holdout": MOST_VALUES // 2}
+    chosen = {
+        name: secrets_of(before, sets=sets[name], context=context, most=most[name], seed=before.metadata["seed"])
+        for name in sets
+    }
+    return log_probs, Extraction(
+        _attempt(chosen["forget"], models, "Extraction"),
+        _attempt(chosen["holdout"], {key: models[key] for key in models if key != "oracle"}, "Extraction, never seen")
+        if chosen["holdout"]
+        else None,
+    )
+
+
+def _attempt(secrets: Secrets, models: Mapping[str, Model], description: str) -> Attempts:
+    completed = {
+        key: tuple(extract(model, secrets, description=f"{description}: {key}")) for key, model in models.items()
+    }
+    return Attempts(tuple(secret.place for secret in secrets), completed, secrets.total, secrets.untried)
 
 
 def _judged(audit: Audit) -> tuple[list[dict[str, Any]], list[str]]:

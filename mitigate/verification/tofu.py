@@ -26,7 +26,7 @@ import pyarrow as pa
 from scipy.special import expit, logsumexp
 from scipy.stats import ks_2samp
 
-from mitigate.verification.metrics import UNMEASURED, Figure, clustered, flat, mean
+from mitigate.verification.metrics import UNMEASURED, Figure, clustered, clustered_mean, flat
 from mitigate.verification.tofu_questions import QUESTION_SETS
 
 _CHOICES = ("real_authors", "world_facts")  # sets whose questions are taken as multiple choice
@@ -212,12 +212,12 @@ def _each(answers: Mapping[str, BySet | None], figure: Callable[[BySet], Figure]
 
 
 def _mean_truth_ratio(own: BySet) -> Figure:
-    return clustered(mean, (truth_ratio(own["forget"]), own["forget"].clusters))
+    return clustered_mean(truth_ratio(own["forget"]), own["forget"].clusters)
 
 
 def _mean_of_part(own: BySet, *, name: str, column: int) -> Figure:
     parts, clusters = _sample(own, PAPER, name=name)
-    return clustered(mean, (parts[:, column], clusters))
+    return clustered_mean(parts[:, column], clusters)
 
 
 def _sample(own: BySet, definition: Definition, *, name: str) -> tuple[np.ndarray, Sequence[str]]:
