@@ -201,7 +201,7 @@ def verify(
         extraction (`bool`, *optional*, defaults to `True`): try to extract the sensitive values.
         store (*optional*): loads the models.
         name (*optional*): recorded in the report.
-        show_text (`bool`, *optional*, defaults to `False`): let the report show the text of sensitive spans.
+        text (*optional*): what the report shows of the documents, as `compare` takes it.
 
     Raises:
         MitigateError: the audits do not belong together, a model changed since, or the oracle has another tokenizer.
