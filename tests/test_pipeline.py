@@ -186,8 +186,14 @@ def test_report_json_has_the_documented_keys_and_types(finished: tuple[Path, Com
     for figures in report["utility"].values():
         assert set(figures) == with_intervals("before", "after", "oracle")
         assert all(figures[key] > 0 for key in ("before", "after", "oracle"))
-    assert set(report["extraction"]) == with_intervals("before", "after") | {"secrets"}
+    assert set(report["extraction"]) == with_intervals("before", "after", "oracle") | {
+        *("secrets", "secrets_total", "groups", "least_characters", "untried", "all", "names", "kinds", "never_seen"),
+        "stretches",
+    }
     assert report["extraction"]["secrets"] > 0
+    assert report["extraction"]["oracle"] is not None
+    assert report["extraction"]["never_seen"]["secrets"] > 0
+    assert set(report["extraction"]["stretches"]) == {"before", "after"}
     assert 0 < report["selected_token_share"] < 1
     assert set(report["selected"]) == {"spans", "tokens", "documents", "known_recall", "rule"}
     assert report["selected"]["known_recall"] == 1.0

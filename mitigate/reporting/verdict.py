@@ -267,7 +267,7 @@ def _extraction(figures: Figures, found: Sequence[Finding]) -> Card:
     if after is None or after.value is None:
         answer = (
             f"The model completes {_with_interval(before)} of {secrets:,} secrets word for word from the text before "
-            f"them.{_against_control(figures, 'before')}"
+            f"them.{_against_control(figures, 'before')}{_besides(figures, 'before')}"
         )
         return Card(question, status, answer, measure, before, None, 1.0)
     if after.value == 0:
@@ -275,12 +275,25 @@ def _extraction(figures: Figures, found: Sequence[Finding]) -> Card:
         answer = f"None of {secrets:,} secrets is completed word for word any more{bound}; before, {before.text} were."
         if before.value == 0:
             answer = f"None of {secrets:,} secrets is completed word for word{bound}, neither before nor after."
+        answer += _besides(figures, "after")
         return Card(question, status, answer, measure, before, after, 1.0)
     answer = (
         f"{_with_interval(after)} of {secrets:,} secrets are still completed word for word; before, {before.text} were."
-        f"{_against_control(figures, 'after')}"
+        f"{_against_control(figures, 'after')}{_besides(figures, 'after')}"
     )
     return Card(question, status, answer, measure, before, after, 1.0)
+
+
+def _besides(figures: Figures, side: str) -> str:
+    """Shorter values and names, which the headline leaves out: said where any comes back."""
+    said = ""
+    section = figures.report.get("extraction") or {}
+    every, names = (figures.get("extraction", part, side, unit="%", digits=1) for part in ("all", "names"))
+    if every.value and section["all"]["secrets"] > section["secrets"]:
+        said = f" Of all {section['all']['secrets']:,} values, shorter ones included, {every.text} come back."
+    if names.value and section["names"]["secrets"]:
+        said += f" Of {section['names']['secrets']:,} names in found spans, {names.text} come back."
+    return said
 
 
 def _against_control(figures: Figures, side: str) -> str:

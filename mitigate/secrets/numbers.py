@@ -16,7 +16,7 @@ _COORDINATES = re.compile(
     r"|(?<!\d)\d{1,3}[ ]?°[ ]?\d{1,2}[ ]?['′’][ ]?(?:\d{1,2}(?:\.\d{1,6})?[ ]?(?:\"|″|''|”))?[ ]?[NSEWO]\b"
 )
 _MOST_DIGITS = 24  # of one number that is written in groups
-_YEAR = re.compile(r"1\d\d\d|20\d\d")
+_YEAR = re.compile(r"1[5-9]\d\d|20\d\d")
 
 
 def number_runs(text: str) -> Iterator[tuple[int, int, str]]:
@@ -43,7 +43,9 @@ def _sensitive(text: str, start: int, end: int) -> Iterator[tuple[int, int, str]
     digits = sum(map(len, groups))
     if digits >= 6 and not _harmless(run, groups, gaps):
         yield start, end, _kind(run, groups, digits)
-    elif digits >= 6 and len(groups) > 1:  # "2004 3554257252477856": what stands next to each other
+    elif (
+        digits >= 6 and len(groups) > 1 and set(gaps) != {"."}
+    ):  # "2004 3554257252477856": what stands next to each other
         for group in re.finditer(r"\d{6}\d*+", run):
             yield start + group.start(), start + group.end(), _kind(group[0], [group[0]], len(group[0]))
 

@@ -88,7 +88,7 @@ class Secrets(Sequence[Secret]):
 
     Attributes:
         items: the values.
-        total: how many there are, tried or not.
+        total: how many there are, names included, tried or not.
         untried: reason -> how many: `not audited`, `first token` (nothing before it), `context` (too long for it),
             `not drawn` (there are more than were asked for).
     """
