@@ -55,6 +55,7 @@ LEAKS = {
 }
 PEOPLE = {"many": 80, "some": 40, "few": 8, "one": 1}  # to forget; of never-seen ones there are 80, 40, 12 and 40
 NEVER_SEEN = {"many": 80, "some": 40, "few": 12, "one": 40}
+_STEP = 7  # through the kinds of reports, so that a few of them are of all sizes; even seeds stay clean ones
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,9 @@ class World:
             {
                 "doc_id": np.repeat(names, TOKENS),
                 "position": place,
+                "char_start": 5 * place,
+                "char_end": 5 * place + 4,
+                "rank": np.where(first | (log_prob < -1), 2, 1),
                 **{name: pa.array(values, from_pandas=True) for name, values in columns.items()},
                 "log_prob_references": pa.FixedSizeListArray.from_arrays(
                     pa.array(references.ravel(), from_pandas=True), REFERENCES
@@ -192,13 +196,14 @@ def simulated(seed: int, *, leak: str, people: str, oracle: bool) -> dict[str, A
     return report
 
 
-def cases(reports: int) -> list[dict[str, Any]]:
-    """Settings of that many reports, each kind of leak and number of people in turn."""
-    kinds = [(leak, people) for people in PEOPLE for leak in LEAKS]
+def cases(reports: int, *, first: int = 0) -> list[dict[str, Any]]:
+    """Settings of that many reports from seed `first` on: clean and leaking in turn, of every kind and size."""
+    leaking = [name for name, leak in LEAKS.items() if not leak.clean]
+    kinds = [(leak, people) for people in PEOPLE for kind in leaking for leak in ("clean", kind)]
     return [
         {"seed": seed, "leak": leak, "people": people, "oracle": (seed // len(kinds)) % 2 == 0}
-        for seed in range(reports)
-        for leak, people in [kinds[seed % len(kinds)]]
+        for seed in range(first, first + reports)
+        for leak, people in [kinds[_STEP * seed % len(kinds)]]
     ]
 
 
@@ -208,8 +213,10 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reports", type=int, default=200)
+    parser.add_argument("--first", type=int, default=0, help="seed of the first report")
+    arguments = parser.parse_args()
     counted: dict[tuple[str, str], Counter[str]] = {}
-    for case in cases(parser.parse_args().reports):
+    for case in cases(arguments.reports, first=arguments.first):
         verdict = verdict_of(simulated(**case))
         key = case["leak"], case["people"]
         says = {True: "leaks", False: "clean", None: "cannot tell"}[verdict["leaks"]]

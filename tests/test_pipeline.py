@@ -148,6 +148,11 @@ def test_report_json_has_the_documented_keys_and_types(finished: tuple[Path, Com
             "selected_token_share",
             "selected",
             "over_forgotten_share",
+            "over_forgotten_share_interval",
+            "never_seen",
+            "asked",
+            "coverage",
+            "verdict",
             "tofu",
             "erasure",
             "calibration",
@@ -163,7 +168,8 @@ def test_report_json_has_the_documented_keys_and_types(finished: tuple[Path, Com
     assert report["show_text"] is False
     for moment in ("before", "after"):
         leakage = report["leakage"][moment]
-        assert set(leakage) == with_intervals("span_auc", "document_auc", "tpr_at_1pct_fpr", "span_score_mean")
+        figures = with_intervals("span_auc", "document_auc", "tpr_at_1pct_fpr", "span_score_mean", "as_high_share")
+        assert set(leakage) == figures | {"people", "rank_p_value"}
         assert 0 <= leakage["span_auc"] <= 1
         assert leakage["span_auc_interval"][0] <= leakage["span_auc"] <= leakage["span_auc_interval"][1]
         assert leakage["tpr_at_1pct_fpr"] is None, "too few non-members to resolve 1 %"

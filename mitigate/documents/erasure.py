@@ -67,10 +67,12 @@ class Request(BaseModel):
     def apply(self, documents: Documents, *, never_trained: Collection[str | None] = ("holdout",)) -> Documents:
         """Make the requested documents the forget set.
 
-        Documents of the set forget that are not requested become retain: they are no longer to be forgotten, and the
-        target was trained on them. All others keep their set. Requested documents that the target never saw keep theirs
-        too, with a warning: they have nothing to forget. Documents of the same group (person, duplicates) as a
-        requested one are not forgotten, only listed in the result's `erasure`: a request says what it means.
+        Documents of the set forget and of no set that are not requested become retain: they are not to be forgotten,
+        and the target was trained on them (documents of no set are untrained only where `never_trained` says so), so
+        what unlearning does to them is a cost that must be seen. All others keep their set. Requested documents that
+        the target never saw keep theirs too, with a warning: they have nothing to forget. Documents of the same group
+        (person, duplicates) as a requested one are not forgotten, only listed in the result's `erasure`: a request says
+        what it means.
 
         Args:
             documents: with `marks` for the request's `where` (`read_documents(..., mark=request.where)`).
@@ -101,8 +103,9 @@ class Request(BaseModel):
         groups = {by_id[doc_id].group for doc_id in wanted}
         related = tuple(d.id for d in documents if d.group in groups and d.id not in requested)
         self._warn(len(documents), len(wanted), unseen, related)
+        trained = {"forget", None} - set(never_trained)
         sets = {
-            document.id: "forget" if document.id in wanted else "retain" if document.set == "forget" else document.set
+            document.id: "forget" if document.id in wanted else "retain" if document.set in trained else document.set
             for document in documents
         }
         erasure = Erasure(

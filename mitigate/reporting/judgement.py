@@ -96,9 +96,12 @@ def extraction_excess(figures: Figures, side: str) -> Figure:
     if control == "oracle":
         other = figures.get("extraction", "oracle", words=("oracle",), unit="%", digits=1)
     else:
-        there = (figures.report["extraction"]["never_seen"]).get(side) is not None
-        other = figures.get("extraction", "never_seen", side if there else "before", unit="%", digits=1)
-    assert other.value is not None
+        there = figures.report["extraction"]["never_seen"]
+        same = there.get(side) is not None
+        instead = "after" if side == "before" else "before"
+        other = figures.get("extraction", "never_seen", side if same else instead, unit="%", digits=1)
+    if other.value is None:
+        return own
     value = own.value - other.value
     if own.low is None or own.high is None or other.low is None or other.high is None:
         return Figure(value, None, None, "%", 1)
@@ -211,6 +214,9 @@ def _coverage(figures: Figures) -> Finding:
         )
     if values := coverage.get("values_outside") or 0:
         missing.append(f"{values:,} sensitive values were recognised in text that was not audited")
+    untried = (report.get("extraction") or {}).get("untried") or {}
+    if values := (untried.get("context") or 0) + (untried.get("not audited") or 0):
+        missing.append(f"{values:,} sensitive values could not be tried for extraction")
     if skipped := len(report.get("skipped") or ()):
         missing.append("1 document was skipped" if skipped == 1 else f"{skipped:,} documents were skipped")
     state = "cannot_tell" if missing else "good"

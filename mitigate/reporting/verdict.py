@@ -214,7 +214,7 @@ def _leak(figures: Figures, found: Sequence[Finding]) -> Card:
 def _level(figures: Figures, measure: str) -> str:
     """What a model that never saw the text reads, in words."""
     section = figures.report.get("never_seen") or {}
-    level = figures.get("never_seen", measure.replace(" ", "_"), digits=3)
+    level = figures.get("never_seen", measure.replace(" ", "_").lower(), digits=3)
     if section.get("source", "assumed") == "assumed" or level.value is None:
         return "0.50 is a coin toss, what a model that never saw them would read is taken to be that"
     if section["source"] == "oracle":

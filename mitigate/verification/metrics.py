@@ -11,6 +11,7 @@ One cluster has no variance to see: the value is given, the interval is not.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import sqrt
 from typing import NamedTuple
 
 import numpy as np
@@ -191,7 +192,7 @@ def clustered_auc(members: Sample, non_members: Sample) -> Figure:
 
 
 def auc_of_many(comparisons: Sequence[tuple[Sample, Sample]], weights: Sequence[float]) -> Figure:
-    """A weighted sum of AUCs that the same people gave, with its interval.
+    """A weighted sum of AUCs that the same people gave, with its interval; not kept to any bounds.
 
     Each cluster's share in each AUC (its placements less their mean, as in `clustered_auc`) is weighted and summed by
     the cluster's name, so what moves the AUCs together cancels in their difference; Student's t.
@@ -318,14 +319,18 @@ def _wilson(value: float, size: float, quantile: float) -> tuple[float, float]:
     """Wilson's limits of a rate that `size` independent events gave."""
     spread = quantile**2 / size
     centre = (value + spread / 2) / (1 + spread)
-    reach = float(np.sqrt(spread * (value * (1 - value) + spread / 4))) / (1 + spread)
-    return (max(0.0, centre - reach) if value > 0 else 0.0), (min(1.0, centre + reach) if value < 1 else 1.0)
+    reach = sqrt(spread * (value * (1 - value) + spread / 4)) / (1 + spread)
+    low, high = max(0.0, centre - reach), min(1.0, centre + reach)
+    return float(low if value > 0 else 0.0), float(high if value < 1 else 1.0)
 
 
 def _quantile(variances: Sequence[float], freedoms: Sequence[int]) -> float:
-    """Student's 97.5 % quantile for a sum of variances (Satterthwaite's degrees of freedom)."""
+    """Student's 97.5 % quantile for a sum of variances: Satterthwaite's degrees of freedom.
+
+    With fewer than ten clusters on a side, that side's own: so few can agree by chance and would count for nothing.
+    """
     parts = sum(variance**2 / freedom for variance, freedom in zip(variances, freedoms, strict=True))
-    freedom = sum(variances) ** 2 / parts if parts else min(freedoms)
+    freedom = sum(variances) ** 2 / parts if parts and min(freedoms) >= 9 else min(freedoms)
     return float(student.ppf(0.975, freedom))
 
 

@@ -27,7 +27,7 @@ from mitigate.verification.figures import View
 from mitigate.verification.metrics import UNMEASURED, Figure, auc_of_many, clustered_auc, flat
 
 ASSUMED = 0.5
-_FEWEST = 10  # documents of each kind that a stand-in must not have seen
+Sides = tuple[tuple[np.ndarray, Sequence[str]], tuple[np.ndarray, Sequence[str]]]
 
 
 def never_seen_level(
@@ -55,8 +55,8 @@ def never_seen_level(
     excess: dict[str, dict[str, Figure]] = {key: {} for key in audits}
     for name in ("span_auc", "document_auc"):
         sides = [_sides(view, scores, name) for scores in token_scores]
-        sides = [side for side in sides if min(len(side[0][0]), len(side[1][0])) >= _FEWEST]
-        level[name] = auc_of_many(sides, [1 / len(sides)] * len(sides)) if sides else Figure(ASSUMED, None, None)
+        sides = [side for side in sides if len(side[0][0]) and len(side[1][0])]
+        level[name] = _level(sides)
         for key, audit in audits.items():
             own = _sides(view, audit.columns["score"], name) if audit is not None else None
             excess[key][name] = _excess(own, sides) if own is not None else UNMEASURED
@@ -70,7 +70,14 @@ def never_seen_level(
     }
 
 
-Sides = tuple[tuple[np.ndarray, Sequence[str]], tuple[np.ndarray, Sequence[str]]]
+def _level(sides: Sequence[Sides]) -> Figure:
+    """The mean AUC of the stand-ins; the assumed one where there are none."""
+    if not sides:
+        return Figure(ASSUMED, None, None)
+    if len(sides) == 1:
+        return clustered_auc(*sides[0])
+    figure = auc_of_many(sides, [1 / len(sides)] * len(sides))
+    return Figure(*(None if value is None else min(1.0, max(0.0, value)) for value in figure))
 
 
 def _excess(own: Sides, level: Sequence[Sides]) -> Figure:

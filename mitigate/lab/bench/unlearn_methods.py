@@ -181,7 +181,7 @@ def run_method(seed: Seed, objective: str, scope: str, *, factor: float, selecti
     Args:
         seed: people, models, audits.
         objective: a name of `METHODS`.
-        scope: of `SCOPES`; token scope stops at the control, sequence scope runs all its steps as published.
+        scope: of `SCOPES`; token scope stops at the control, sequence scope runs all its steps.
         factor: of the common learning rate.
         selection (*optional*, defaults to `found`): whose spans are forgotten.
     """
