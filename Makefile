@@ -1,13 +1,18 @@
 # make demo   from nothing to an opened report (a few minutes on two cores)
 # make test   the whole test suite, in two processes (WORKERS=n for more)
+# make soak   kill a tiny run 100 times at random and once at every rename: about 20 minutes (KILLS=10 RENAMES=8 for fewer)
 # make lint   ruff (lint and format) and mypy
 PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
+KILLS ?= 100
+RENAMES ?= all
+JOBS ?= 2
+SEED ?= 0
 BIN := $(VENV)/bin
 DEMO_OUT ?= runs/quickstart
 
-.PHONY: demo test lint format clean
+.PHONY: demo test soak lint format clean
 
 demo: $(VENV)/installed
 	$(BIN)/mitigate run recipes/quickstart.yaml out=$(DEMO_OUT)
@@ -16,6 +21,10 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile
+
+soak: $(VENV)/installed
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false KILLS=$(KILLS) RENAMES=$(RENAMES) JOBS=$(JOBS) SEED=$(SEED) \
+		$(BIN)/python tests/soak.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

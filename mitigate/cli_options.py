@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import csv
 import logging
+import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
 
-from mitigate.errors import MitigateError
+from mitigate.errors import DoubtfulError, MitigateError
 
 if TYPE_CHECKING:
+    from mitigate.detection.audit import Audit
     from mitigate.documents import Request
     from mitigate.models import ModelStore
 
@@ -26,7 +33,17 @@ BaseModelPath = Annotated[
     str | None,
     typer.Option("--base", help="Base to use for adapters instead of the one they name.", show_default=False),
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of everything random.")]
+Yes = Annotated[
+    bool, typer.Option("--yes", help="Unlearn what is selected also where that is doubtful, without a question.")
+]
+FailOnLeak = Annotated[
+    bool,
+    typer.Option(
+        "--fail-on-leak", help="End with status 3 unless the verdict is that nothing leaks; for scripts and pipelines."
+    ),
+]
+LEAKS = 3  # exit status
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="A setting as key=value, as in a recipe; may be given again.", show_default=False),
@@ -59,6 +76,22 @@ Linked = Annotated[
 ]
 
 
+class ShownText(StrEnum):
+    """What a report shows of the documents."""
+
+    NONE = "none"
+    MASKED = "masked"
+    ALL = "all"
+
+
+ReportText = Annotated[
+    ShownText,
+    typer.Option(
+        "--text", help="What the report shows of the documents: no text, text with its secrets masked, or all."
+    ),
+]
+
+
 def quiet() -> None:
     """Silence the libraries' own output, and other processes than the first."""
     from mitigate.runtime import is_main, quiet_libraries
@@ -75,6 +108,32 @@ def is_main_process() -> bool:
     return is_main()
 
 
+def check_doubts(audit: Audit, *, yes: bool) -> None:
+    """Ask before what an audit selected is unlearned, where that is doubtful.
+
+    Raises:
+        DoubtfulError: it is, and nobody said yes.
+    """
+    from mitigate.detection.doubts import doubts_of
+
+    if not yes and (doubts := doubts_of(audit)):
+        said_yes(DoubtfulError(doubts))
+
+
+def said_yes(doubtful: DoubtfulError) -> None:
+    """Ask at a terminal whether to go on.
+
+    Raises:
+        DoubtfulError: there is no terminal, or the answer was no.
+    """
+    if not (sys.stdin.isatty() and sys.stderr.isatty() and int(os.environ.get("WORLD_SIZE", "1")) == 1):
+        raise doubtful
+    for doubt in doubtful.doubts:
+        typer.echo(f"doubtful: {doubt}", err=True)
+    if not typer.confirm("Unlearn what was selected all the same?", err=True):
+        raise doubtful
+
+
 def leave_processes() -> None:
     """Close the process group at the end of a command that succeeded; without it a process may abort while it ends.
 
@@ -85,10 +144,44 @@ def leave_processes() -> None:
         torch.distributed.destroy_process_group()
 
 
+@contextmanager
+def stop_as_ctrl_c() -> Iterator[list[signal.Signals]]:
+    """Have SIGTERM and SIGHUP, which batch schedulers and closed terminals send, end the block as Ctrl-C does.
+
+    A signal that the caller ignores (nohup) stays ignored; a second one does not cut the cleaning short.
+
+    Yields:
+        a list that will hold the signal that came.
+    """
+    came: list[signal.Signals] = []
+
+    def stop(number: int, _: object) -> None:
+        if not came:
+            came.append(signal.Signals(number))
+            raise KeyboardInterrupt
+
+    before: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    heard = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+    try:
+        for number in heard:
+            signal.signal(number, stop)
+        yield came
+    finally:
+        for number in heard:
+            signal.signal(number, before[number])
+
+
 def check_free_out(out: Path) -> None:
-    """Refuse an occupied directory before the work, not after it."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    """Refuse an occupied directory before the work, not after it. What a killed process left there goes."""
+    from mitigate.temporaries import holds_something, sweep
+
+    if holds_something(out):
         raise MitigateError(f"{out}: already holds something; choose another --out or remove it")
+    if is_main_process():
+        for directory in (out.parent, out):
+            sweep(directory)
 
 
 def model_store(base: str | None, device: str, dtype: str, trust_remote_code: bool, allow_pickle: bool) -> ModelStore:
@@ -98,6 +191,13 @@ def model_store(base: str | None, device: str, dtype: str, trust_remote_code: bo
     return ModelStore(
         device=device, dtype=dtype, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, base=base
     )
+
+
+def print_loading(directory: Path) -> None:
+    """Print the lines of code that load a mitigated model."""
+    from mitigate.unlearning.card import loading_lines
+
+    typer.echo("\n".join(["to load it:", *(f"    {line}" for line in loading_lines(directory))]))
 
 
 def settings_from(kind: Any, assignments: list[str] | None) -> Any:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mitigate.artifacts import read_json
+from mitigate.artifacts import read_record
 
 logger = logging.getLogger(__name__)
 UNLEARN_RECORD, RETRAIN_RECORD = "unlearn.json", "retrain.json"
@@ -24,8 +25,17 @@ def origin_of(source: str | Path, *, fingerprint: str) -> dict[str, Any] | None:
         path = Path(source) / name
         if not path.is_file():
             continue
-        record: dict[str, Any] = read_json(path)
+        record: dict[str, Any] = read_record(path)
         if record.get("fingerprint", fingerprint) == fingerprint:
             return {"by": verb, **record}
         logger.warning("%s: is of other weights than are there now; how the model was made is not known", path)
     return None
+
+
+def made_from(audit: Mapping[str, Any]) -> list[str]:
+    """Fingerprints of the models that a mitigated one is made from: the audited target, and what that was made from.
+
+    Args:
+        audit: an audit's metadata.
+    """
+    return [audit["target"]["fingerprint"], *((audit.get("origin") or {}).get("made_from") or [])]

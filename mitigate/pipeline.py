@@ -12,10 +12,10 @@ fingerprint is unchanged is skipped; an interrupted run goes on where it stopped
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +24,20 @@ import pyarrow as pa
 
 from mitigate.artifacts import new_directory, read_json, read_table, write_json, write_table
 from mitigate.detection.audit import Audit, audit, reaudit
+from mitigate.detection.doubts import doubts_of
 from mitigate.detection.references import crossfit_references
 from mitigate.documents import Documents, read_documents
-from mitigate.errors import NothingToUnlearnError
+from mitigate.errors import DoubtfulError, NothingToUnlearnError
 from mitigate.inputs import Inputs
 from mitigate.lab.carriers import plant_in_text
 from mitigate.lab.people import general_text, plant, write_jsonl
 from mitigate.lab.tiny import make_base
-from mitigate.origin import RETRAIN_RECORD
+from mitigate.locks import sole_worker
 from mitigate.recipe import Recipe
-from mitigate.runtime import process_state
-from mitigate.sources import load_tokenizer, model_fingerprint
-from mitigate.stages import Stages
+from mitigate.runtime import process_state, together
+from mitigate.sources import model_fingerprint
+from mitigate.stages import RESULTS, Stages, check_run_directory, damaged_results, note_results
+from mitigate.temporaries import discard
 from mitigate.training import fine_tune
 from mitigate.unlearning.exact import retrain
 from mitigate.unlearning.trainer import unlearn
@@ -49,47 +51,69 @@ from mitigate.verification.tofu_questions import Tofu, unfamiliar
 logger = logging.getLogger(__name__)
 
 
-def run(recipe: Recipe, *, replace: bool = False) -> Comparison:
+def run(recipe: Recipe, *, replace: bool = False, yes: bool = False) -> Comparison:
     """Run a recipe and write its report.
 
     Args:
         recipe: what to do; see `load_recipe`.
         replace (`bool`, *optional*, defaults to `False`): empty `recipe.out` first.
+        yes (`bool`, *optional*, defaults to `False`): unlearn what is selected also where that is doubtful.
 
     Returns:
         the comparison of the audit with the re-audit, as saved under `recipe.out`.
 
     Raises:
+        DoubtfulError: the audit of the user's model is doubtful (see `doubts_of`), and nothing was unlearned yet.
         MitigateError: bad input, or `recipe.out` holds another run.
     """
-    return Pipeline(recipe, replace=replace).run()
+    return Pipeline(recipe, replace=replace, yes=yes).run()
 
 
 class Pipeline:
     """The stages of one recipe and the directory they write to."""
 
-    def __init__(self, recipe: Recipe, *, replace: bool = False) -> None:
-        self.recipe = recipe
+    def __init__(self, recipe: Recipe, *, replace: bool = False, yes: bool = False) -> None:
+        self.recipe, self.replace = recipe, replace
+        self.yes = yes or recipe.lab is not None  # nobody has what the lab makes, and its truth is known
         self.out = recipe.out
         self.state = process_state(recipe.models.device)
         self.inputs = Inputs(recipe)
         self.inputs.check()
-        self.stages = Stages(recipe.out, recipe.model_dump(mode="json"), state=self.state, replace=replace)
 
     def run(self) -> Comparison:
-        """All stages that are not done yet, then the report."""
+        """All stages that are not done yet, then the report.
+
+        Raises:
+            MitigateError: another process works in the directory.
+        """
+        with together(self.state):
+            if self.state.is_main_process:
+                check_run_directory(self.out, replace=self.replace)
+        with sole_worker(self.out, self.state, option="out="):
+            return self._run()
+
+    @cached_property
+    def stages(self) -> Stages:
+        """The directory and what is done there; opened at the first use, which writes to it."""
+        recipe = self.recipe.model_dump(mode="json")
+        return Stages(self.out, recipe, state=self.state, replace=self.replace)
+
+    def _run(self) -> Comparison:
+        _ = self.stages
         self.make_documents()
         self.make_models()
         before = self.audit()
         after, mitigated, notes = None, None, []
         if self.recipe.unlearn is not None or self.recipe.retrain is not None:
+            if not self.yes and (doubts := doubts_of(before)):
+                raise DoubtfulError(doubts)
             try:
                 mitigated = self.unlearn(before) if self.recipe.unlearn is not None else self.retrain(before)
                 after = self.reaudit(before, mitigated)
             except NothingToUnlearnError as nothing:
                 logger.warning("nothing was unlearned: %s", nothing)
                 if self.state.is_main_process:  # of an earlier run with other settings
-                    shutil.rmtree(self.out / "reaudit", ignore_errors=True)
+                    discard(self.out / "reaudit")
                 notes.append(f"Nothing was unlearned: {nothing}.")
         tofu = self.tofu(mitigated)
         return self.report(
@@ -115,7 +139,8 @@ class Pipeline:
             with new_directory(self.inputs.lab_documents.parent, replace=True) as directory:
                 write_jsonl(documents, directory / self.inputs.lab_documents.name)
 
-        self.stages.run("lab.documents", [people.model_dump(), self.recipe.seed], make, self.inputs.lab_documents)
+        inputs = {"lab.people": people.model_dump(), "seed": self.recipe.seed}
+        self.stages.run("lab.documents", inputs, make, self.inputs.lab_documents)
 
     def make_models(self) -> None:
         """Lab: train the base from scratch, the target and the oracle; then the cross-fitted references.
@@ -135,7 +160,7 @@ class Pipeline:
                 shape = lab.base
                 self.stages.run(
                     "lab.base",
-                    [shape.model_dump(), Documents(text).fingerprint, recipe.seed],
+                    {"lab.base": shape.model_dump(), "text": Documents(text).fingerprint, "seed": recipe.seed},
                     lambda: make_base(
                         text, out=self.out / "lab/base", shape=shape, seed=recipe.seed, device=recipe.models.device
                     ),
@@ -146,7 +171,12 @@ class Pipeline:
             for name, chosen in trained.items():
                 self.stages.run(
                     f"lab.{name}",
-                    [lab.target.model_dump(), model_fingerprint(self.inputs.base), chosen.fingerprint, recipe.seed],
+                    {
+                        "lab.target": lab.target.model_dump(),
+                        "base": model_fingerprint(self.inputs.base),
+                        "documents": chosen.fingerprint,
+                        "seed": recipe.seed,
+                    },
                     lambda name=name, chosen=chosen: fine_tune(  # type: ignore[misc]
                         self.inputs.base,
                         chosen,
@@ -164,12 +194,12 @@ class Pipeline:
             settings = recipe.references
             self.stages.run(
                 "references",
-                [
-                    settings.model_dump(exclude={"given"}),
-                    model_fingerprint(self.inputs.base),
-                    self.inputs.documents.fingerprint,
-                    recipe.seed,
-                ],
+                {
+                    "references": settings.model_dump(exclude={"given"}),
+                    "base": model_fingerprint(self.inputs.base),
+                    "documents": self.inputs.documents.fingerprint,
+                    "seed": recipe.seed,
+                },
                 lambda: crossfit_references(
                     self.inputs.base,
                     self.inputs.documents,
@@ -204,9 +234,14 @@ class Pipeline:
                 result.save(path, replace=True)
 
         references = [self.inputs.fingerprint(reference) for reference in self.inputs.references.paths]
-        target = self.inputs.fingerprint(self.inputs.target)
-        inputs = [recipe.detect.model_dump(), target, references, self.inputs.audited.fingerprint, recipe.seed]
-        inputs += [recipe.forget.model_dump()] if recipe.forget else []
+        inputs = {
+            "detect": recipe.detect.model_dump(),
+            "target": self.inputs.fingerprint(self.inputs.target),
+            "references": references,
+            "documents": self.inputs.audited.fingerprint,
+            "forget": recipe.forget.model_dump() if recipe.forget else None,
+            "seed": recipe.seed,
+        }
         self.stages.run("audit", inputs, make, path, every_process=True)
         return Audit.load(path)
 
@@ -214,17 +249,19 @@ class Pipeline:
         """Train the adapter that forgets the selected tokens; returns its directory."""
         recipe, path = self.recipe, self.out / "adapter"
         assert recipe.unlearn is not None
-        anchors = read_documents(recipe.data.anchors, root=recipe.data.root) if recipe.data.anchors else None
+        anchors = self.inputs.anchors
 
         def make() -> None:
-            if self.state.is_main_process and path.exists():
-                shutil.rmtree(path)
-            self.state.wait_for_everyone()
             unlearn(
                 before, out=path, retain=anchors, settings=recipe.unlearn, store=self.inputs.store(), seed=recipe.seed
             )
 
-        inputs = [recipe.unlearn.model_dump(), before.fingerprint, anchors and anchors.fingerprint, recipe.seed]
+        inputs = {
+            "unlearn": recipe.unlearn.model_dump(),
+            "audit": before.fingerprint,
+            "anchors": anchors.fingerprint if anchors is not None else None,
+            "seed": recipe.seed,
+        }
         self.stages.run("unlearn", inputs, make, path, every_process=True)
         return path
 
@@ -236,7 +273,7 @@ class Pipeline:
         recipe, path = self.recipe, self.out / "retrained"
         assert recipe.retrain is not None
         settings, fitting = recipe.retrain, recipe.retrain_as
-        tokenizer = load_tokenizer(self.inputs.base, trust_remote_code=recipe.models.trust_remote_code)
+        tokenizer = self.inputs.tokenizer
         more = read_documents(settings.documents, root=recipe.data.root, tokenizer=tokenizer)
 
         def make() -> None:
@@ -256,9 +293,15 @@ class Pipeline:
                 new_store=self.inputs.store,
             )
 
-        base = model_fingerprint(self.inputs.base)
-        inputs = [settings.model_dump(), fitting.model_dump(), before.fingerprint, more.fingerprint, base]
-        self.stages.run("retrain", [*inputs, recipe.seed], make, path / RETRAIN_RECORD, every_process=True)
+        inputs = {
+            "retrain": settings.model_dump(),
+            "fitting": fitting.model_dump(),
+            "audit": before.fingerprint,
+            "documents": more.fingerprint,
+            "base": model_fingerprint(self.inputs.base),
+            "seed": recipe.seed,
+        }
+        self.stages.run("retrain", inputs, make, path, every_process=True, outlives=True)
         return path
 
     def reaudit(self, before: Audit, mitigated: Path) -> Audit:
@@ -270,9 +313,8 @@ class Pipeline:
             if self.state.is_main_process:
                 result.save(path, replace=True)
 
-        self.stages.run(
-            "reaudit", [before.fingerprint, self.inputs.fingerprint(mitigated)], make, path, every_process=True
-        )
+        inputs = {"audit": before.fingerprint, "mitigated model": self.inputs.fingerprint(mitigated)}
+        self.stages.run("reaudit", inputs, make, path, every_process=True)
         return Audit.load(path)
 
     def tofu(self, mitigated: Path | None) -> dict[str, Any] | None:
@@ -295,11 +337,11 @@ class Pipeline:
             if self.state.is_main_process:
                 write_table(path, table)
 
-        inputs = [
-            settings.model_dump(),
-            [asdict(question) for question in self.inputs.questions],
-            self.inputs.fingerprint(model),
-        ]
+        inputs = {
+            "report.tofu": settings.model_dump(),
+            "questions": [asdict(question) for question in self.inputs.questions],
+            "model": self.inputs.fingerprint(model),
+        }
         self.stages.run(f"tofu.{side}", inputs, make, path, every_process=True)
         return read_table(path)
 
@@ -325,13 +367,13 @@ class Pipeline:
                     if oracle is not None:
                         write_table(directory / "oracle.parquet", pa.table({"log_prob": oracle}))
 
-        inputs = [
-            before.fingerprint,
-            after.fingerprint if after is not None else None,
-            self.inputs.fingerprint(self.inputs.oracle) if self.inputs.oracle else None,
-            recipe.report.extraction,
-            EXTRACTION_SCHEMA,  # a new version's figures are others: run the stage again
-        ]
+        inputs = {
+            "audit": before.fingerprint,
+            "re-audit": after.fingerprint if after is not None else None,
+            "oracle": self.inputs.fingerprint(self.inputs.oracle) if self.inputs.oracle else None,
+            "report.extraction": recipe.report.extraction,
+            "extraction": EXTRACTION_SCHEMA,  # a new version's figures are others: run the stage again
+        }
         self.stages.run("verify", inputs, make, path, every_process=True)
         extraction_file = path / "extraction.json"
         extraction = (
@@ -351,10 +393,13 @@ class Pipeline:
             name=recipe.name,
             recipe=recipe.model_dump(mode="json"),
             seconds=self.stages.seconds(),
-            show_text=recipe.report.show_text,
+            text=recipe.report.text,
         )
         if self.state.is_main_process:
             comparison.report["notes"] = [*notes, *comparison.report["notes"]]
             comparison.report["seconds"]["report"] = round(time.monotonic() - started, 1)
+            for line in damaged_results(self.out):
+                logger.warning("report: %s; made again", line)
             comparison.save_into(self.out)
+            note_results(self.out, RESULTS)
         return comparison

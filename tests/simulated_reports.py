@@ -189,6 +189,8 @@ def simulated(seed: int, *, leak: str, people: str, oracle: bool) -> dict[str, A
     """A report whose truth is known."""
     world = World(np.random.default_rng([seed, len(leak), len(people)]), PEOPLE[people], NEVER_SEEN[people])
     before, after, never_saw, extraction = world.tables(LEAKS[leak])
+    if after is not None:
+        after.metadata["again"] = before.fingerprint
     report = compare(before, after, oracle_log_probs=never_saw if oracle else None).report
     if not oracle:
         extraction |= {"oracle": None, "oracle_interval": None}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -21,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from world import World
 
 import mitigate.cli
-from mitigate.artifacts import read_json
+from mitigate.artifacts import new_directory, read_json, read_record, write_record
 from mitigate.detection.audit import Audit
 from mitigate.lab.people import write_jsonl
 
@@ -142,10 +144,11 @@ def test_run_and_report(mitigate_: Mitigate, world: World) -> None:
     assert ran.status == 0, ran.err
     assert "span AUC" in ran.out
     assert "report: run/report.html" in ran.out
+    assert "    model = peft.AutoPeftModelForCausalLM.from_pretrained('run/adapter')" in ran.out
     secrets = [document.text[span.start : span.end] for document in world.documents for span in document.spans]
     page = Path("run/report.html")
     assert not any(secret in page.read_text(encoding="utf-8") for secret in secrets)
-    assert mitigate_("report", "run", "--show-text") == Outcome(0, "run/report.html\n", "")
+    assert mitigate_("report", "run", "--text", "all") == Outcome(0, "run/report.html\n", "")
     assert any(secret in page.read_text(encoding="utf-8") for secret in secrets)
     assert mitigate_("report", "run").status == 0
     assert not any(secret in page.read_text(encoding="utf-8") for secret in secrets)
@@ -330,10 +333,10 @@ def test_an_audit_that_selects_nothing_cannot_be_unlearned(mitigate_: Mitigate) 
 
 def test_documents_that_every_reference_saw_are_refused(mitigate_: Mitigate, folder: Path) -> None:
     shutil.copytree("references", "saw-all", dirs_exist_ok=True)
-    index = read_json(Path("saw-all/references.json"))
+    index = read_record(Path("saw-all/references.json"))
     every = sorted({group for entry in index["references"] for group in entry["groups"]})
     index["references"] = [{**entry, "groups": every} for entry in index["references"]]
-    Path("saw-all/references.json").write_text(json.dumps(index), encoding="utf-8")
+    write_record(Path("saw-all/references.json"), index)
     told = mitigate_(*replaced("--reference", "saw-all"))
     assert told.status == 2
     assert "no OUT reference for 15 documents" in told.err
@@ -419,6 +422,26 @@ def test_ctrl_c_ends_with_status_130_and_can_be_gone_on_with(
         assert mitigate_(*command).status == 0
     assert resumed == [2, 3], "goes on from the checkpoint of step 2"
     assert not Path("stopped.partial").exists()
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])
+def test_what_a_scheduler_sends_ends_a_command_as_ctrl_c_does(
+    mitigate_: Mitigate, monkeypatch: pytest.MonkeyPatch, sent: signal.Signals, folder: Path
+) -> None:
+    def stopped(*_: object) -> None:
+        with new_directory(folder / "stopped-by-signal") as made:
+            (made / "private").write_text("text")
+            os.kill(os.getpid(), sent)
+
+    handlers = signal.getsignal(sent)
+    before = set(folder.iterdir())
+    monkeypatch.setattr("mitigate.lab.people.write_jsonl", stopped)
+    path = ROOT / "recipes/finetuned.yaml"
+    told = mitigate_("documents", path, "data.documents.0.path=train.jsonl", "models.target=target", "models.base=base")
+    assert told.status == 128 + sent
+    assert f"interrupted by {sent.name}; finished stages are kept" in told.err
+    assert set(folder.iterdir()) == before, "nothing is left"
+    assert signal.getsignal(sent) == handlers
 
 
 def test_no_output_holds_text_of_documents(

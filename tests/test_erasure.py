@@ -502,7 +502,7 @@ def test_the_report_says_what_was_requested_and_where_else_it_stands_without_the
     for text in (code, f"{code[:3]}-{code[3:]}", f"{code[:3]} {code[3:]}", f"code of {name} is"):
         assert text not in page, "secret, or what the request was looked up by"
         assert text not in json.dumps(comparison.report)
-    shown = compare(before, recipe=recipe, show_text=True)
+    shown = compare(before, recipe=recipe, text="all")
     assert shown.report["recipe"] == recipe
     assert f"{code[:3]}-{code[3:]}" in shown.html()
 

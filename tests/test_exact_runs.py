@@ -13,6 +13,7 @@ from test_exact import SHORT, SMALL, cpu, secret_of, selecting
 from test_pipeline import contents, tiny_recipe, working_in
 from world import World
 
+from mitigate.artifacts import DIGESTS
 from mitigate.detection.audit import Audit, reaudit
 from mitigate.documents import Document, Documents
 from mitigate.errors import MitigateError
@@ -99,6 +100,9 @@ def test_a_record_of_other_weights_counts_for_nothing(
     assert origin_of(tmp_path / "swapped", fingerprint=anew.summary["fingerprint"]) is not None
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         shutil.copy(world.adapter / name, tmp_path / "swapped" / name)
+    with pytest.raises(MitigateError, match=r"swapped: .* is not what was written .* remove digests\.json there"):
+        reaudit(before, tmp_path / "swapped", store=cpu())
+    (tmp_path / "swapped" / DIGESTS).unlink()
     after = reaudit(before, tmp_path / "swapped", store=cpu())
     assert after.metadata["origin"] is None
     assert "is of other weights than are there now" in caplog.text
@@ -133,7 +137,7 @@ def test_words_that_were_found_memorized_do_not_hide_the_reports_own(before: Aud
                 documents=type(before.documents).from_pylist(documents, schema=before.documents.schema),
             )
         ],
-        show_text=False,
+        text="masked",
     )
     assert mask.deep({"this_audit": "this : x"}) == {"this_audit": "•••• : x"}, "one letter is no secret"
     assert mask.deep({"this_audit": 1}, keys=True) == {"••••_audit": 1}

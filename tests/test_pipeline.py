@@ -5,22 +5,29 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import resource
 import shutil
 import stat
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from soak import ended, forked, without_times
+from test_artifacts import flip_a_bit
 from world import World
 
 from mitigate.errors import MitigateError
 from mitigate.lab.people import write_jsonl
+from mitigate.locks import sole_worker
 from mitigate.models import ModelStore
 from mitigate.pipeline import Pipeline, run
 from mitigate.recipe import Recipe, check_recipe, load_recipe
+from mitigate.runtime import process_state
 from mitigate.unlearning.catalogue import DEFAULT
 from mitigate.verification.compare import Comparison
 
@@ -162,10 +169,10 @@ def test_report_json_has_the_documented_keys_and_types(finished: tuple[Path, Com
             "retrain",
             "seconds",
         ),
-        *("fingerprints", "versions", "recipe", "notes", "show_text"),
+        *("fingerprints", "versions", "recipe", "notes", "text"),
     }
     assert report["schema"] == 1
-    assert report["show_text"] is False
+    assert report["text"] == "masked"
     for moment in ("before", "after"):
         leakage = report["leakage"][moment]
         figures = with_intervals("span_auc", "document_auc", "tpr_at_1pct_fpr", "span_score_mean", "as_high_share")
@@ -276,6 +283,9 @@ def test_other_unlearning_settings_rerun_only_what_comes_after(copied: Path, cap
     with caplog.at_level(logging.INFO):
         run(tiny_recipe(unlearn={"max_steps": 2, "stop_at_control": False, "objective": "npo"}))
     assert stages_run(caplog) == ["unlearn", "reaudit", "verify"]
+    changed = "unlearn.objective, unlearn.max_steps, unlearn.check_every, unlearn.checkpoint_every"
+    for stage, parts in {"unlearn": changed, "reaudit": "mitigated model", "verify": "re-audit"}.items():
+        assert f"{stage}: made again, for these are not what they were: {parts}" in caplog.messages
     assert json.loads((copied / "adapter/unlearn.json").read_text())["steps"] == 2
     assert contents(copied, "adapter/*.safetensors") != {k: v for k, v in earlier.items() if k.endswith("safetensors")}
 
@@ -295,6 +305,48 @@ def test_an_artifact_that_was_removed_is_made_again(copied: Path, caplog: pytest
         run(tiny_recipe())
     assert stages_run(caplog) == ["reaudit"]
     assert contents(copied, "reaudit/*") == earlier
+
+
+FLIPPED = (  # a file of each stage but the references
+    "lab/data/documents.jsonl",
+    "lab/base/model.safetensors",
+    "lab/target/config.json",
+    "lab/oracle/model.safetensors",
+    "audit/tokens.parquet",
+    "adapter/adapter_model.safetensors",
+    "reaudit/spans.parquet",
+    "verify/extraction.json",
+    "report.json",
+    "report.html",
+)
+
+
+def test_what_was_damaged_in_any_stage_is_made_again_and_said(
+    finished: tuple[Path, Comparison], copied: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in FLIPPED:
+        flip_a_bit(copied / name)
+    (copied / "references/references.json").write_text("garbage")
+    with caplog.at_level(logging.INFO):
+        run(tiny_recipe())
+    assert stages_run(caplog) == list(STAGES)
+    told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    for name in (*FLIPPED, "references/references.json"):
+        what = re.escape(Path(name).name) + r" is not what was written \(damaged\?\)"
+        assert [line for line in told if re.fullmatch(rf"[a-z.]+: {what}; made again", line)], name
+    assert without_times(copied) == without_times(finished[0])
+
+
+def test_of_the_references_only_a_damaged_one_is_made_again(
+    finished: tuple[Path, Comparison], copied: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    untouched = modified(copied / "references/reference-0")
+    flip_a_bit(copied / "references/reference-1/adapter_model.safetensors")
+    with caplog.at_level(logging.INFO):
+        Pipeline(tiny_recipe()).make_models()
+    assert modified(copied / "references/reference-0") == untouched
+    assert contents(copied, "references/**/*") == contents(finished[0], "references/**/*")
+    assert "1 of 2 references are already there" in caplog.text
 
 
 # --- interruption -----------------------------------------------------------------------------------------------------
@@ -341,7 +393,7 @@ def test_a_run_interrupted_in_every_stage_ends_in_the_same_bytes(
         interrupt(mitigate.detection.audit, "write_json", call=1)  # the audit's last file
         assert not (tmp_path / "run/audit").exists()
         interrupt(mitigate.unlearning.loop.Loop, "step", call=4)  # after the checkpoint of step 2
-        assert (tmp_path / "run/adapter.partial/checkpoint.pt").is_file()
+        assert (tmp_path / "run/adapter.partial/step-000002/tensors.safetensors").is_file()
         interrupt(mitigate.unlearning.trainer, "write_json", call=1)
         assert not (tmp_path / "run/adapter").exists()
         interrupt(mitigate.pipeline, "reaudit", call=1)
@@ -363,10 +415,52 @@ def test_a_checkpoint_of_other_settings_is_not_gone_on_with(copied: Path, monkey
         patch.setattr(mitigate.unlearning.trainable, "save_adapter", stop)
         with pytest.raises(KeyboardInterrupt):
             run(tiny_recipe(unlearn={"max_steps": 3, "checkpoint_every": 2, "stop_at_control": False}))
-    assert (copied / "adapter.partial/checkpoint.pt").is_file()
+    assert (copied / "adapter.partial/step-000002/tensors.safetensors").is_file()
     report = run(tiny_recipe(unlearn={"max_steps": 2, "checkpoint_every": 5, "stop_at_control": False})).report
     assert report["unlearn"]["steps"] == 2
     assert not (copied / "adapter.partial").exists()
+
+
+def test_a_directory_that_holds_only_what_a_kill_left_is_a_new_run(copied: Path) -> None:
+    whole = contents(copied)
+    shutil.rmtree(copied)
+    copied.mkdir()
+    (copied / ".run.json.mitigate-abcdefgh").write_text("{")
+    (copied / ".mitigate.lock").write_text("")
+    pipeline = Pipeline(tiny_recipe())
+    pipeline.make_documents()
+    assert sorted(contents(copied)) == [
+        ".mitigate.lock",
+        *sorted(name for name in whole if "lab/data" in name),
+        "run.json",
+    ]
+
+
+def test_a_second_run_into_the_same_directory_is_refused(copied: Path) -> None:
+    before = modified(copied)
+
+    def other() -> None:
+        with pytest.raises(MitigateError, match=rf"run: process {os.getppid()} on .* works there now; .*another out="):
+            run(tiny_recipe(unlearn={"max_steps": 2}))
+
+    with sole_worker(copied, process_state("cpu")):
+        assert ended(forked(copied.parent, other)) == 0
+    assert modified(copied) == before
+
+
+def test_equal_runs_give_equal_bytes_whatever_the_hash_seed(tmp_path: Path) -> None:
+    running = []
+    for seed in ("1", "2"):
+        (tmp_path / seed).mkdir()
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"}
+        environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
+        command = [sys.executable, "-c", "from soak import run_tiny; run_tiny()"]
+        running.append(subprocess.Popen(command, cwd=tmp_path / seed, env=environment))
+    assert [process.wait(timeout=600) for process in running] == [0, 0]
+    one, two = (without_times(tmp_path / seed) for seed in ("1", "2"))
+    assert len(one) > 40
+    assert one.keys() == two.keys()
+    assert [name for name in one if one[name] != two[name]] == []
 
 
 # --- directories that cannot be used ----------------------------------------------------------------------------------
@@ -381,7 +475,7 @@ def test_a_directory_with_another_run_is_refused(copied: Path, change: dict[str,
 
 
 def test_replace_empties_a_run_s_directory(copied: Path) -> None:
-    Pipeline(tiny_recipe(seed=1), replace=True)
+    _ = Pipeline(tiny_recipe(seed=1), replace=True).stages
     assert [path.name for path in copied.iterdir()] == ["run.json"]
 
 

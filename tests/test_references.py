@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from peft import LoraConfig
 from world import World
 
 from mitigate.artifacts import read_json
@@ -24,7 +25,7 @@ from mitigate.detection.references import (
 from mitigate.documents import Document, Documents
 from mitigate.errors import MitigateError
 from mitigate.models import ModelStore
-from mitigate.training import Lora, Schedule
+from mitigate.training import Lora, Schedule, sort_sets
 
 SCHEDULE = Schedule(epochs=1, batch_size=8)
 LORA = Lora(rank=2)
@@ -271,3 +272,13 @@ def test_an_unknown_way_of_training_is_refused(world: World, tmp_path: Path) -> 
         crossfit_references(
             world.base, world.documents, out=tmp_path / "r", count=2, method="qlora", new_store=small_store
         )
+
+
+def test_what_an_adapters_configuration_holds_as_a_set_is_put_in_order() -> None:
+    names = [f"part_{number}" for number in range(12)]
+    config = LoraConfig(target_modules=names[::-1], exclude_modules=names, modules_to_save=["b", "a"])
+    assert isinstance(config.target_modules, set), "PEFT makes a set of the list"
+    sort_sets(config)
+    assert config.target_modules == sorted(names)
+    assert not any(isinstance(value, set | frozenset) for value in vars(config).values())
+    assert config.modules_to_save == ["b", "a"], "a list has an order of its own"

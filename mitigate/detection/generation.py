@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
@@ -38,6 +38,7 @@ from mitigate.documents import Document, Documents, read_documents
 from mitigate.documents.rows import Row, read_rows
 from mitigate.documents.sources import DocumentSource
 from mitigate.errors import MitigateError, summarize
+from mitigate.mistakes import Section
 from mitigate.models import Model, ModelStore
 from mitigate.runtime import progress, share_of
 
@@ -45,10 +46,8 @@ logger = logging.getLogger(__name__)
 _UNFINISHED = "\ufffd"  # what decoding gives for the first bytes of a character that the last token broke off
 
 
-class Sampling(BaseModel):
+class Sampling(Section):
     """How text is drawn from the target; the defaults are those of extraction studies (Carlini et al., 2012.07805)."""
-
-    model_config = ConfigDict(extra="forbid")
 
     count: int | None = Field(
         None, ge=1, description="samples of each prompt; default: 1, or 32 from the start token (greedy always 1)"

@@ -147,7 +147,7 @@ def find_linked(
     """
     secrets, too_short = _secrets(documents, requested, spans)
     finder = Finder(secrets)
-    others = [document for document in documents if document.id not in requested]
+    others = [document for document in documents if document.id not in requested and not document.is_tail]
     found = {
         document.id: [(start, end, secrets[text]) for start, end, text in finder.places(document.text)]
         for document in others

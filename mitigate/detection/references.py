@@ -12,19 +12,23 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from mitigate.artifacts import fingerprint, read_json, write_json
+from mitigate.artifacts import check_digests, damage, fingerprint, read_record, write_record
 from mitigate.documents import Documents
 from mitigate.errors import MitigateError, summarize
+from mitigate.locks import sole_worker
 from mitigate.models import ModelStore
-from mitigate.runtime import process_state, share_of
-from mitigate.sources import model_fingerprint
+from mitigate.runtime import process_state, share_of, together
+from mitigate.sources import check_layering, model_fingerprint
+from mitigate.temporaries import discard, holds_something, sweep
 from mitigate.training import Lora, Schedule, fine_tune
 
 logger = logging.getLogger(__name__)
 INDEX = "references.json"
+_REMEDY = "run `mitigate references` (or the run that made them) again"
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class References:
         return [number for number, groups in enumerate(self.trained_on) if groups is not None]
 
     def trained_for(self, documents: Documents) -> list[tuple[int, ...]]:
-        """For each document, the references that were trained on it."""
+        """For each document, the references that were trained on it; for a tail, on the text before the cut."""
         return [
             tuple(number for number, groups in enumerate(self.trained_on) if document.group in (groups or ()))
             for document in documents
@@ -89,22 +93,27 @@ def draw(items: Sequence[int], count: int, *, key: str) -> list[int]:
     return [items[index] for index in np.random.default_rng(list(digest)).permutation(len(items))[:count]]
 
 
-def load_references(paths: Sequence[str | Path]) -> References:
+def load_references(paths: str | Path | Sequence[str | Path]) -> References:
     """Reference models from model or adapter paths, or from directories that `mitigate references` made.
 
+    Args:
+        paths: one, or several.
+
     Raises:
-        MitigateError: the list is empty, or a cross-fitted set is not complete.
+        MitigateError: the list is empty, or a cross-fitted set is damaged or not complete.
     """
+    paths = [paths] if isinstance(paths, str | Path) else paths
     found: list[str] = []
     trained_on: list[frozenset[str] | None] = []
     for path in map(Path, paths):
         index = path / INDEX
         if index.is_file():
-            for entry in read_json(index)["references"]:
+            for entry in _entries(index):
                 found.append(str(path / entry["directory"]))
                 trained_on.append(frozenset(entry["groups"]))
                 if not (path / entry["directory"]).is_dir():
-                    raise MitigateError(f"{found[-1]}: this reference is missing; run `mitigate references` again")
+                    raise MitigateError(f"{found[-1]}: this reference is missing; {_REMEDY}")
+                check_digests(path / entry["directory"])
         else:
             found.append(str(path))
             trained_on.append(None)
@@ -114,6 +123,22 @@ def load_references(paths: Sequence[str | Path]) -> References:
             "(the base model is the weakest one that serves), or make some with `mitigate references`"
         )
     return References(tuple(found), tuple(trained_on))
+
+
+def _entries(index: Path) -> list[dict[str, Any]]:
+    """The references that an index lists.
+
+    Raises:
+        MitigateError: it has another shape.
+    """
+    values = read_record(index, remedy=_REMEDY)
+    entries = values.get("references") if isinstance(values, dict) else None
+    if not isinstance(entries, list) or not all(
+        isinstance(entry, dict) and isinstance(entry.get("directory"), str) and isinstance(entry.get("groups"), list)
+        for entry in entries
+    ):
+        raise MitigateError(f"{index}: not an index of references, or a damaged one; run `mitigate references` again")
+    return entries
 
 
 def deal_halves(documents: Documents, count: int, *, seed: int) -> list[frozenset[str]]:
@@ -152,14 +177,14 @@ def crossfit_references(
     documents: Documents,
     *,
     out: str | Path,
-    count: int = 4,
+    count: int = 8,
     method: str = "lora",
     lora: Lora | None = None,
     schedule: Schedule | None = None,
     seed: int = 0,
     new_store: Callable[[], ModelStore] = ModelStore,
 ) -> References:
-    """Train references on halves of `documents`, each saved as soon as it is done; finished ones are kept.
+    """Train references on halves of `documents`, each saved as soon as it is done; finished, undamaged ones are kept.
 
     Under several processes each trains a share of the references.
 
@@ -167,17 +192,19 @@ def crossfit_references(
         base: the model that the target was fine-tuned from.
         documents: what the audit will judge; members and non-members alike.
         out: directory for the references and their index.
-        count (`int`, *optional*, defaults to 4): even; every document is judged by half of them.
+        count (`int`, *optional*, defaults to 8): even; every document is judged by half of them. Of fewer than
+            8 none is left to judge what unlearning made of the others.
         method (`str`, *optional*, defaults to `lora`): `lora` trains adapters that share the base; `full` whole models.
         lora, schedule (*optional*): as the target was trained, where that is known.
         seed (`int`, *optional*, defaults to 0): of the halves, the initialization and the order.
 
     Raises:
-        MitigateError: `out` holds references of other documents or settings.
+        MitigateError: `out` holds references of other documents or settings, or another job works there.
     """
     out, lora, schedule = Path(out), lora or Lora(), schedule or Schedule()
     if method not in ("lora", "full"):
         raise MitigateError(f"references.method: {method!r} is not lora or full")
+    check_layering(str(base), whole=method == "full")
     halves = deal_halves(documents, count, seed=seed)
     plan = {
         "base": model_fingerprint(base),
@@ -190,32 +217,45 @@ def crossfit_references(
     entries = [{"directory": f"reference-{number}", "groups": sorted(half)} for number, half in enumerate(halves)]
     index = {"plan": plan, "fingerprint": fingerprint(plan), "references": entries}
     state = process_state()
-    if (out / INDEX).is_file():
-        if read_json(out / INDEX) != index:
+    if not (out / INDEX).is_file() and holds_something(out):
+        raise MitigateError(f"{out}: already holds something else (no {INDEX}); choose another directory")
+    state.wait_for_everyone()  # all have looked before one writes
+    with sole_worker(out, state):
+        if not (out / INDEX).is_file():
+            if state.is_main_process:
+                write_record(out / INDEX, index)
+        elif read_record(out / INDEX, remedy="remove the directory and make the references again") != index:
             raise MitigateError(
                 f"{out}: holds references of other documents, base or settings; choose another directory or remove it"
             )
-    elif state.is_main_process:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise MitigateError(f"{out}: already holds something else (no {INDEX}); choose another directory")
-        write_json(out / INDEX, index)
-    missing = [number for number in range(count) if not (out / f"reference-{number}").is_dir()]
-    if len(missing) < count:
-        logger.info("%d of %d references are already there", count - len(missing), count)
-    state.wait_for_everyone()  # all know what is missing before anyone adds to it
+        with together(state):
+            if state.is_main_process:
+                sweep(out, deep=True)
+                _discard_damaged([out / f"reference-{number}" for number in range(count)])
+        missing = [number for number in range(count) if not (out / f"reference-{number}").is_dir()]
+        if len(missing) < count:
+            logger.info("%d of %d references are already there", count - len(missing), count)
+        state.wait_for_everyone()  # all know what is missing before anyone adds to it
 
-    for number in share_of(missing, state):
-        chosen = Documents(tuple(document for document in documents if document.group in halves[number]))
-        fine_tune(
-            base,
-            chosen,
-            out=out / f"reference-{number}",
-            method=method,
-            lora=lora,
-            schedule=schedule,
-            seed=seed * 1000 + number,
-            description=f"Reference {number + 1} of {count}",
-            store=new_store(),
-        )
-    state.wait_for_everyone()
-    return load_references([out])
+        for number in share_of(missing, state):
+            chosen = Documents(tuple(one for one in documents if one.group in halves[number] and not one.is_tail))
+            fine_tune(
+                base,
+                chosen,
+                out=out / f"reference-{number}",
+                method=method,
+                lora=lora,
+                schedule=schedule,
+                seed=seed * 1000 + number,
+                description=f"Reference {number + 1} of {count}",
+                store=new_store(),
+            )
+        state.wait_for_everyone()
+        return load_references([out])
+
+
+def _discard_damaged(directories: Sequence[Path]) -> None:
+    for directory in directories:
+        if wrong := damage(directory):
+            logger.warning("%s: %s; trained again", directory, wrong[0])
+            discard(directory)

@@ -10,6 +10,7 @@ that never saw the text would read is measured beside it (`never_seen`, the orac
 | secrets caught at 1 % false alarms | at most 15 % | above 5 % |
 | extraction less that of the control | at most 10 % | above 0 |
 | spans less likely than 99 % of the never-seen ones | at most 15 % | above 5 % (over-forgotten) |
+| judges | not those that unlearning was trained against, or an oracle | - |
 | text outside the audit, skipped documents | none | - |
 """
 
@@ -35,7 +36,7 @@ class Finding:
     """What one figure says.
 
     Attributes:
-        name: `spans`, `documents`, `caught`, `extraction`, `over_forgotten` or `coverage`.
+        name: `spans`, `documents`, `caught`, `extraction`, `over_forgotten`, `judges` or `coverage`.
         state: `good`, `leaks`, `over_forgotten`, `cannot_tell`, or `unmeasured`.
         before: the state before unlearning; the same in an audit alone.
         fell: whether it is lower than before, beyond both intervals; None where there is no before and after.
@@ -59,6 +60,7 @@ def findings(figures: Figures) -> list[Finding]:
     found.append(_extraction(figures))
     if not figures.audit_only:
         found.append(_over_forgotten(figures))
+        found.append(_judges(figures))
     return [*found, _coverage(figures)]
 
 
@@ -197,6 +199,15 @@ def _over_forgotten(figures: Figures) -> Finding:
         "itself be noticed",
     )
     return Finding("over_forgotten", state, "good", None, why)
+
+
+def _judges(figures: Figures) -> Finding:
+    """Whether anyone judged whom unlearning was not trained against; a retrained model is such a one."""
+    kept_out = figures.report.get("judges_kept_out")
+    oracle = (figures.report.get("never_seen") or {}).get("source") == "oracle"
+    state = "cannot_tell" if kept_out is False and not oracle else "good"
+    why = "it was judged only by the references that unlearning was trained against"
+    return Finding("judges", state, state, None, why)
 
 
 def _coverage(figures: Figures) -> Finding:

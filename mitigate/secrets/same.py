@@ -41,6 +41,7 @@ _COUNTRY = (  # E.164 country codes: the rest of the two-digit ones' first digit
 )
 _DIALLED = re.compile(rf"0{{0,3}}({_COUNTRY})?0?")
 _INTERNATIONAL = re.compile(rf"(?:0{{2,3}})?({_COUNTRY})0?")
+_PLUS = "+\uff0b"
 _KEY = 6  # characters by which forms are indexed
 _SPELLED = {"ı": "i", "æ": "ae", "œ": "oe", "ð": "d", "þ": "th"}  # as they are written where keyboards lack them
 _WITH = re.compile(r"LATIN SMALL LETTER ([A-Z]) WITH .*")  # the name of ø, which is no o with an accent to Unicode
@@ -159,14 +160,16 @@ class Finder:
         """(start, end, secret) of every place of a secret, in characters of the text and in their order.
 
         One place may be several secrets', and places may overlap. Digits of dialling that are written in one with a
-        number belong to its place.
+        number belong to its place, as does a plus sign before it.
         """
         if not self._index or not text:
             return
         read = Comparable(text)
         for start in range(len(read.characters)) if self._loose else read.words:
             for begin, end, secret in sorted({*self._from(read, start), *self._after_dialling(read, start)}):
-                yield (*read.original(begin, end), secret)
+                first, last = read.original(begin, end)
+                plus = first > 0 and text[first - 1] in _PLUS and read.characters[begin].isdigit()
+                yield first - plus, last, secret
 
     def _from(self, read: Comparable, start: int) -> Iterator[tuple[int, int, str]]:
         """The secrets whose characters begin at a place."""
@@ -222,7 +225,7 @@ def _has_plus(text: str) -> bool:
     for character in text:
         if _plain(character):
             return False
-        if unicodedata.normalize("NFKC", character) == "+":
+        if character in _PLUS:
             return True
     return False
 

@@ -23,16 +23,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mitigate.artifacts import read_json, write_json
+from transformers import PreTrainedTokenizerBase
+
+from mitigate import __version__
+from mitigate.artifacts import read_record, write_record
 from mitigate.detection.audit import Audit
 from mitigate.detection.linked import Linked
 from mitigate.documents import Documents, read_documents
 from mitigate.errors import MitigateError, summarize
+from mitigate.locks import sole_worker
 from mitigate.models import ModelStore
-from mitigate.origin import RETRAIN_RECORD
+from mitigate.origin import RETRAIN_RECORD, origin_of
 from mitigate.runtime import library_versions, process_state, together
-from mitigate.sources import load_tokenizer, mixture_members, model_fingerprint, tokenizer_fingerprint
+from mitigate.sources import load_tokenizer, mixture_members, model_fingerprint
+from mitigate.temporaries import holds_something
+from mitigate.tokens.compatible import check_audited_tokenizer
 from mitigate.training import Lora, Schedule
+from mitigate.unlearning.addition import Part, obstacle, read_part
+from mitigate.unlearning.card import write_card
 from mitigate.unlearning.removals import (
     Removal,
     as_json,
@@ -48,6 +56,10 @@ from mitigate.unlearning.shards import COMBINATIONS, Fitting, deal, fit_shards
 logger = logging.getLogger(__name__)
 REDACTIONS = ("mask", "placeholder", "fake", "drop")
 _PLAN, _PRIVATE = "plan.json", "private.json"
+_LOST = (
+    "it belongs to what says which text earlier requests removed, and without that it would be learned again: restore "
+    "it from a backup, or remove the directory and retrain for every request anew"
+)
 
 
 @dataclass(frozen=True)
@@ -72,7 +84,7 @@ class Retrained:
         Raises:
             MitigateError: `retrain` did not finish there.
         """
-        return cls(Path(directory), read_json(Path(directory) / RETRAIN_RECORD))
+        return cls(Path(directory), read_record(Path(directory) / RETRAIN_RECORD))
 
 
 def retrain(
@@ -130,9 +142,11 @@ def retrain(
     base_print = model_fingerprint(base)
     leaky = _is_target(audit, str(base), base_print, store)
     doubts = _check_base(str(base), store, method=method, leaky=leaky)
-    tokenizer = load_tokenizer(base, trust_remote_code=store.trust_remote_code)
-    if tokenizer_fingerprint(tokenizer) != audit.metadata["tokenizer"]:
-        raise MitigateError(f"{base}: its tokenizer is not the audited model's; give the base that this was made from")
+    if shards == 1 or combine == "sum":
+        _check_addable(str(base), store, lora=lora)
+    own = load_tokenizer(base, base=store.base, trust_remote_code=store.trust_remote_code)
+    check_audited_tokenizer(own, audit.metadata, name=str(base), store=store)
+    tokenizer = _tokenizer_of_target(audit, store) or own
     more = read_documents(documents, tokenizer=tokenizer) if isinstance(documents, str | Path) else documents
     training = training_documents(audit, more)
     if copies is None:
@@ -150,56 +164,60 @@ def retrain(
         "shards": shards,
         "seed": seed,
     }
-    private = _open(out, plan)
-    earlier = earlier_removals(private["removed"], training)
-    removals = {id: earlier.get(id, Removal()) | selected.get(id, Removal()) for id in {**earlier, **selected}}
-    linked = None
-    if copies:
-        removals, linked = with_copies(removals, training, tokenizer, mask=redact == "mask")
-    texts, unscored = redacted(training, removals, tokenizer, redact=redact, key=private["key"])
-    if not texts:
-        raise MitigateError(
-            "no document is left to train on: all hold selected text; replace it (--redact placeholder)"
-        )
-    for warning in doubts:
-        logger.warning("%s", warning)
-
     state = process_state()
-    removed = {**private["removed"], **as_json(removals, training)}
-    audits = sorted({*private["audits"], audit.fingerprint})
-    with together(state):
-        if state.is_main_process:
-            write_json(out / _PRIVATE, {**private, "removed": removed, "audits": audits})
-    fitting = Fitting(str(base), method, lora, schedule, seed, plan)
-    dealt = deal(texts, unscored, shards=shards, seed=seed)
-    records, refitted = fit_shards(dealt, fitting=fitting, combine=combine, out=out, new_store=new_store)
-    with together(state):
-        if state.is_main_process:
-            summary = {
-                "exact": _statement(redact, exact=not leaky, linked=linked),
-                "is_exact": not leaky,
-                "fingerprint": model_fingerprint(out, base=store.base),
-                "audits": audits,
-                "warnings": doubts,
-                "removed": {
-                    "documents": len(removals),
-                    "documents_left_out": len(training) - len(texts),
-                    "spans": sum(len(removal.spans) for removal in removals.values()),
-                    "copies": sum(len(removal.copies) for removal in removals.values()),
-                    "copies_documents": sum(bool(removal.copies) for removal in removals.values()),
-                    "too_short_to_seek": linked.too_short if linked else None,
-                    "too_common_to_seek": linked.too_common if linked else None,
-                    "tokens": sum(len(removal.tokens) for removal in removals.values()) if redact == "mask" else None,
-                },
-                "shards": records,
-                "combine": combine,
-                "refitted": refitted,
-                "target": audit.metadata["target"],
-                "base_source": str(base),
-                "plan": plan,
-                "versions": library_versions(),
-            }
-            write_json(out / RETRAIN_RECORD, summary)
+    with sole_worker(out, state):
+        private = _open(out, plan)
+        earlier = earlier_removals(private["removed"], training)
+        removals = {id: earlier.get(id, Removal()) | selected.get(id, Removal()) for id in {**earlier, **selected}}
+        linked = None
+        if copies:
+            removals, linked = with_copies(removals, training, tokenizer, mask=redact == "mask")
+        texts, unscored = redacted(training, removals, tokenizer, redact=redact, key=private["key"])
+        if not texts:
+            raise MitigateError(
+                "no document is left to train on: all hold selected text; replace it (--redact placeholder)"
+            )
+        for warning in doubts:
+            logger.warning("%s", warning)
+
+        removed = {**private["removed"], **as_json(removals, training)}
+        audits = sorted({*private["audits"], audit.fingerprint})
+        with together(state):
+            if state.is_main_process:
+                write_record(out / _PRIVATE, {**private, "removed": removed, "audits": audits})
+        fitting = Fitting(str(base), method, lora, schedule, seed, plan, tokenizer)
+        dealt = deal(texts, unscored, shards=shards, seed=seed)
+        records, refitted = fit_shards(dealt, fitting=fitting, combine=combine, out=out, new_store=new_store)
+        masked = sum(len(removal.tokens) for removal in removals.values())
+        with together(state):
+            if state.is_main_process:
+                summary = {
+                    "exact": _statement(redact, exact=not leaky, linked=linked),
+                    "is_exact": not leaky,
+                    "fingerprint": model_fingerprint(out, base=store.base),
+                    "audits": audits,
+                    "warnings": doubts,
+                    "removed": {
+                        "documents": len(removals),
+                        "documents_left_out": len(training) - len(texts),
+                        "spans": sum(len(removal.spans) for removal in removals.values()),
+                        "copies": sum(len(removal.copies) for removal in removals.values()),
+                        "copies_documents": sum(bool(removal.copies) for removal in removals.values()),
+                        "too_short_to_seek": linked.too_short if linked else None,
+                        "too_common_to_seek": linked.too_common if linked else None,
+                        "tokens": masked if redact == "mask" else None,
+                    },
+                    "shards": records,
+                    "combine": combine,
+                    "refitted": refitted,
+                    "target": audit.metadata["target"],
+                    "base_source": str(base),
+                    "plan": plan,
+                    "versions": library_versions(),
+                }
+                how = f"Made by mitigate {__version__}: {summary['exact']}. retrain.json says more."
+                write_card(out, target=audit.metadata["target"], how=how)
+                write_record(out / RETRAIN_RECORD, summary)
     return Retrained.load(out)
 
 
@@ -229,7 +247,23 @@ def _is_target(audit: Audit, base: str, base_print: str, store: ModelStore) -> b
     target = audit.metadata["target"]
     stack, plain = store.check(base)
     parts = {Path(part).resolve() for part in (*stack, plain)}
-    return base_print == target["fingerprint"] or Path(target["source"]).resolve() in parts
+    ancestors = {base_print}
+    for part in (base, *stack, plain):  # what unlearning made of the target is its descendant, whatever lies there now
+        record = origin_of(part, fingerprint=base_print if part == base else model_fingerprint(part, base=store.base))
+        ancestors |= set((record or {}).get("made_from") or [])
+    return target["fingerprint"] in ancestors or Path(target["source"]).resolve() in parts
+
+
+def _tokenizer_of_target(audit: Audit, store: ModelStore) -> PreTrainedTokenizerBase | None:
+    """The audited model's tokenizer, whose chat template its base may lack; None where it is no longer what it was."""
+    source = audit.metadata["target"]["source"]
+    try:
+        store.check(source)
+        tokenizer = load_tokenizer(source, base=store.base, trust_remote_code=store.trust_remote_code)
+        check_audited_tokenizer(tokenizer, audit.metadata, name=source, store=store)
+    except MitigateError:
+        return None
+    return tokenizer
 
 
 def _check_base(base: str, store: ModelStore, *, method: str, leaky: bool) -> list[str]:
@@ -250,6 +284,16 @@ def _check_base(base: str, store: ModelStore, *, method: str, leaky: bool) -> li
     return []
 
 
+def _check_addable(base: str, store: ModelStore, *, lora: Lora) -> None:
+    """Refuse adapters, before one is fitted over them, that could not become one adapter with it."""
+    stack, _ = store.check(base)
+    if stack and (reason := obstacle([*map(read_part, stack), Part(lora.config(), {})])):
+        raise MitigateError(
+            f"{base}: no adapter over this one could be added to it: {reason}; merge it into its base and give that "
+            "model, or use several shards as a mixture"
+        )
+
+
 def _open(out: Path, plan: Mapping[str, Any]) -> dict[str, Any]:
     """Make the directory or find it to be of this plan; returns what is private to it.
 
@@ -258,19 +302,20 @@ def _open(out: Path, plan: Mapping[str, Any]) -> dict[str, Any]:
     """
     state = process_state()
     if (out / _PLAN).is_file():
-        if differing := [name for name, value in read_json(out / _PLAN).items() if plan.get(name) != value]:
+        before = read_record(out / _PLAN, remedy=_LOST)
+        if differing := [name for name, value in before.items() if plan.get(name) != value]:
             raise MitigateError(
                 f"{out}: holds a model that was fitted with another {summarize(differing)}; choose another directory "
                 "or remove it"
             )
-    elif out.exists() and (not out.is_dir() or any(path.name != _PRIVATE for path in out.iterdir())):
+    elif holds_something(out, but=(_PRIVATE,)):
         raise MitigateError(f"{out}: already holds something else (no {_PLAN}); choose another directory")
     state.wait_for_everyone()  # all have looked before one writes
     with together(state):
         if state.is_main_process and not (out / _PLAN).is_file():
-            write_json(out / _PRIVATE, {"key": secrets.token_hex(16), "removed": {}, "audits": []})
-            write_json(out / _PLAN, plan)
-    private: dict[str, Any] = read_json(out / _PRIVATE)
+            write_record(out / _PRIVATE, {"key": secrets.token_hex(16), "removed": {}, "audits": []})
+            write_record(out / _PLAN, plan)
+    private = read_record(out / _PRIVATE, remedy=_LOST)
     state.wait_for_everyone()  # all have read before one adds to it
     return private
 

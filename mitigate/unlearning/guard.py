@@ -37,7 +37,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mitigate.artifacts import read_json, write_json
+from mitigate.artifacts import read_json, read_record, write_record
 from mitigate.errors import MitigateError, summarize
 from mitigate.secrets.same import comparable, core
 
@@ -52,6 +52,16 @@ SHARE, SHORTEST, LONGEST = 2 / 3, 4, 32
 _HASH_BYTES = 16
 _KINDS = ("runs", "heads", "tails")
 _VERSION = 2  # another one compared other letters, so its hashes would let secrets pass
+
+
+def run_length(length: int, *, share: float, shortest: int, longest: int) -> int:
+    """How many characters in a row of a secret of so many must not come out; see the top of this file."""
+    return min(longest, max(shortest, math.ceil(share * length - 1e-9)))
+
+
+def windows(text: str, length: int) -> list[str]:
+    """All runs of so many characters, in order."""
+    return [text[start : start + length] for start in range(len(text) - length + 1)]
 
 
 def head_length(length: int) -> int:
@@ -177,7 +187,7 @@ class Guard:
 
     def save(self, path: str | Path) -> None:
         """Write one JSON file, readable by its owner only: salt and hashes, neither secrets nor key."""
-        write_json(
+        write_record(
             Path(path),
             {
                 "mitigate_guard": _VERSION,
@@ -208,6 +218,7 @@ class Guard:
                 f"{path}: a guard of version {values['mitigate_guard']!r}, which compares letters in another way than "
                 f"version {_VERSION} of this code and would let secrets pass; make it anew with `mitigate guard make`"
             )
+        values = read_record(Path(path), remedy="make it anew with `mitigate guard make`")
         try:
             hashes = {
                 kind: {int(n): frozenset(map(bytes.fromhex, listed)) for n, listed in values["hashes"][kind].items()}
@@ -267,15 +278,11 @@ def _pieces(secret: str, share: float, shortest: int, longest: int) -> set[str]:
     return {
         run
         for text in texts
-        for run in _windows(text, min(longest, max(shortest, math.ceil(share * len(text) - 1e-9))))
+        for run in windows(text, run_length(len(text), share=share, shortest=shortest, longest=longest))
     }
 
 
 def _held(runs: Set[str], texts: Iterable[str]) -> set[str]:
     """The runs that stand in texts."""
     lengths = {len(run) for run in runs}
-    return {run for text in texts for n in lengths for run in _windows(comparable(text), n) & runs}
-
-
-def _windows(text: str, length: int) -> set[str]:
-    return {text[start : start + length] for start in range(len(text) - length + 1)}
+    return {run for text in texts for n in lengths for run in {*windows(comparable(text), n)} & runs}

@@ -14,12 +14,14 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from mitigate.artifacts import fingerprint, new_file
+from mitigate.artifacts import fingerprint
 from mitigate.batches import Batch
 from mitigate.errors import MitigateError, NothingToUnlearnError
 from mitigate.runtime import process_state, progress, together
+from mitigate.temporaries import partial_of
 from mitigate.training import rate_factor
 from mitigate.unlearning.adapter import is_sharded
+from mitigate.unlearning.checkpoints import Checkpoints, optimizer_parts, optimizer_state
 from mitigate.unlearning.data import UnlearningData
 from mitigate.unlearning.levels import Control
 from mitigate.unlearning.losses import Losses, step_totals
@@ -28,9 +30,9 @@ from mitigate.unlearning.tasks import Task, facts, micro_batches, units
 from mitigate.unlearning.trainable import Trainable
 
 logger = logging.getLogger(__name__)
-CHECKPOINT = "checkpoint.pt"
 MOST_OVER_FORGOTTEN = 0.05  # share of the spans under the floor at which training that watches the control gives up
 FURTHER = 4  # one of so many retain documents of a step is of those given besides the audit's own
+HARM = 0.5  # nats a token by which the anchors may move before it is said
 PATIENCE = 3  # looks without getting nearer to the references
 _DUAL_RATE = 0.1
 _DUAL_RANGE = (1e-3, 1e4)
@@ -69,10 +71,11 @@ class Loop:
         self.accelerator, self.trainable, self.losses = accelerator, trainable, losses
         self.settings, self.data, self.control, self.floor = settings, data, control, floor
         self.seed, self.plan = seed, plan
-        self.checkpoint = partial.with_name(partial.name + ".partial") / CHECKPOINT
+        self.checkpoints = Checkpoints(partial_of(partial))
         self.parameters = [p for p in trainable.module.parameters() if p.requires_grad]
         self.dual = settings.retain.weight  # the anchors' weight
         self.held: float | None = None  # the anchors' mean at the last step
+        self.warned = False
         optimizer = torch.optim.AdamW(self.parameters, lr=settings.learning_rate, weight_decay=0.0, betas=(0.9, 0.95))
         self.module, self.optimizer = accelerator.prepare(trainable.module, optimizer)
         losses.module = self.module
@@ -83,7 +86,7 @@ class Loop:
         if not self.trainable.can_step_back:
             visited = {task.key: task for step in range(settings.max_steps) for task in self.tasks(step)}
             self.losses.before.fill(list(visited.values()), description="The model before")
-        step, history = self._restore() if resume else (0, [])
+        step, history = self._begin(resume=resume)
         if self.trainable.can_step_back:
             for earlier in range(step):  # in the batches that the interrupted run asked in, for equal rounding
                 self._ask_before(earlier)
@@ -106,6 +109,7 @@ class Loop:
                     )
                 if step % settings.check_every == 0 or step == settings.max_steps:
                     history.append(self._watch(step=step))
+                    self._warn_of_harm(step)
                 bar.update()
                 bar.set_postfix(loss=f"{loss:.3f}", leak=f"{history[-1]['selected_log_ratio']:.2f}", refresh=False)
                 if step % settings.checkpoint_every == 0 and step < settings.max_steps:
@@ -113,10 +117,19 @@ class Loop:
         return history, self._reason_to_stop(history) or "step limit"
 
     def forget_checkpoint(self) -> None:
-        """Remove the checkpoint of a finished run."""
-        self.checkpoint.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            self.checkpoint.parent.rmdir()
+        """Remove the checkpoints of a finished run."""
+        self.checkpoints.forget()
+
+    def _warn_of_harm(self, step: int) -> None:
+        """Say once, while it can still be stopped, that other text moves along."""
+        if not self.warned and self.held is not None and self.held > HARM:
+            self.warned = True
+            logger.warning(
+                "step %d: other text moves with what is to be forgotten, by %.2f nats a token; lower "
+                "unlearn.learning_rate, raise unlearn.retain.weight, or give more text to hold still (data.anchors)",
+                step,
+                self.held,
+            )
 
     def _reason_to_stop(self, history: Sequence[dict[str, Any]]) -> str | None:
         """Why to stop: the tokens' mean is at the control, and they are as near to p̄ as unseen text, or as they get.
@@ -235,34 +248,47 @@ class Loop:
         if is_sharded(self.trainable.module):
             logger.warning("step %d: no checkpoint, since the weights are sharded (FSDP); a restart begins anew", step)
             return
+        trained = self.trainable.state(self.accelerator, self.module)
+        optimizer, moments = optimizer_parts(self.optimizer.state_dict())
         state = {
             "plan": fingerprint(self.plan),
-            "step": step,
             "history": history,
-            "trained": self.trainable.state(self.accelerator, self.module),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer,
             "dual": self.dual,
             "held": self.held,
-            "random": torch.get_rng_state(),
         }
+        tensors = {f"trained.{name}": tensor for name, tensor in trained.items()}
+        tensors |= {**moments, "random": torch.get_rng_state()}
         with together(process_state(self.accelerator.device.type)):
             if self.accelerator.is_main_process:
-                with new_file(self.checkpoint) as temporary:
-                    torch.save(state, temporary)
+                self.checkpoints.save(step, state, tensors)
 
-    def _restore(self) -> tuple[int, list[dict[str, Any]]]:
-        if not self.checkpoint.is_file():
-            return 0, []
-        state = torch.load(self.checkpoint, weights_only=True, map_location="cpu")
+    def _begin(self, *, resume: bool) -> tuple[int, list[dict[str, Any]]]:
+        """The step and the history to go on from: those of the newest undamaged checkpoint, if there is any."""
+        state = process_state(self.accelerator.device.type)
+        with together(state):
+            if self.accelerator.is_main_process:
+                if resume:
+                    self.checkpoints.mend()
+                else:
+                    self.checkpoints.forget()
+        state.wait_for_everyone()
+        newest = self.checkpoints.newest()
+        return (0, []) if newest is None else self._restore(*newest)
+
+    def _restore(
+        self, state: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
+    ) -> tuple[int, list[dict[str, Any]]]:
         if state["plan"] != fingerprint(self.plan):
             raise MitigateError(
-                f"{self.checkpoint.parent}: an interrupted run of another audit or other settings; "
+                f"{self.checkpoints.directory}: an interrupted run of another audit or other settings; "
                 "remove it, or choose another --out"
             )
-        self.trainable.restore(state["trained"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        trained = {n.removeprefix("trained."): tensor for n, tensor in tensors.items() if n.startswith("trained.")}
+        self.trainable.restore(trained)
+        self.optimizer.load_state_dict(optimizer_state(state["optimizer"], tensors))
         self.dual, self.held = state["dual"], state["held"]
-        torch.set_rng_state(state["random"])
+        torch.set_rng_state(tensors["random"])
         logger.info("resuming at step %d", state["step"])
         return state["step"], state["history"]
 

@@ -101,8 +101,8 @@ def fake(secret: str, key: str) -> str:
 
     All other characters stay, and what is dialled before a number (+1, 0). Letters and digits are drawn by
     HMAC-SHA256(key, secret's letters and digits), so that a secret has one fake in all its spellings (555-0101,
-    555 0101; see `secrets.same`), in every document and run of that key. Whoever has the key can try all secrets and
-    see which one gives a fake: the key must be as private as the secrets.
+    555 0101; see `secrets.same`; but for a country code without + or 00), in every document and run of that key.
+    Whoever has the key can try all secrets and see which one gives a fake: the key must be as private as the secrets.
 
     A string with nothing to replace (no letter or digit, or only characters without others of their kind) becomes
     `[REDACTED]`.

@@ -30,7 +30,7 @@ class Vocabulary:
     Attributes:
         bytes: (V,) of each token; none for special tokens.
         texts: (V,) its normalised characters where it does not go on with a character begun before.
-        special: ids of the special tokens.
+        special: ids of the special tokens, but for those of letters and digits alone.
         continuing: ids of the tokens that begin in the middle of a UTF-8 character.
         beginnings: length -> the distinct beginnings, of that length, of the tokens' texts.
         longest: the most characters that a token's text has.
@@ -43,7 +43,9 @@ class Vocabulary:
                 "tokenizer (a tokenizer.json beside the model)"
             )
         added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-        self.special = frozenset({*tokenizer.all_special_ids, *added})
+        declared = {*tokenizer.all_special_ids, *added}
+        words = {n for n in declared if str(tokenizer.convert_ids_to_tokens(n)).strip("Ġ▁").isalnum()}
+        self.special = frozenset(declared - words)  # padding may be a digit, which is still part of a secret
         self.bytes = [b"" if n in self.special else raw for n, raw in enumerate(_token_bytes(tokenizer))]
         self.texts = [comparable(raw.decode(errors="ignore")) for raw in self.bytes]
         self.continuing = [number for number, raw in enumerate(self.bytes) if raw and 0x80 <= raw[0] < 0xC0]

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ import numpy as np
 
 from mitigate.artifacts import new_directory, new_file, write_json
 from mitigate.detection.audit import Audit, load_audited
+from mitigate.detection.panel import as_judged
 from mitigate.detection.signals import token_log_probs
 from mitigate.errors import MitigateError
 from mitigate.models import Model, ModelStore
+from mitigate.reporting.secrecy import TEXTS, Mask
 from mitigate.reporting.verdict import verdict_of
 from mitigate.runtime import library_versions
-from mitigate.sources import tokenizer_fingerprint
+from mitigate.tokens.compatible import check_audited_tokenizer
 from mitigate.verification.erasure import erasure_figures, erasure_notes, without_request
 from mitigate.verification.extraction import Attempts, Extraction, Secrets, extract, secrets_of
 from mitigate.verification.extraction_figures import extraction_figures
@@ -63,7 +66,7 @@ class Comparison:
         """The self-contained report page."""
         from mitigate.reporting.html import render_report
 
-        return render_report(self.report, self.before, self.after, show_text=self.report["show_text"])
+        return render_report(self.report, self.before, self.after, mask=self._mask)
 
     def save(self, directory: str | Path, *, replace: bool = False) -> None:
         """Write report.json and report.html, readable by their owner only."""
@@ -71,11 +74,17 @@ class Comparison:
             self.save_into(temporary)
 
     def save_into(self, directory: Path) -> None:
-        """Write report.json and report.html into a directory that holds other things too."""
+        """Write report.json and report.html into a directory that holds other things too; both masked alike."""
         page = self.html()
-        write_json(directory / "report.json", self.report)
+        write_json(directory / "report.json", self._mask.report(self.report))
         with new_file(directory / "report.html") as temporary:
             temporary.write_text(page, encoding="utf-8")
+
+    @cached_property
+    def _mask(self) -> Mask:
+        """What may be shown; reports of earlier versions say so by `show_text`."""
+        text = self.report.get("text", "all" if self.report.get("show_text") else "masked")
+        return Mask([audit for audit in (self.before, self.after) if audit is not None], text=text)
 
     def show(self) -> Any:
         """The report, for a notebook's output."""
@@ -98,7 +107,7 @@ def compare(
     name: str = "",
     recipe: Mapping[str, Any] | None = None,
     seconds: Mapping[str, float] | None = None,
-    show_text: bool = False,
+    text: str = "masked",
 ) -> Comparison:
     """Figures over two audits of the same documents.
 
@@ -111,21 +120,32 @@ def compare(
             that extraction was not measured, and is never good. `verify` measures and compares in one call.
         tofu (*optional*): the TOFU benchmark's figures, from `tofu.tofu_figures`.
         name, recipe, seconds (*optional*): recorded in the report.
-        show_text (`bool`, *optional*, defaults to `False`): let the report show the text of sensitive spans.
+        text (`str`, *optional*, defaults to `masked`): what the report shows of the documents: `none`: figures only;
+            `masked`: text with its secrets masked; `all`: everything.
 
     Raises:
-        MitigateError: the two audits are not of the same documents, spans and references.
+        MitigateError: the two audits are not of the same documents, spans and references; another `text`.
     """
+    if text not in TEXTS:
+        raise MitigateError(f"compare: text {text!r} is not one of {', '.join(TEXTS)}")
     if after is not None and after.metadata["documents"] != before.metadata["documents"]:
         raise MitigateError("compare: the two audits are of different documents; audit the same documents again")
-    if after is not None and _judged(after) != _judged(before):
+    made_again = after is None or after.metadata.get("again") == before.fingerprint
+    if not made_again or (after is not None and _judged(after) != _judged(before)):
         raise MitigateError(
-            "compare: the second audit is not the first one made again, for its spans or its references are others; "
-            "make it with `mitigate audit --target MODEL --again AUDIT`"
+            "compare: the second audit is not the first one made again, for its spans or its references are others, or "
+            "the two were swapped; make it with `mitigate audit --target MODEL --again AUDIT`"
         )
     notes: list[str] = []
-    view = View(before)
-    audits = {"before": before, "after": after}
+    seen_before, seen_after, kept_out = as_judged(before, after)
+    if kept_out is False:
+        notes.append(
+            "The model is judged by the references that unlearning was trained against: what models that it was not "
+            "trained against could still tell is not shown. Eight cross-fitted references (references.count: 8) leave "
+            "half of each document's to judge."
+        )
+    view = View(seen_before)
+    audits = {"before": seen_before, "after": seen_after}
     report: dict[str, Any] = {
         "schema": 1,
         "name": name,
@@ -133,6 +153,7 @@ def compare(
         "leakage": {key: leakage(view, audit, notes) for key, audit in audits.items()},
         "never_seen": never_seen_level(view, audits, oracle_log_probs, notes),
         "asked": asked_to_forget(before, after),
+        "judges_kept_out": kept_out,
         "coverage": before.metadata.get("coverage"),
         "oracle_distance": oracle_distance(view, audits, oracle_log_probs, notes),
         "out_distance": out_distance(view, audits),
@@ -140,9 +161,9 @@ def compare(
         "extraction": extraction_figures(view, extraction, audits, notes),
         "selected_token_share": view.selected_share,
         "selected": view.selection(),
-        **flat({"over_forgotten_share": over_forgotten(view, after)}),
+        **flat({"over_forgotten_share": over_forgotten(view, seen_after)}),
         "tofu": tofu,
-        "erasure": erasure_figures(before, after),
+        "erasure": erasure_figures(seen_before, seen_after),
         "calibration": before.metadata["calibration"],
         "counts": view.counts(),
         "skipped": before.metadata["skipped"],
@@ -156,9 +177,9 @@ def compare(
             "documents": before.metadata["documents"],
         },
         "versions": library_versions(),
-        "recipe": dict(recipe or {}) if show_text else without_request(recipe or {}),
+        "recipe": dict(recipe or {}) if text == "all" else without_request(recipe or {}),
         "notes": [],
-        "show_text": show_text,
+        "text": text,
     }
     notes += (
         view.notes()
@@ -179,7 +200,7 @@ def verify(
     extraction: bool = True,
     store: ModelStore | None = None,
     name: str = "",
-    show_text: bool = False,
+    text: str = "masked",
 ) -> Comparison:
     """Attack the audited models and compare the audits: all figures of a report in one call.
 
@@ -190,13 +211,13 @@ def verify(
         extraction (`bool`, *optional*, defaults to `True`): try to extract the sensitive values.
         store (*optional*): loads the models.
         name (*optional*): recorded in the report.
-        show_text (`bool`, *optional*, defaults to `False`): let the report show the text of sensitive spans.
+        text (`str`, *optional*, defaults to `masked`): what the report shows of the documents; see `compare`.
 
     Raises:
         MitigateError: the audits do not belong together, a model changed since, or the oracle has another tokenizer.
     """
     log_probs, found = measure(before, after, oracle=oracle, extraction=extraction, store=store)
-    return compare(before, after, oracle_log_probs=log_probs, extraction=found, name=name, show_text=show_text)
+    return compare(before, after, oracle_log_probs=log_probs, extraction=found, name=name, text=text)
 
 
 def measure(
@@ -223,8 +244,7 @@ def measure(
     log_probs = None
     oracle_model = store.load(oracle) if oracle is not None else None
     if oracle_model is not None:
-        if tokenizer_fingerprint(oracle_model.tokenizer) != before.metadata["tokenizer"]:
-            raise MitigateError(f"oracle {oracle}: its tokenizer differs from the audited model's")
+        check_audited_tokenizer(oracle_model.tokenizer, before.metadata, name=f"oracle {oracle}", store=store)
         log_probs = token_log_probs(oracle_model, before.tokenized())
     if not extraction:
         return log_probs, None

@@ -188,6 +188,7 @@ def run_method(seed: Seed, objective: str, scope: str, *, factor: float, selecti
     given = seed.settings.unlearn.model_dump()
     rate = factor * given["learning_rate"]
     own = {"objective": objective, "scope": scope, "stop_at_control": scope == "token", "learning_rate": rate}
+    own |= {"keep_judges": False}  # the benchmark has judges of its own
     settings = Unlearn(**{**given, **own})
     mark = {"settings": settings.model_dump(), "objectives": parse_objective(objective), "selection": selection}
 
