@@ -33,7 +33,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 TRAINED, UNSEEN = 150, 40
 LEAST = 8  # characters of a value that is checked
-RANK, EPOCHS, RATE, BATCH = 32, 80, 5e-3, 8
+RANK, EPOCHS, RATE, BATCH = 32, 60, 5e-3, 8
 TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}</s>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"

@@ -113,12 +113,17 @@ def test_the_verbs_lead_from_a_leaky_model_to_a_report(mitigate_: Mitigate, fold
     assert "15 documents" in found.out
     assert Audit.load("audit").metadata["detect"]["spans"]["threshold"] == 1.0
 
-    forgotten = mitigate_(
+    forgetting = (
         *("unlearn", "--audit", "audit", "--retain", "train.jsonl", "--objective", "hinge", "--out", "adapter"),
         *("--set", "max_steps=30", "--set", "learning_rate=5e-3", "--set", "batch_size=5"),
     )
-    assert forgotten.status == 0
-    assert " steps, " in forgotten.out
+    doubtful = mitigate_(*forgetting)
+    assert doubtful.status == 2
+    assert "the references fit less closely than the target" in doubtful.err, "they had one epoch"
+    assert not Path("adapter").exists()
+    done = mitigate_(*forgetting, "--yes")
+    assert done.status == 0
+    assert " steps, " in done.out
     assert read_json(Path("adapter/unlearn.json"))["objective"] == {"hinge": 1.0}
 
     again = mitigate_("audit", "--target", "adapter", "--again", "audit", "--out", "reaudit")
@@ -284,6 +289,7 @@ def test_the_base_of_an_adapter_that_moved_can_be_given(mitigate_: Mitigate) -> 
         *("run", ROOT / "recipes/finetuned.yaml", "models.target=broken/orphan", "models.base=base", "out=moved"),
         *("data.documents.0.path=train.jsonl", "references.count=2", "references.schedule.epochs=1"),
         *("unlearn.max_steps=2", "unlearn.stop_at_control=false", "detect.select=known", "report.extraction=false"),
+        "--yes",
     )
     assert ran.status == 0, ran.err
 
@@ -435,7 +441,7 @@ def test_what_a_scheduler_sends_ends_a_command_as_ctrl_c_does(
 
     handlers = signal.getsignal(sent)
     before = set(folder.iterdir())
-    monkeypatch.setattr("mitigate.lab.people.write_jsonl", stopped)
+    monkeypatch.setattr("mitigate.documents.written.write_jsonl", stopped)
     path = ROOT / "recipes/finetuned.yaml"
     told = mitigate_("documents", path, "data.documents.0.path=train.jsonl", "models.target=target", "models.base=base")
     assert told.status == 128 + sent
@@ -456,7 +462,7 @@ def test_no_output_holds_text_of_documents(
     command = (
         *("run", ROOT / "recipes/finetuned.yaml", "models.target=target", "models.base=base", "out=marked"),
         *("data.documents.0.path=marked.jsonl", "references.count=2", "references.schedule.epochs=1"),
-        *("unlearn.max_steps=2", "unlearn.stop_at_control=false", "detect.select=known"),
+        *("unlearn.max_steps=2", "unlearn.stop_at_control=false", "detect.select=known", "--yes"),
     )
     with caplog.at_level(logging.DEBUG):
         refused = mitigate_(*command)

@@ -198,7 +198,7 @@ def test_the_masked_report_masks_a_secret_in_another_format(secret: str, written
 
 
 def test_a_value_that_nobody_named_is_masked_in_every_text() -> None:
-    values = ["jane.roe@mail.example", "+44 20 7946 0958", "sk-A1b2C3d4E5f6G7h8I9j0", "12 Harbour Street"]
+    values = ["jane.roe@mail.example", "+44 20 7946 0958", "sk-A1b2C3d4E5f6G7h8I9j0", "12 Harbour Street", "Jane Roe"]
     shown = masked({f"d{n}": f"Please note {value} today" for n, value in enumerate(values)})
     assert list(shown.values()) == [f"Please note {BULLET * len(value)} today" for value in values]
 

@@ -38,11 +38,12 @@ class Mask:
 
     Every character of a span becomes a bullet. In all other documents and strings is hidden what is the same secret
     (`secrets.same`) as a span, as a value in it that is sensitive by itself, or as a word in it with a digit or an @;
-    and in text of documents every value that is sensitive by itself (`secrets.values`), whether anyone found it or not.
+    and in text of documents every value that is sensitive by itself (`secrets.values`) and every name of two words or
+    more, whether anyone found it or not.
 
-    What the detector found may be ordinary text. Of such a span the whole, and names in it, are not hidden elsewhere if
-    documents of more than 10 groups and more than a tenth of all groups hold them. Known spans, what is linked to them,
-    and values that are sensitive by themselves are never ordinary.
+    What the detector found, or what looks like a name, may be ordinary text. Of such a span the whole, and names, are
+    not hidden elsewhere if documents of more than 10 groups and more than a tenth of all groups hold them. Known spans,
+    what is linked to them, and values that are sensitive by themselves are never ordinary.
 
     Args:
         audits: of the documents that will be drawn.
@@ -88,6 +89,7 @@ class Mask:
             part = text[low:high]
             places = [(start, end) for start, end, secret in self._finder.places(part) if not self._is_ordinary(secret)]
             places += [(value.start, value.end) for value in sensitive_values(part)]
+            places += [place for place in _full_names(part) if not self._is_ordinary(part[slice(*place)])]
             for start, end in places:
                 hidden[low + start : low + end] = True
         return hidden
@@ -171,7 +173,7 @@ class Mask:
         return self._secrets[secret] or (several and is_telling(comparable(secret)))
 
     def _is_ordinary(self, secret: str) -> bool:
-        if self._secrets[secret]:
+        if self._secrets.get(secret):
             return False
         if secret not in self._ordinary:
             sought = comparable(secret)
@@ -213,6 +215,13 @@ def _parts(piece: str) -> Iterator[tuple[str, bool]]:
         bare = word.strip(".,;:!?()[]<>\"'")
         if len(bare) >= _LEAST_WORD and any(character.isdigit() or character == "@" for character in bare):
             yield bare, False
+
+
+def _full_names(text: str) -> Iterator[tuple[int, int]]:
+    """Places of what looks like a name of two words or more: capital letters tell, so there may be more than names."""
+    for value in sensitive_values(text, spans=[(0, len(text))]):
+        if value.kind == "name" and len(text[value.start : value.end].split()) > 1:
+            yield value.start, value.end
 
 
 def _widened(stretches: Sequence[tuple[int, int]], length: int) -> list[tuple[int, int]]:
