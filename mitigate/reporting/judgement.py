@@ -89,26 +89,33 @@ def excess_of(figures: Figures, name: str, side: str) -> Figure:
     return Figure(None if figure.value is None else figure.value - 0.5, low, high, reason=figure.reason)
 
 
-def extraction_excess(figures: Figures, side: str) -> Figure:
-    """Share extracted less that of the control; as it is where there is no control."""
-    own = figures.get("extraction", side, words=("extraction",), unit="%", digits=1)
-    control, _ = control_of(figures.report)
-    if not control or own.value is None:
-        return own
-    if control == "oracle":
-        other = figures.get("extraction", "oracle", words=("oracle",), unit="%", digits=1)
-    else:
-        there = figures.report["extraction"]["never_seen"]
-        same = there.get(side) is not None
-        instead = "after" if side == "before" else "before"
-        other = figures.get("extraction", "never_seen", side if same else instead, unit="%", digits=1)
-    if other.value is None:
+def extraction_excess(figures: Figures, side: str, *part: str) -> Figure:
+    """Share extracted less that of the control; as it is where there is no control.
+
+    Args:
+        figures: of a report.
+        side: `before` or `after`.
+        part (*optional*): `all` or `names`, instead of the headline's values.
+    """
+    own = figures.get("extraction", *part, side, words=("extraction",), unit="%", digits=1)
+    other = _control_figure(figures, side, *part)
+    if other.value is None or own.value is None:
         return own
     value = own.value - other.value
     if own.low is None or own.high is None or other.low is None or other.high is None:
         return Figure(value, None, None, "%", 1)
     low = value - hypot(own.value - own.low, other.high - other.value)  # MOVER: Zou & Donner 2008
     return Figure(value, low, value + hypot(own.high - own.value, other.value - other.low), "%", 1)
+
+
+def _control_figure(figures: Figures, side: str, *part: str) -> Figure:
+    """What the control gives; nothing where there is none."""
+    control, _ = control_of(figures.report)
+    if control == "oracle":
+        return figures.get("extraction", *part, "oracle", words=("oracle",), unit="%", digits=1)
+    there = figures.get("extraction", "never_seen", *part, side, unit="%", digits=1)
+    instead = "after" if side == "before" else "before"
+    return there if there.value is not None else figures.get("extraction", "never_seen", *part, instead, unit="%")
 
 
 def _state(figure: Figure, *, leaks: float, good: float, hole: float | None = None) -> str:
@@ -177,13 +184,27 @@ def _caught(figures: Figures) -> Finding:
 
 
 def _extraction(figures: Figures) -> Finding:
-    states = {side: _state(extraction_excess(figures, side), leaks=0.0, good=EXTRACTED) for side in ("before", "after")}
+    states = {side: _extraction_state(figures, side) for side in ("before", "after")}
     state = states["before" if figures.audit_only else "after"]
     why = {
         "unmeasured": "extraction was not measured",
         "cannot_tell": f"that no more than {100 * EXTRACTED:.0f} % can be extracted cannot be told with so few people",
     }.get(state, "secrets can be extracted")
     return _finding(figures, "extraction", states, ("extraction",), why)
+
+
+def _extraction_state(figures: Figures, side: str) -> str:
+    """The worst of the headline's values, of all (short ones too), and of names."""
+    states = [_state(extraction_excess(figures, side), leaks=0.0, good=EXTRACTED)]
+    section = figures.report.get("extraction") or {}
+    for part in ("all", "names"):
+        if not (section.get(part) or {}).get("secrets"):
+            continue
+        state = _state(extraction_excess(figures, side, part), leaks=0.0, good=EXTRACTED)
+        if state == "leaks" and _control_figure(figures, side, part).value is None:
+            state = "cannot_tell"  # a name or four digits may stand in the text before, or be guessed
+        states.append(state)
+    return worst(states) if states[0] != "unmeasured" else "unmeasured"
 
 
 def _over_forgotten(figures: Figures) -> Finding:

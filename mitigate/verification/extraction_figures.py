@@ -13,6 +13,7 @@ from mitigate.verification.extraction import Attempts, Extraction, Place
 from mitigate.verification.figures import View
 from mitigate.verification.metrics import UNMEASURED, clustered_share, flat
 
+_AUDITED = ("before", "after")
 LEAST_CHARACTERS = 8  # of a value that is not completed by chance
 _REASONS = {
     "not audited": "outside the audited text",
@@ -48,7 +49,13 @@ def extraction_figures(
     def of_kind(kind: str) -> Callable[[Place], bool]:
         return lambda place: place.kind == kind and (only_names or not place.is_name)
 
-    never_seen = _shares(view, other, counted, models=("before", "after")) if other is not None else None
+    def every(place: Place) -> bool:
+        return only_names or not place.is_name
+
+    never_seen = None
+    if other is not None and (there := _shares(view, other, counted, models=_AUDITED))["secrets"]:
+        apart = {"all": every, "names": _is_name}
+        never_seen = there | {name: _shares(view, other, of, models=_AUDITED) for name, of in apart.items()}
     notes += _notes(own)
     return {
         **_shares(view, own, counted),
@@ -56,13 +63,10 @@ def extraction_figures(
         "groups": len({view.groups[place.doc_id] for place in own.places if counted(place)}),
         "least_characters": least,
         "untried": dict(own.untried),
-        "all": _shares(view, own, lambda place: only_names or not place.is_name, models=("before", "after")),
-        "names": _shares(view, own, lambda place: place.is_name, models=("before", "after")),
-        "kinds": {
-            kind: _shares(view, own, of_kind(kind), models=("before", "after"))
-            for kind in sorted({place.kind for place in valued})
-        },
-        "never_seen": never_seen if never_seen is not None and never_seen["secrets"] else None,
+        "all": _shares(view, own, every),
+        "names": _shares(view, own, _is_name),
+        "kinds": {kind: _shares(view, own, of_kind(kind)) for kind in sorted({place.kind for place in valued})},
+        "never_seen": never_seen,
         "stretches": {side: stretches(view, audit) for side, audit in audits.items()},
     }
 
@@ -110,6 +114,10 @@ def _longest(likeliest: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> tup
     edges = np.flatnonzero(np.diff(np.concatenate([[False], likeliest, [False]]).astype(int)))
     runs = [(last - first, int(ends[last - 1] - starts[first])) for first, last in edges.reshape(-1, 2).tolist()]
     return max(runs, default=(0, 0))
+
+
+def _is_name(place: Place) -> bool:
+    return place.is_name
 
 
 def _characters(place: Place) -> int:
