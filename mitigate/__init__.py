@@ -1,6 +1,6 @@
 """Find what a language model memorized, token by token. Remove just that. Prove it.
 
-    from mitigate import audit, unlearn, compare
+    from mitigate import audit, unlearn, verify
 
 The names below load their modules when first used; importing the package does nothing else.
 """
@@ -40,6 +40,7 @@ _HOMES = {
     "retrain": "mitigate.unlearning.exact",
     "run": "mitigate.pipeline",
     "unlearn": "mitigate.unlearning.trainer",
+    "verify": "mitigate.verification.compare",
 }
 __all__ = sorted([*_HOMES, "__version__"])
 

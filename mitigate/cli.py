@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mitigate import __version__
 from mitigate.cli_bench import bench
 from mitigate.cli_guard import guard
 from mitigate.cli_options import (
+    LEAKS,
     BaseModelPath,
     Device,
     Dtype,
+    FailOnLeak,
     ForgetContains,
     ForgetIds,
     ForgetWhere,
@@ -25,32 +28,53 @@ from mitigate.cli_options import (
     Out,
     Pickle,
     Remote,
+    ReportText,
     Seed,
     Set,
+    ShownText,
+    Yes,
     check_free_out,
     is_main_process,
     leave_processes,
     model_store,
+    print_loading,
     quiet,
     request_from,
+    said_yes,
     settings_from,
     stop_as_ctrl_c,
 )
 from mitigate.cli_training import references, retrain, unlearn
-from mitigate.errors import MitigateError, summarize
+from mitigate.errors import DoubtfulError, MitigateError, printable, printable_lines, summarize
 
 if TYPE_CHECKING:
     from mitigate.verification.compare import Comparison
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mitigate {__version__}")
+        raise typer.Exit
+
 
 app = typer.Typer(
     name="mitigate",
     help="Find what a language model memorized, token by token. Remove just that. Prove it.",
     epilog="Start with: mitigate run recipes/quickstart.yaml",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+@app.callback()
+def mitigate(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Find what a language model memorized, token by token. Remove just that. Prove it."""
+
 
 app.add_typer(bench, name="bench")
 app.add_typer(guard, name="guard")
@@ -64,12 +88,17 @@ def run(
     ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Empty the run's directory first.")] = False,
     keys: Annotated[bool, typer.Option("--keys", help="List every recipe key and stop.")] = False,
+    yes: Yes = False,
+    fail_on_leak: FailOnLeak = False,
 ) -> None:
     """Find, remove and prove in one go: documents, references, audit, unlearn, re-audit, report.
 
-    Stages whose inputs are unchanged are skipped; an interrupted run goes on when the command is given again.
+    Stages whose inputs are unchanged are skipped; an interrupted run goes on when the command is given again. Where the
+    audit is doubtful (references that fit less than the model, most of the text selected) it asks before it unlearns.
 
     Example: mitigate run recipes/quickstart.yaml out=runs/mine unlearn.objective=npo
+
+    Example: mitigate run recipes/finetuned.yaml models.target=my-model models.base=its-base --yes --fail-on-leak
     """
     from mitigate.recipe import known_keys, load_recipe
 
@@ -82,7 +111,16 @@ def run(
     quiet()
     from mitigate.pipeline import run as run_recipe
 
-    _print_summary(run_recipe(loaded, replace=replace), loaded.out)
+    try:
+        comparison = run_recipe(loaded, replace=replace, yes=yes)
+    except DoubtfulError as doubtful:
+        said_yes(doubtful)
+        comparison = run_recipe(loaded, yes=True)
+    _print_summary(comparison, loaded.out)
+    if comparison.after is not None and is_main_process():
+        print_loading(loaded.out / ("adapter" if loaded.unlearn is not None else "retrained"))
+    if fail_on_leak:
+        _fail_unless_clean(comparison)
 
 
 @app.command()
@@ -224,10 +262,10 @@ def audit(
             linked = sum(stretch["training_id"] is not None for stretch in stretches)
             typer.echo(f"{len(stretches)} memorized stretches in what it wrote, {linked} linked to training text")
             for stretch in [stretch for stretch in stretches if stretch["training_id"] is not None][:20]:
-                where = f"{stretch['doc_id']} [{stretch['char_start']}, {stretch['char_end']})"
-                typer.echo(f"  {where} score {stretch['score']:.2f} from {stretch['training_id']}")
+                where = f"{printable(stretch['doc_id'])} [{stretch['char_start']}, {stretch['char_end']})"
+                typer.echo(f"  {where} score {stretch['score']:.2f} from {printable(stretch['training_id'])}")
         for line in result.metadata["skipped"]:
-            typer.echo(f"skipped {line}", err=True)
+            typer.echo(f"skipped {printable(line)}", err=True)
 
 
 for verb in (references, unlearn, retrain):
@@ -243,10 +281,9 @@ def compare(
         str | None, typer.Option(help="A model retrained without the forget documents, to measure the distance to.")
     ] = None,
     extraction: Annotated[bool, typer.Option(help="Try to extract the secrets from both models.")] = True,
-    show_text: Annotated[
-        bool, typer.Option("--show-text", help="Show sensitive text; for invented people only.")
-    ] = False,
+    text: ReportText = ShownText.MASKED,
     name: Annotated[str, typer.Option(help="Title of the report.")] = "comparison",
+    fail_on_leak: FailOnLeak = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
     trust_remote_code: Remote = False,
@@ -266,19 +303,21 @@ def compare(
     store = model_store(None, device, dtype, trust_remote_code, allow_pickle)
     oracle_log_probs, extracted = measure(*audits, oracle=oracle, extraction=extraction, store=store)
     comparison = compare_audits(
-        *audits, oracle_log_probs=oracle_log_probs, extraction=extracted, name=name, show_text=show_text
+        *audits, oracle_log_probs=oracle_log_probs, extraction=extracted, name=name, text=text.value
     )
     if is_main_process():
         comparison.save(out)
         _print_summary(comparison, out)
+    if fail_on_leak:
+        _fail_unless_clean(comparison)
 
 
 @app.command()
 def report(
     run_directory: Annotated[Path, typer.Argument(help="Directory of a finished `mitigate run`.")],
-    show_text: Annotated[bool, typer.Option("--show-text/--mask-text", help="Show or mask sensitive text.")] = False,
+    text: ReportText = ShownText.MASKED,
 ) -> None:
-    """Write a finished run's report.html anew, with its sensitive text shown or masked."""
+    """Write a finished run's report.html anew, with no text, with its sensitive text masked, or with all text."""
     quiet()
     from mitigate.artifacts import read_json
     from mitigate.detection.audit import Audit
@@ -290,7 +329,8 @@ def report(
     with sole_worker(run_directory, process_state(), option="directory"):
         if wrong := damaged_results(run_directory):
             raise MitigateError(f"{run_directory}: {wrong[0]}; give the command again that ran it")
-        figures = {**read_json(run_directory / "report.json"), "show_text": show_text}
+        figures = {**read_json(run_directory / "report.json"), "text": text.value}
+        figures.pop("show_text", None)  # of an earlier version
         after = Audit.load(run_directory / "reaudit") if (run_directory / "reaudit").is_dir() else None
         Comparison(figures, Audit.load(run_directory / "audit"), after).save_into(run_directory)
         note_results(run_directory, RESULTS)
@@ -302,25 +342,39 @@ def documents(
     recipe: Annotated[Path, typer.Argument(help="YAML recipe whose data.documents are read.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, for instance data.root=DIR.")] = None,
     out: Annotated[Path, typer.Option("--out", help="JSON lines file to write.")] = Path("documents.jsonl"),
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="Model whose tokenizer renders chats and counts max_tokens.", show_default="the target"),
+    ] = None,
 ) -> None:
-    """Write a recipe's documents as JSON lines: id, text, spans, set, group. For `bench detect --documents`.
+    """Write a recipe's documents as JSON lines that are read back equal: id, text, spans, set, group.
+
+    Of chats, the text is what the model saw, and a field `mitigate` says what of it is judged.
 
     Example: mitigate documents recipes/lume.yaml data.root=lume --out lume-people.jsonl
     """
     quiet()
     from mitigate.documents import read_documents
-    from mitigate.lab.people import write_jsonl
+    from mitigate.documents.written import write_jsonl
+    from mitigate.inputs import Inputs
     from mitigate.recipe import load_recipe
+    from mitigate.sources import load_tokenizer
 
-    data = load_recipe(recipe, overrides or []).data
-    found = read_documents(data.documents, root=data.root)
+    if out.exists():
+        raise MitigateError(f"{out}: already there, and not written over; choose another --out or remove it")
+    inputs = Inputs(load_recipe(recipe, overrides or []))
+    chosen = load_tokenizer(tokenizer) if tokenizer else None
+    data = inputs.recipe.data
+    found = read_documents(data.documents, root=data.root, tokenizer=chosen, load_tokenizer=lambda: inputs.tokenizer)
     write_jsonl(found, out)
     typer.echo(f"{len(found)} documents, {sum(len(document.spans) for document in found)} spans -> {out}")
 
 
 def main() -> None:
     """Entry point: messages instead of tracebacks for what a user can mend."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Plain("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("mitigate").setLevel(logging.INFO)
     with stop_as_ctrl_c() as stopped:
@@ -331,7 +385,11 @@ def _answer(stopped: Sequence[signal.Signals]) -> None:
     try:
         app()
     except MitigateError as error:
-        typer.echo(f"mitigate: {error}", err=True)
+        typer.echo(f"mitigate: {printable_lines(str(error))}", err=True)
+        sys.exit(2)
+    except OSError as error:  # of a path or a disk, where no better message was made of it
+        where = f"{error.filename}: " if error.filename else ""
+        typer.echo(f"mitigate: {where}{error.strerror or error}; correct the path, or make room", err=True)
         sys.exit(2)
     except (KeyboardInterrupt, SystemExit) as stop:
         if isinstance(stop, SystemExit) and stop.code != 130:  # typer turns Ctrl-C into this exit status
@@ -344,6 +402,13 @@ def _answer(stopped: Sequence[signal.Signals]) -> None:
                 f"\nmitigate: interrupted{by}; finished stages are kept, give the same command again to go on", err=True
             )
         sys.exit(128 + (stopped[0] if stopped else signal.SIGINT))
+
+
+class _Plain(logging.Formatter):
+    """Log lines that cannot move a terminal's cursor or colour it, whatever text of others is in them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable_lines(super().format(record))
 
 
 def _print_erasure(erasure: Mapping[str, Any] | None) -> None:
@@ -360,6 +425,12 @@ def _print_erasure(erasure: Mapping[str, Any] | None) -> None:
     typer.echo(line)
 
 
+def _fail_unless_clean(comparison: Comparison) -> None:
+    """End with a status of its own unless the verdict is that nothing leaks."""
+    if comparison.report["verdict"]["leaks"] is not False:
+        raise typer.Exit(LEAKS)
+
+
 def _print_summary(comparison: Comparison, out: Path) -> None:
     if not is_main_process():
         return
@@ -370,7 +441,7 @@ def _print_summary(comparison: Comparison, out: Path) -> None:
         shown = " -> ".join("not measured" if value is None else f"{value:.3f}" for value in values)
         typer.echo(f"  {label:<42}{shown}")
 
-    typer.echo(f"{figures['name']}: {figures['selected']['spans']} spans selected")
+    typer.echo(f"{printable(figures['name'])}: {figures['selected']['spans']} spans selected")
     _print_erasure(figures["erasure"])
     if figures["retrain"]:
         typer.echo(figures["retrain"]["exact"])
@@ -384,6 +455,10 @@ def _print_summary(comparison: Comparison, out: Path) -> None:
         quality, utility = tofu["forget_quality_log10"], tofu["model_utility"]
         line("TOFU forget quality, log10 p", quality["before"], quality["after"])
         line("TOFU model utility", utility["before"], utility["after"])
+    verdict = figures["verdict"]
+    typer.echo(f"{verdict['status'].replace('_', ' ').upper()}: {verdict['headline']}")
+    for sentence in verdict["sentences"]:
+        typer.echo(f"  {sentence}")
     typer.echo(f"report: {out / 'report.html'}")
 
 

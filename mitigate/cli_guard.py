@@ -72,16 +72,22 @@ def guard_make(
     from mitigate.detection.audit import Audit
     from mitigate.documents import read_documents
     from mitigate.unlearning.guard import NOTICE, Guard, all_ordinary
-    from mitigate.unlearning.guard_sources import new_key, read_key, secrets_in_audit, secrets_in_file
+    from mitigate.unlearning.guard_sources import new_key, parts_in_audit, read_key, secrets_in_file, spans_in_audit
 
     texts = [document.text for document in read_documents(ordinary)] if ordinary else []
     found = secrets_in_file(secrets) if secrets else []
     if audit:
-        found = secrets_in_audit(Audit.load(audit), known=known, shortest=shortest)
-    if audit and not known and texts:  # what a detector finds may be a phrase of everyone's
-        ordinary_ones = all_ordinary(found, texts, share=share, shortest=shortest, longest=longest)
-        found = [secret for secret, everyones in zip(found, ordinary_ones, strict=True) if not everyones]
-        typer.echo(f"{sum(ordinary_ones)} of {len(ordinary_ones)} spans are ordinary text and are not guarded")
+        loaded = Audit.load(audit)
+        found = spans_in_audit(loaded, known=known, shortest=shortest)
+        parts = parts_in_audit(loaded, known=known, share=share, shortest=shortest, longest=longest)
+        asked = parts if known else [*found, *parts]  # what a detector finds may be a phrase of everyone's
+        ordinary_ones = all_ordinary(asked, texts, share=share, shortest=shortest, longest=longest)
+        rare = [secret for secret, everyones in zip(asked, ordinary_ones, strict=True) if not everyones]
+        found = [*found, *rare] if known else rare
+        if texts:
+            typer.echo(
+                f"{sum(ordinary_ones)} of {len(asked)} spans and parts of them are ordinary text and are not guarded"
+            )
     made = Guard.make(
         found,
         share=share,
@@ -166,7 +172,8 @@ def guard_generate(
     for prompt in texts:
         guarded = continue_greedily(writer, prompt, max_tokens=max_tokens, guard=processor)
         changed = guarded != continue_greedily(writer, prompt, max_tokens=max_tokens)
-        typer.echo(json.dumps({"prompt": prompt, "text": guarded, "changed": changed}, ensure_ascii=False))
+        line = json.dumps({"prompt": prompt, "text": guarded, "changed": changed}, ensure_ascii=False)
+        typer.echo(line if line.isprintable() else json.dumps(json.loads(line)))
     typer.echo(NOTICE, err=True)
 
 

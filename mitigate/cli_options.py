@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import csv
 import logging
+import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
 
-from mitigate.errors import MitigateError
+from mitigate.errors import DoubtfulError, MitigateError
 
 if TYPE_CHECKING:
+    from mitigate.detection.audit import Audit
     from mitigate.documents import Request
     from mitigate.models import ModelStore
 
@@ -30,7 +33,17 @@ BaseModelPath = Annotated[
     str | None,
     typer.Option("--base", help="Base to use for adapters instead of the one they name.", show_default=False),
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of everything random.")]
+Yes = Annotated[
+    bool, typer.Option("--yes", help="Unlearn what is selected also where that is doubtful, without a question.")
+]
+FailOnLeak = Annotated[
+    bool,
+    typer.Option(
+        "--fail-on-leak", help="End with status 3 unless the verdict is that nothing leaks; for scripts and pipelines."
+    ),
+]
+LEAKS = 3  # exit status
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="A setting as key=value, as in a recipe; may be given again.", show_default=False),
@@ -63,6 +76,22 @@ Linked = Annotated[
 ]
 
 
+class ShownText(StrEnum):
+    """What a report shows of the documents."""
+
+    NONE = "none"
+    MASKED = "masked"
+    ALL = "all"
+
+
+ReportText = Annotated[
+    ShownText,
+    typer.Option(
+        "--text", help="What the report shows of the documents: no text, text with its secrets masked, or all."
+    ),
+]
+
+
 def quiet() -> None:
     """Silence the libraries' own output, and other processes than the first."""
     from mitigate.runtime import is_main, quiet_libraries
@@ -77,6 +106,32 @@ def is_main_process() -> bool:
     from mitigate.runtime import is_main
 
     return is_main()
+
+
+def check_doubts(audit: Audit, *, yes: bool) -> None:
+    """Ask before what an audit selected is unlearned, where that is doubtful.
+
+    Raises:
+        DoubtfulError: it is, and nobody said yes.
+    """
+    from mitigate.detection.doubts import doubts_of
+
+    if not yes and (doubts := doubts_of(audit)):
+        said_yes(DoubtfulError(doubts))
+
+
+def said_yes(doubtful: DoubtfulError) -> None:
+    """Ask at a terminal whether to go on.
+
+    Raises:
+        DoubtfulError: there is no terminal, or the answer was no.
+    """
+    if not (sys.stdin.isatty() and sys.stderr.isatty() and int(os.environ.get("WORLD_SIZE", "1")) == 1):
+        raise doubtful
+    for doubt in doubtful.doubts:
+        typer.echo(f"doubtful: {doubt}", err=True)
+    if not typer.confirm("Unlearn what was selected all the same?", err=True):
+        raise doubtful
 
 
 def leave_processes() -> None:
@@ -136,6 +191,13 @@ def model_store(base: str | None, device: str, dtype: str, trust_remote_code: bo
     return ModelStore(
         device=device, dtype=dtype, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, base=base
     )
+
+
+def print_loading(directory: Path) -> None:
+    """Print the lines of code that load a mitigated model."""
+    from mitigate.unlearning.card import loading_lines
+
+    typer.echo("\n".join(["to load it:", *(f"    {line}" for line in loading_lines(directory))]))
 
 
 def settings_from(kind: Any, assignments: list[str] | None) -> Any:

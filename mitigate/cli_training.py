@@ -16,9 +16,12 @@ from mitigate.cli_options import (
     Remote,
     Seed,
     Set,
+    Yes,
+    check_doubts,
     check_free_out,
     is_main_process,
     model_store,
+    print_loading,
     quiet,
     settings_from,
 )
@@ -33,8 +36,16 @@ def references(
     out: Annotated[Path, typer.Option(help="Directory for the references; finished ones in it are kept.")] = Path(
         "references"
     ),
-    count: Annotated[int, typer.Option(min=2, help="How many; even. Each document is judged by half of them.")] = 4,
+    count: Annotated[
+        int, typer.Option(min=2, max=1000, help="How many; even. Each document is judged by half of them.")
+    ] = 8,
     method: Annotated[str, typer.Option(help="lora: adapters that share the base; full: whole models.")] = "lora",
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="The model that the audit will judge: its chat template reads the documents.", show_default="BASE"
+        ),
+    ] = None,
     settings: Set = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -46,19 +57,24 @@ def references(
 
     --set takes schedule.* and lora.* keys: schedule.epochs=10, lora.rank=32.
 
-    Example: mitigate references --base gpt2 --documents train.jsonl --count 4 --out references
+    Example: mitigate references --base gpt2 --documents train.jsonl --out references
     """
     quiet()
     from mitigate.detection.references import crossfit_references
     from mitigate.documents import read_documents
     from mitigate.recipe import ReferenceSettings
+    from mitigate.sources import load_tokenizer
+    from mitigate.tokens.compatible import check_tokenizers
 
     chosen = settings_from(ReferenceSettings, settings)
 
     def store() -> ModelStore:
         return model_store(None, device, dtype, trust_remote_code, allow_pickle)
 
-    tokenizer = store().load(base).tokenizer
+    if target is not None:
+        check_tokenizers(target, {"base": base}, store=store())
+    store().check(target or base)
+    tokenizer = load_tokenizer(target or base, trust_remote_code=trust_remote_code)
     made = crossfit_references(
         base,
         read_documents(documents, tokenizer=tokenizer),
@@ -92,6 +108,14 @@ def unlearn(
         str | None,
         typer.Option(help="What is trained: lora, dora, full (all weights), last_layers.", show_default="lora"),
     ] = None,
+    give: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the target is an adapter: replace: one adapter to load in its place; difference: what is to be "
+            "added to it alone, which only mitigate loads.",
+            show_default="replace",
+        ),
+    ] = None,
     merge: Annotated[
         bool, typer.Option("--merge", help="Also write the model with the adapter merged in, to OUT/merged.")
     ] = False,
@@ -104,6 +128,7 @@ def unlearn(
     trust_remote_code: Remote = False,
     allow_pickle: Pickle = False,
     seed: Seed = 0,
+    yes: Yes = False,
 ) -> None:
     """Train an adapter that forgets the selected tokens and keeps the rest; goes on from a checkpoint.
 
@@ -116,16 +141,19 @@ def unlearn(
 
     chosen_objective = parse_objective(objective) if objective else None
     quiet()
+    from mitigate.detection.audit import Audit
     from mitigate.unlearning.settings import Unlearn
     from mitigate.unlearning.trainer import unlearn as train
 
-    options = {"scope": scope, "method": method, "merge": "true" if merge else None}
+    options = {"scope": scope, "method": method, "give": give, "merge": "true" if merge else None}
     named = [f"{name}={value}" for name, value in options.items() if value is not None]
     chosen = settings_from(Unlearn, [*named, *(settings or [])])
     if chosen_objective:
         chosen = chosen.model_copy(update={"objective": chosen_objective})
+    audited = Audit.load(audit)
+    check_doubts(audited, yes=yes)
     result = train(
-        audit,
+        audited,
         out=out,
         retain=retain,
         settings=chosen,
@@ -139,6 +167,7 @@ def unlearn(
             f"{summary['steps']} steps, {summary['stopped']}; "
             f"{summary['adapter_parameters']:,} parameters beside the model's {summary['model_parameters']:,} -> {out}"
         )
+        print_loading(out)
 
 
 def retrain(
@@ -179,6 +208,7 @@ def retrain(
     trust_remote_code: Remote = False,
     allow_pickle: Pickle = False,
     seed: Seed = 0,
+    yes: Yes = False,
 ) -> None:
     """Unlearn exactly: fit the model anew from its base, on the training text without the selected spans.
 
@@ -191,14 +221,14 @@ def retrain(
     Example: mitigate retrain --audit audit --base gpt2 --redact placeholder --shards 4 --out retrained
     """
     quiet()
-    from pydantic import BaseModel, ConfigDict, Field
+    from pydantic import Field
 
+    from mitigate.detection.audit import Audit
+    from mitigate.mistakes import Section
     from mitigate.training import Lora, Schedule
     from mitigate.unlearning.exact import retrain as fit_anew
 
-    class Fit(BaseModel):
-        model_config = ConfigDict(extra="forbid")
-
+    class Fit(Section):
         lora: Lora = Field(default_factory=Lora, description="shape of the adapters")
         schedule: Schedule = Field(default_factory=Schedule, description="as the target's, where that is known")
 
@@ -207,8 +237,10 @@ def retrain(
     def store() -> ModelStore:
         return model_store(None, device, dtype, trust_remote_code, allow_pickle)
 
+    audited = Audit.load(audit)
+    check_doubts(audited, yes=yes)
     summary = fit_anew(
-        audit,
+        audited,
         base=base,
         out=out,
         redact=redact,
@@ -233,3 +265,4 @@ def retrain(
     typer.echo(f"{line}; {removed['documents_left_out']} documents left out")
     typer.echo(f"fitted: {'shard ' + ', '.join(fitted) if fitted else 'nothing'} of {len(summary['shards'])} shards")
     typer.echo(f"{summary['exact']} -> {out}")
+    print_loading(out)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class MitigateError(Exception):
@@ -20,8 +20,38 @@ class NothingToUnlearnError(MitigateError):
     """
 
 
+class DoubtfulError(MitigateError):
+    """A question before something is changed that is likely not what the user wants: given `--yes`, it is done.
+
+    Args:
+        doubts: sentences, each with what was found and its remedy.
+    """
+
+    def __init__(self, doubts: Sequence[str]) -> None:
+        self.doubts = tuple(doubts)
+        lines = "".join(f"\n  - {doubt}" for doubt in doubts)
+        super().__init__(
+            f"nothing was unlearned yet, for the audit is doubtful:{lines}\n  to go on all the same: --yes"
+        )
+
+
 def summarize(items: Iterable[object], *, most: int = 5) -> str:
     """Join `items` for a message, naming at most `most` of them and counting the rest."""
-    listed = [str(item) for item in items]
+    listed = [printable(item) for item in items]
     shown = ", ".join(listed[:most])
     return shown if len(listed) <= most else f"{shown} and {len(listed) - most} more"
+
+
+def printable(value: object) -> str:
+    """Text of others, such as an id, as it may stand in a message or a log: in one line that is no other's.
+
+    Line breaks, escape sequences of terminals, overrides of the writing direction and other characters that nobody sees
+    are written as Python writes them in a string.
+    """
+    text = str(value)
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def printable_lines(text: str) -> str:
+    """A whole message of ours, line breaks in it being ours, with everything else as `printable` writes it."""
+    return "\n".join(map(printable, text.split("\n")))

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
+from transformers import AutoConfig, PreTrainedTokenizerBase
+
 from mitigate.detection.references import References, load_references
+from mitigate.detection.verdicts import check_calibration
 from mitigate.documents import Documents, read_documents
+from mitigate.errors import MitigateError
 from mitigate.models import ModelStore
+from mitigate.probes import stated_limits
 from mitigate.recipe import Recipe
-from mitigate.sources import load_tokenizer, model_fingerprint, names_missing_base
+from mitigate.sources import check_layering, load_tokenizer, model_fingerprint, names_missing_base
+from mitigate.tokens.compatible import check_tokenizers
 from mitigate.verification.tofu_questions import Question, read_questions
 
 
@@ -27,13 +34,50 @@ class Inputs:
             MitigateError: models or documents that the recipe names are not there.
         """
         models, store = self.recipe.models, self.store()
-        given = load_references(self.recipe.references.given).paths if self.recipe.references.given else ()
-        for source in (models.target, models.base, models.oracle, *given):
+        given = load_references(self.recipe.references.given) if self.recipe.references.given else References((), ())
+        for source in (models.target, models.base, models.oracle, *given.paths):
             if source is not None:
                 store.check(source)
+        self._check_layering(store)
+        self._check_tokenizers(given.paths, store=store)
         if self.recipe.lab is None or self.recipe.lab.people is None:
-            _ = self.audited
+            crossfitted = self.recipe.references.count + len(given.crossfitted)
+            check_calibration(self.audited, crossfitted=crossfitted, detect=self.recipe.detect)
+        if self.recipe.lab is None:
+            self._check_stride(store)
         _ = self.questions
+
+    def _check_stride(self, store: ModelStore) -> None:
+        """Refuse a stride that the model's own context does not hold, before references are trained."""
+        detect = self.recipe.detect
+        if detect.stride is None:
+            return
+        _, base = store.check(self.target)
+        config = AutoConfig.from_pretrained(base, trust_remote_code=self.recipe.models.trust_remote_code)
+        limit = min(stated_limits(config), default=None)
+        if limit is not None and detect.stride >= min(limit, detect.context or limit):
+            raise MitigateError(
+                f"detect.stride: {detect.stride} is not less than the context of {self.target}, {limit} tokens: a next "
+                "window would leave out what stands before it"
+            )
+
+    def _check_tokenizers(self, references: Sequence[str], *, store: ModelStore) -> None:
+        """Refuse models that read token ids unlike each other, as far as they are there before the lab's stages."""
+        recipe, models = self.recipe, self.recipe.models
+        trained_on = models.base if recipe.references.count or recipe.retrain or recipe.lab else None
+        named = {"base": trained_on, "oracle": models.oracle}
+        others = {what: source for what, source in named.items() if source is not None}
+        others |= {f"reference {number}": source for number, source in enumerate(references)}
+        if first := models.target or others.get("base"):
+            check_tokenizers(first, others, store=store)
+
+    def _check_layering(self, store: ModelStore) -> None:
+        """Refuse models over which what the recipe asks for cannot be trained."""
+        models, unlearn, references = self.recipe.models, self.recipe.unlearn, self.recipe.references
+        if models.target and unlearn is not None and unlearn.method in ("lora", "dora"):
+            check_layering(models.target, base=store.base)
+        if models.base and references.count:
+            check_layering(models.base, whole=references.method == "full")
 
     @cached_property
     def documents(self) -> Documents:
@@ -42,14 +86,16 @@ class Inputs:
         mark = recipe.forget.where if recipe.forget else None
         if recipe.lab is not None and recipe.lab.people is not None:
             return read_documents(self.lab_documents, mark=mark)
-        chat = any(source.messages for source in recipe.data.documents)
-        tokenizer = None
-        if recipe.lab is None or chat:
-            source = self.target if recipe.lab is None else self.base
-            tokenizer = load_tokenizer(
-                source, base=self._base_of_adapters, trust_remote_code=recipe.models.trust_remote_code
-            )
-        return read_documents(recipe.data.documents, root=recipe.data.root, tokenizer=tokenizer, mark=mark)
+        return read_documents(
+            recipe.data.documents, root=recipe.data.root, load_tokenizer=lambda: self.tokenizer, mark=mark
+        )
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """What text is read with, its chat template included: the target's, or in the lab the base's."""
+        source = self.target if self.recipe.lab is None else self.base
+        trust = self.recipe.models.trust_remote_code
+        return load_tokenizer(source, base=self._base_of_adapters, trust_remote_code=trust)
 
     @cached_property
     def audited(self) -> Documents:
@@ -58,6 +104,14 @@ class Inputs:
             return self.documents
         never_trained = ("holdout",) if self.recipe.lab is None else ("holdout", None)
         return self.recipe.forget.apply(self.documents, never_trained=never_trained)
+
+    @cached_property
+    def anchors(self) -> Documents | None:
+        """The further text that is held still, if there is any."""
+        recipe = self.recipe
+        if not recipe.data.anchors:
+            return None
+        return read_documents(recipe.data.anchors, root=recipe.data.root, load_tokenizer=lambda: self.tokenizer)
 
     @cached_property
     def questions(self) -> list[Question]:

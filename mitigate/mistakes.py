@@ -8,11 +8,25 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from mitigate.errors import MitigateError
 
 Settings = TypeVar("Settings", bound=BaseModel)
+_MOST = 2**31  # no number of things is larger, and no library's seed need be
+
+
+class Section(BaseModel):
+    """Settings: no unknown keys, and no number that is infinite, NaN or beyond what the libraries take."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _of_use(cls, value: Any) -> Any:
+        if isinstance(value, int) and not -_MOST < value < _MOST:
+            raise ValueError(f"is not between -{_MOST:,} and {_MOST:,}")
+        return value
 
 
 def checked(kind: type[Settings], values: Mapping[str, Any], *, name: str) -> Settings:

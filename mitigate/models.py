@@ -9,79 +9,39 @@ with target.active() as module: ...              # the shared weights compute th
 from __future__ import annotations
 
 import inspect
-import warnings
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import transformers.modeling_utils
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTuner
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from mitigate.errors import MitigateError
+from mitigate.adapters import adapter_config, adapter_shapes, is_dora, is_overlay, leaves_base, takes_lora_over_it
+from mitigate.errors import MitigateError, summarize
 from mitigate.mixture import Mixture
+from mitigate.probes import check_probe, longest_text, probe_logits
 from mitigate.runtime import resolve_device
+from mitigate.shared_base import SharedBase
 from mitigate.sources import (
-    adapter_stack,
-    base_of,
     check_weights,
     exists,
     first_line,
     load_tokenizer,
     mixture_members,
     model_fingerprint,
+    read_object,
+    resolve,
 )
+from mitigate.tokens.rules import rule_differences, tokenizer_rules
+from mitigate.weights import check_loaded, check_size, stored_shapes, weight_files
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _MASKED_HEAD = hasattr(transformers.modeling_utils, "slice_logits_to_keep")  # logits_to_keep takes a (B, T) bool mask
-
-
-@dataclass
-class SharedBase:
-    """One set of base weights and the adapters attached to it."""
-
-    source: str
-    fingerprint: str
-    model: PreTrainedModel
-    peft: PeftModel | None = None
-    names: dict[str, str] = field(default_factory=dict)  # adapter directory -> adapter name
-
-    def activate(self, adapters: tuple[str, ...]) -> None:
-        """Let exactly `adapters` take part in the forward pass, none of them trainable."""
-        if self.peft is None:
-            return
-        tuner = cast(BaseTuner, self.peft.base_model)
-        if adapters:
-            tuner.enable_adapter_layers()
-            tuner.set_adapter(list(adapters), inference_mode=True)
-        else:
-            tuner.disable_adapter_layers()
-        for parameter in self.model.parameters():
-            parameter.requires_grad_(False)
-
-    def attach(self, directory: str) -> str:
-        """Attach a saved adapter and return its name."""
-        if directory not in self.names:
-            name = f"adapter_{len(self.names)}"
-            try:
-                with warnings.catch_warnings():
-                    warnings.filterwarnings("error", "Found missing adapter keys")  # an adapter that would do nothing
-                    if self.peft is None:
-                        self.peft = PeftModel.from_pretrained(self.model, directory, adapter_name=name)
-                    else:
-                        self.peft.load_adapter(directory, adapter_name=name)
-            except (OSError, RuntimeError, ValueError, KeyError, UserWarning, SafetensorError) as error:
-                raise MitigateError(
-                    f"{directory}: this adapter does not fit its base {self.source} ({_shortened(error)}); "
-                    "point base_model_name_or_path in its adapter_config.json to the base it was trained on"
-                ) from error
-            self.names[directory] = name
-        return self.names[directory]
 
 
 @dataclass(frozen=True)
@@ -115,7 +75,7 @@ class Model:
     @property
     def context(self) -> int:
         """Longest sequence the model takes, in tokens."""
-        return int(getattr(self.base.model.config.get_text_config(), "max_position_embeddings", None) or 2048)
+        return self.base.context or longest_text(self.base.model)
 
 
 class ModelStore:
@@ -159,32 +119,34 @@ class ModelStore:
 
     def holds(self, source: str | Path) -> bool:
         """Whether a model's base is in memory, so that loading the model costs an adapter at most."""
-        return _key(self.check(str(source))[1]) in self._bases
+        stack, base_source = self.check(str(source))
+        if mixture_members(source):
+            return _key(base_source) in self._bases
+        return _key(base_source, *stack[: _own(stack)]) in self._bases
 
     def load(self, source: str | Path, *, name: str | None = None) -> Model:
         """Load a model, or attach an adapter to its base.
+
+        An adapter that changes the base, or that is no LoRA adapter, gets a base of its own.
 
         Args:
             source: hub id, model directory or PEFT adapter directory.
             name (`str`, *optional*, defaults to `source`): what messages and reports call it.
 
         Raises:
-            MitigateError: no model there, weights that are not safetensors, an adapter whose base is missing, or a
-                vocabulary smaller than the tokenizer's.
+            MitigateError: no model there, weights that are not safetensors or not those of the model, an adapter whose
+                base is missing or another, no causal language model, or a vocabulary smaller than the tokenizer's.
         """
         source = str(source)
         stack, base_source = self.check(source)
         if members := mixture_members(source):
-            mixture = Mixture([self.load(member) for member in members])
-            base = SharedBase(source, model_fingerprint(source, base=self.base), mixture)
+            mixed = [self.load(member) for member in members]
+            base = SharedBase(source, model_fingerprint(source, base=self.base), Mixture(mixed))
+            base.context = min(member.context for member in mixed)
             adapters: tuple[str, ...] = ()
         else:
-            key = _key(base_source)
-            if key not in self._bases:
-                self._bases[key] = self._load_base(base_source)
-            base = self._bases[key]
-            adapters = tuple(base.attach(directory) for directory in stack)
-        tokenizer = load_tokenizer(source, base=base_source, trust_remote_code=self.trust_remote_code)
+            base, adapters = self._with_adapters(base_source, stack)
+        tokenizer = load_tokenizer(source, base=self.base, trust_remote_code=self.trust_remote_code)
         model = Model(
             name=name or source,
             source=source,
@@ -193,10 +155,16 @@ class ModelStore:
             adapters=adapters,
             tokenizer=tokenizer,
         )
-        if len(tokenizer) > model.vocabulary_size:
+        size = model.vocabulary_size
+        beyond = [token for token, id in tokenizer.get_vocab().items() if id >= size]
+        if beyond:
             raise MitigateError(
                 f"{model.name}: its tokenizer has {len(tokenizer)} entries but the model predicts only "
-                f"{model.vocabulary_size}; this tokenizer belongs to another model"
+                f"{model.vocabulary_size} (beyond them: {summarize(beyond)}). Where tokens were added for a chat "
+                "format, the "
+                "weights trained for them are not saved: save the adapter with save_embedding_layers=True, or the "
+                "merged "
+                "model. Otherwise this tokenizer belongs to another model: put the right one beside the weights"
             )
         return model
 
@@ -207,53 +175,106 @@ class ModelStore:
             the adapter directories, lowest first (of a mixture, those of all members), and the base.
 
         Raises:
-            MitigateError: there is no such model, or the base of an adapter is missing.
+            MitigateError: there is no such model, the base of an adapter is missing, or an adapter is of a kind that
+                cannot be judged.
         """
         if members := [self.check(member) for member in mixture_members(source)]:
             return [part for stack, _ in members for part in stack], members[0][1]
-        stack = adapter_stack(source)
-        base = (self.base or base_of(stack[0])) if stack else source
-        if stack and not self.base and not exists(base):
+        stack, base = resolve(source, base=self.base)
+        if stack and not exists(base):
             raise MitigateError(
                 f"{source}: its base model {base!r} (base_model_name_or_path in adapter_config.json) "
                 "is not there; give the base with models.base or --base"
             )
         for part in (*stack, base):
             check_weights(part, allow_pickle=self.allow_pickle)
+        for part in stack:
+            adapter_config(part)
         return stack, base
+
+    def _with_adapters(self, source: str, stack: Sequence[str]) -> tuple[SharedBase, tuple[str, ...]]:
+        """The base with the stack's adapters attached, and the names of those to switch on."""
+        own = _own(stack)
+        key = _key(source, *stack[:own])
+        if key not in self._bases:
+            base = self._load_base(source)
+            names: tuple[str, ...] = ()
+            for number, directory in enumerate(stack[:own]):
+                if number and _to_be_merged(stack, number):
+                    base.merge(names)
+                    base.fingerprint, names = model_fingerprint(base.source, base=self.base), ()
+                names = (*names, base.change(directory, over=names))
+            self._bases[key] = base
+        base = self._bases[key]
+        names = tuple(base.names[directory] for directory in stack[:own] if directory in base.names)
+        for directory in stack[own:]:
+            try:
+                names = (*names, base.attach(directory, over=names))
+            except MitigateError:
+                self._bases.pop(key, None)  # what half an adapter did to it is not known
+                raise
+        return base, names
 
     def _load_base(self, source: str) -> SharedBase:
         dtype: Any = DTYPES.get(self.dtype, torch.float32 if self.device.type == "cpu" else "auto")
+        files = weight_files(Path(source)) if os.path.isdir(source) else []
+        shapes = stored_shapes(file for file in files if file.suffix == ".safetensors")
+        if files:
+            config = read_object(Path(source) / "config.json")
+            at_most = len(shapes) or sum(file.stat().st_size for file in files)  # a pickled tensor takes a byte or more
+            check_size(source, config, at_most)
         try:
-            model = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source,
                 dtype=dtype,
                 trust_remote_code=self.trust_remote_code,
                 use_safetensors=None if self.allow_pickle else True,
+                output_loading_info=True,
             )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        except Exception as error:  # a damaged configuration fails wherever it is first used
             raise MitigateError(
-                f"{source}: cannot be loaded as a causal language model ({first_line(error)})"
+                f"{source}: cannot be loaded as a causal language model ({first_line(error)}); config.json or the "
+                "weights "
+                "are damaged or another model's: save both again with save_pretrained"
             ) from error
+        model, info = loaded
+        check_loaded(source, info, shapes)
         cast(torch.nn.Module, model).to(self.device).eval().requires_grad_(False)
-        return SharedBase(source=source, fingerprint=model_fingerprint(source), model=model)
+        base = SharedBase(source=source, fingerprint=model_fingerprint(source), model=model)
+        base.context = longest_text(model)
+        try:
+            logits = probe_logits(model)
+        except Exception as error:  # a model that takes more than text, or whose configuration is another's
+            raise MitigateError(
+                f"{source}: {type(model).__name__} cannot read plain text ({type(error).__name__}: "
+                f"{first_line(error)}); "
+                "give a causal language model that takes text alone"
+            ) from error
+        check_probe(
+            source,
+            logits,
+            vocabulary=int(model.config.get_text_config().vocab_size),
+            architecture=type(model).__name__,
+            exact=model.dtype == torch.float32,
+        )
+        return base
 
 
 def check_same_tokenizer(target: Model, reference: Model) -> None:
     """Refuse a reference whose token ids mean something else than the target's.
 
     Raises:
-        MitigateError: the vocabularies, or the numbers of logits, differ.
+        MitigateError: the tokenizers' rules, or the numbers of logits, differ.
     """
     if target.vocabulary_size != reference.vocabulary_size:
         raise MitigateError(
             f"{reference.name} predicts {reference.vocabulary_size} tokens but {target.name} predicts "
             f"{target.vocabulary_size}; a reference needs the target's vocabulary"
         )
-    if target.tokenizer.get_vocab() != reference.tokenizer.get_vocab():
+    if differing := rule_differences(tokenizer_rules(target.tokenizer), tokenizer_rules(reference.tokenizer)):
         raise MitigateError(
-            f"the tokenizer of {reference.name} differs from that of {target.name}; "
-            "a reference must share the target's tokenizer: take one of the same model family"
+            f"the tokenizer of {reference.name} differs from that of {target.name} (the first): "
+            f"{'; '.join(differing)}; a reference must share the target's tokenizer: take one of its family"
         )
 
 
@@ -288,9 +309,28 @@ def _has_sparse_head(module: torch.nn.Module) -> bool:
     return "logits_to_keep" in inspect.signature(type(inner).forward).parameters
 
 
-def _key(source: str) -> str:
-    return str(Path(source).resolve()) if Path(source).exists() else source
+def _own(stack: Sequence[str]) -> int:
+    """How many of a stack's adapters, counted from below, need a base that no other model uses."""
+    needing = [
+        number + 1
+        for number, directory in enumerate(stack)
+        if not leaves_base(directory, shapes=adapter_shapes(directory)) or (number and _to_be_merged(stack, number))
+    ]
+    return max(needing, default=0)
 
 
-def _shortened(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+def _to_be_merged(stack: Sequence[str], number: int) -> bool:
+    """Whether what lies under an adapter must be part of the weights before it is attached.
+
+    It was when the adapter was trained, unless that was done here. For LoRA over LoRA the sum is the same; not for an
+    adapter that looks at the weights under it, nor where the kinds differ.
+    """
+    directory, below = stack[number], stack[:number]
+    if is_overlay(directory):
+        return False
+    plain = leaves_base(directory, shapes=adapter_shapes(directory)) and not is_dora(directory)
+    return not (plain and all(map(takes_lora_over_it, below)))
+
+
+def _key(*parts: str) -> str:
+    return "\0".join(os.path.realpath(part) if os.path.exists(part) else part for part in parts)

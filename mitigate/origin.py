@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,3 +30,12 @@ def origin_of(source: str | Path, *, fingerprint: str) -> dict[str, Any] | None:
             return {"by": verb, **record}
         logger.warning("%s: is of other weights than are there now; how the model was made is not known", path)
     return None
+
+
+def made_from(audit: Mapping[str, Any]) -> list[str]:
+    """Fingerprints of the models that a mitigated one is made from: the audited target, and what that was made from.
+
+    Args:
+        audit: an audit's metadata.
+    """
+    return [audit["target"]["fingerprint"], *((audit.get("origin") or {}).get("made_from") or [])]

@@ -24,9 +24,10 @@ import pyarrow as pa
 
 from mitigate.artifacts import new_directory, read_json, read_table, write_json, write_table
 from mitigate.detection.audit import Audit, audit, reaudit
+from mitigate.detection.doubts import doubts_of
 from mitigate.detection.references import crossfit_references
 from mitigate.documents import Documents, read_documents
-from mitigate.errors import NothingToUnlearnError
+from mitigate.errors import DoubtfulError, NothingToUnlearnError
 from mitigate.inputs import Inputs
 from mitigate.lab.carriers import plant_in_text
 from mitigate.lab.people import general_text, plant, write_jsonl
@@ -34,13 +35,15 @@ from mitigate.lab.tiny import make_base
 from mitigate.locks import sole_worker
 from mitigate.recipe import Recipe
 from mitigate.runtime import process_state, together
-from mitigate.sources import load_tokenizer, model_fingerprint
+from mitigate.sources import model_fingerprint
 from mitigate.stages import RESULTS, Stages, check_run_directory, damaged_results, note_results
 from mitigate.temporaries import discard
 from mitigate.training import fine_tune
 from mitigate.unlearning.exact import retrain
 from mitigate.unlearning.trainer import unlearn
 from mitigate.verification.compare import Comparison, compare, measure
+from mitigate.verification.extraction import SCHEMA as EXTRACTION_SCHEMA
+from mitigate.verification.extraction import Extraction
 from mitigate.verification.tofu import tofu_figures
 from mitigate.verification.tofu_answers import ask
 from mitigate.verification.tofu_questions import Tofu, unfamiliar
@@ -48,27 +51,30 @@ from mitigate.verification.tofu_questions import Tofu, unfamiliar
 logger = logging.getLogger(__name__)
 
 
-def run(recipe: Recipe, *, replace: bool = False) -> Comparison:
+def run(recipe: Recipe, *, replace: bool = False, yes: bool = False) -> Comparison:
     """Run a recipe and write its report.
 
     Args:
         recipe: what to do; see `load_recipe`.
         replace (`bool`, *optional*, defaults to `False`): empty `recipe.out` first.
+        yes (`bool`, *optional*, defaults to `False`): unlearn what is selected also where that is doubtful.
 
     Returns:
         the comparison of the audit with the re-audit, as saved under `recipe.out`.
 
     Raises:
+        DoubtfulError: the audit of the user's model is doubtful (see `doubts_of`), and nothing was unlearned yet.
         MitigateError: bad input, or `recipe.out` holds another run.
     """
-    return Pipeline(recipe, replace=replace).run()
+    return Pipeline(recipe, replace=replace, yes=yes).run()
 
 
 class Pipeline:
     """The stages of one recipe and the directory they write to."""
 
-    def __init__(self, recipe: Recipe, *, replace: bool = False) -> None:
+    def __init__(self, recipe: Recipe, *, replace: bool = False, yes: bool = False) -> None:
         self.recipe, self.replace = recipe, replace
+        self.yes = yes or recipe.lab is not None  # nobody has what the lab makes, and its truth is known
         self.out = recipe.out
         self.state = process_state(recipe.models.device)
         self.inputs = Inputs(recipe)
@@ -99,6 +105,8 @@ class Pipeline:
         before = self.audit()
         after, mitigated, notes = None, None, []
         if self.recipe.unlearn is not None or self.recipe.retrain is not None:
+            if not self.yes and (doubts := doubts_of(before)):
+                raise DoubtfulError(doubts)
             try:
                 mitigated = self.unlearn(before) if self.recipe.unlearn is not None else self.retrain(before)
                 after = self.reaudit(before, mitigated)
@@ -241,7 +249,7 @@ class Pipeline:
         """Train the adapter that forgets the selected tokens; returns its directory."""
         recipe, path = self.recipe, self.out / "adapter"
         assert recipe.unlearn is not None
-        anchors = read_documents(recipe.data.anchors, root=recipe.data.root) if recipe.data.anchors else None
+        anchors = self.inputs.anchors
 
         def make() -> None:
             unlearn(
@@ -265,7 +273,7 @@ class Pipeline:
         recipe, path = self.recipe, self.out / "retrained"
         assert recipe.retrain is not None
         settings, fitting = recipe.retrain, recipe.retrain_as
-        tokenizer = load_tokenizer(self.inputs.base, trust_remote_code=recipe.models.trust_remote_code)
+        tokenizer = self.inputs.tokenizer
         more = read_documents(settings.documents, root=recipe.data.root, tokenizer=tokenizer)
 
         def make() -> None:
@@ -354,7 +362,8 @@ class Pipeline:
             )
             if self.state.is_main_process:
                 with new_directory(path, replace=True) as directory:
-                    write_json(directory / "extraction.json", extraction)
+                    if extraction is not None:
+                        write_json(directory / "extraction.json", extraction.as_json())
                     if oracle is not None:
                         write_table(directory / "oracle.parquet", pa.table({"log_prob": oracle}))
 
@@ -363,12 +372,15 @@ class Pipeline:
             "re-audit": after.fingerprint if after is not None else None,
             "oracle": self.inputs.fingerprint(self.inputs.oracle) if self.inputs.oracle else None,
             "report.extraction": recipe.report.extraction,
+            "extraction": EXTRACTION_SCHEMA,  # a new version's figures are others: run the stage again
         }
         self.stages.run("verify", inputs, make, path, every_process=True)
-        extraction = {
-            key: {int(span): done for span, done in found.items()}
-            for key, found in read_json(path / "extraction.json").items()
-        }
+        extraction_file = path / "extraction.json"
+        extraction = (
+            Extraction.from_json(read_json(extraction_file), where=str(extraction_file))
+            if extraction_file.is_file()
+            else None
+        )
         oracle_file = path / "oracle.parquet"
         oracle: np.ndarray | None = read_table(oracle_file)["log_prob"].to_numpy() if oracle_file.is_file() else None
         started = time.monotonic()
@@ -381,7 +393,7 @@ class Pipeline:
             name=recipe.name,
             recipe=recipe.model_dump(mode="json"),
             seconds=self.stages.seconds(),
-            show_text=recipe.report.show_text,
+            text=recipe.report.text,
         )
         if self.state.is_main_process:
             comparison.report["notes"] = [*notes, *comparison.report["notes"]]

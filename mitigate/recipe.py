@@ -10,16 +10,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from mitigate.detection.settings import Detect
 from mitigate.documents import DocumentSource, Request
 from mitigate.errors import MitigateError
 from mitigate.lab.tiny import TinyModel
-from mitigate.mistakes import Settings, checked, keys_of
+from mitigate.mistakes import Section, Settings, checked, keys_of
 from mitigate.models import DTYPES
 from mitigate.training import Lora, Schedule
 from mitigate.unlearning.catalogue import parse_objective
@@ -29,12 +29,11 @@ from mitigate.unlearning.shards import COMBINATIONS
 from mitigate.verification.tofu_questions import Tofu
 from mitigate.yaml_text import load_yaml
 
+_LONGEST_SHOWN = 100  # characters of an override in a message
+_LONGEST_VALUE = 1 << 16  # characters of a value with all that its ${keys} stand for
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid")
 
-
-class Data(_Section):
+class Data(Section):
     """What is audited, and what else is held still."""
 
     root: Path | None = Field(None, description="directory that relative document paths count from")
@@ -44,7 +43,7 @@ class Data(_Section):
     )
 
 
-class Models(_Section):
+class Models(Section):
     """Which models, and how they are loaded."""
 
     target: str | None = Field(None, description="the leaky model: hub id, directory or PEFT adapter directory")
@@ -56,17 +55,23 @@ class Models(_Section):
     allow_pickle: bool = Field(False, description="accept weights that are not safetensors")
 
 
-class ReferenceSettings(_Section):
+class ReferenceSettings(Section):
     """Models that never saw a document, to judge it by."""
 
     given: list[str] = Field(default_factory=list, description="reference models that saw none of the documents")
-    count: int = Field(4, ge=0, description="references to cross-fit on the base; even; 0 for none")
+    count: int = Field(
+        8,
+        ge=0,
+        le=1000,
+        description="references to cross-fit on the base; even; 0 for none. Of fewer than 8 none is left to judge what "
+        "unlearning made of the others",
+    )
     method: str = Field("lora", pattern="^(lora|full)$", description="lora: adapters that share the base; full: models")
     lora: Lora = Field(default_factory=lambda: Lora(), description="shape of the adapters")
     schedule: Schedule = Field(default_factory=lambda: Schedule(), description="as the target's, where that is known")
 
 
-class People(_Section):
+class People(Section):
     """Invented people with planted secrets."""
 
     copies: dict[int, int] = Field(
@@ -79,7 +84,7 @@ class People(_Section):
     )
 
 
-class LabModel(_Section):
+class LabModel(Section):
     """How the lab fine-tunes the target (and, alike, the oracle)."""
 
     method: str = Field("full", pattern="^(lora|full)$", description="full: a whole model; lora: an adapter")
@@ -87,7 +92,7 @@ class LabModel(_Section):
     schedule: Schedule = Field(default_factory=lambda: Schedule(), description="of the fine-tuning")
 
 
-class Lab(_Section):
+class Lab(Section):
     """Makes what a user already has: documents, base, target; and the oracle that no user has."""
 
     people: People | None = Field(None, description="write the documents: invented people with planted secrets")
@@ -100,7 +105,7 @@ class Lab(_Section):
     oracle: bool = Field(True, description="also train the oracle: as the target, on the retain documents only")
 
 
-class RetrainSettings(_Section):
+class RetrainSettings(Section):
     """Exact unlearning: the model fitted anew from its base, without what the audit selected."""
 
     redact: str = Field(
@@ -128,15 +133,19 @@ class RetrainSettings(_Section):
     )
 
 
-class ReportSettings(_Section):
+class ReportSettings(Section):
     """What the report shows."""
 
-    show_text: bool = Field(False, description="show the text of sensitive spans; for invented people only")
+    text: Literal["none", "masked", "all"] = Field(
+        "masked",
+        description="what the report shows of the documents: none: figures only; masked: text, its secrets masked; "
+        "all: everything, for invented people only",
+    )
     extraction: bool = Field(True, description="try to extract the secrets before and after")
     tofu: Tofu | None = Field(None, description="figures of the TOFU benchmark, from its files of questions")
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """A whole run: documents, references, audit, unlearning, re-audit, report."""
 
     name: str = Field("run", description="what the report calls the run")
@@ -274,12 +283,13 @@ def known_keys() -> list[str]:
 
 def _apply(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
+    shown = repr(override if len(override) <= _LONGEST_SHOWN else f"{override[:_LONGEST_SHOWN]}...")
     if not equals or not key:
-        raise MitigateError(f"{override!r}: overrides are written key=value, for instance unlearn.objective=npo")
+        raise MitigateError(f"{shown}: overrides are written key=value, for instance unlearn.objective=npo")
     try:
         value = load_yaml(text)
     except yaml.YAMLError as error:
-        raise MitigateError(f"{override!r}: the value is not YAML ({' '.join(str(error).split())})") from None
+        raise MitigateError(f"{shown}: the value is not YAML ({' '.join(str(error).split())})") from None
     *parents, last = key.split(".")
     place: Any = values
     for parent in parents:
@@ -287,7 +297,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
             place = place[int(parent)]
             continue
         if not isinstance(place, dict):
-            raise MitigateError(f"{override!r}: {parent!r} is not a section of the recipe")
+            raise MitigateError(f"{shown}: {parent!r} is not a section of the recipe")
         if not isinstance(place.get(parent), (dict, list)):
             place[parent] = {}
         place = place[parent]
@@ -296,7 +306,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
     elif isinstance(place, dict):
         place[last] = value
     else:
-        raise MitigateError(f"{override!r}: {last!r} is not a place in that list")
+        raise MitigateError(f"{shown}: {last!r} is not a place in that list")
 
 
 def _interpolate(value: Any, root: Mapping[str, Any], within: tuple[str, ...] = ()) -> Any:
@@ -305,7 +315,10 @@ def _interpolate(value: Any, root: Mapping[str, Any], within: tuple[str, ...] = 
     if isinstance(value, list):
         return [_interpolate(item, root, within) for item in value]
     if isinstance(value, str):
-        return re.sub(r"\$\{([\w.]+)\}", lambda match: _lookup(match.group(1), root, within), value)
+        written = re.sub(r"\$\{([\w.]+)\}", lambda match: _lookup(match.group(1), root, within), value)
+        if len(written) > _LONGEST_VALUE:
+            raise MitigateError(f"a value grows beyond {_LONGEST_VALUE:,} characters by what its ${{keys}} stand for")
+        return written
     return value
 
 

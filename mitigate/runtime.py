@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import sys
@@ -19,7 +20,9 @@ from tqdm import tqdm
 
 from mitigate.errors import MitigateError
 
+logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
+LINE_EVERY = 60.0  # seconds between two lines of progress where there is no terminal
 _PATIENCE = timedelta(days=7)  # a process whose share of models is fitted waits for those that still fit theirs
 
 
@@ -58,12 +61,31 @@ def is_main() -> bool:
     return PartialState().is_main_process
 
 
+class _Lines(tqdm):
+    """Progress where there is no terminal: a line of the log at least every minute, none of work that takes less."""
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        if msg is None:
+            logger.info("%s", self)
+
+
 @contextmanager
 def progress(total: int, description: str, *, unit: str = "it") -> Iterator[tqdm]:
-    """A progress bar with ETA on the main process's terminal; silent elsewhere."""
-    with tqdm(
-        total=total, desc=description, unit=unit, disable=not (is_main() and sys.stderr.isatty()), leave=False
-    ) as bar:
+    """A progress bar with ETA on the main process's terminal; without one, a line every minute; silent elsewhere."""
+    if sys.stderr.isatty() or not is_main():
+        bar = tqdm(total=total, desc=description, unit=unit, disable=not is_main(), leave=False)
+    else:
+        bar = _Lines(
+            total=total,
+            desc=description,
+            unit=unit,
+            leave=False,
+            delay=LINE_EVERY,
+            mininterval=LINE_EVERY,
+            miniters=1,
+            bar_format="{desc}: {n_fmt} of {total_fmt} {unit}, {elapsed} so far, about {remaining} to go",
+        )
+    with bar:
         yield bar
 
 

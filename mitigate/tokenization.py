@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mitigate.documents import Document
+from mitigate.documents.encoding import Encoded, encode
 from mitigate.errors import MitigateError, summarize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-_BATCH = 256  # documents tokenized at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,9 +27,9 @@ class TokenizedDocument:
         id: of the document.
         ids: (T,) int64 token ids, special tokens included.
         offsets: (T, 2) int32 characters [start, end) of each token, without the white space at its edges; (0, 0) for
-            special tokens. Tokens that make up one character (an emoji) share its range.
-        audited: (T,) bool, whether the token is scored: it overlaps an audited range, is no special token and not the
-            first.
+            tokens that the tokenizer added. Tokens that make up one character (an emoji) share its range.
+        audited: (T,) bool, whether the token is scored: it overlaps an audited range, was not added by the tokenizer
+            and is not the first. A token's place decides, not its id: "!" is judged where that is the padding token.
     """
 
     id: str
@@ -58,33 +57,12 @@ def tokenize_documents(documents: Sequence[Document], tokenizer: PreTrainedToken
     Raises:
         MitigateError: a slow tokenizer, or documents without a token to score (all named).
     """
-    if not getattr(tokenizer, "is_fast", False):
-        raise MitigateError(
-            f"tokenizer: {type(tokenizer).__name__} does not tell which characters a token covers; use the model's "
-            "fast tokenizer (a tokenizer.json beside the model)"
-        )
-    special_ids = _special_ids(tokenizer)
     tokenized: dict[int, TokenizedDocument] = {}
     for special_tokens in (True, False):
         numbers = [number for number, document in enumerate(documents) if document.special_tokens is special_tokens]
-        for first in range(0, len(numbers), _BATCH):
-            batch = numbers[first : first + _BATCH]
-            encoded = tokenizer(
-                [documents[number].text for number in batch],
-                add_special_tokens=special_tokens,
-                return_offsets_mapping=True,
-                return_special_tokens_mask=True,
-                return_attention_mask=False,
-                truncation=False,
-                padding=False,
-                verbose=False,
-            )
-            for place, number in enumerate(batch):
-                ids = np.array(encoded["input_ids"][place], dtype=np.int64)
-                added = np.array(encoded["special_tokens_mask"][place], dtype=bool)
-                special = added | np.isin(ids, special_ids)
-                offsets = np.array(encoded["offset_mapping"][place], dtype=np.int32).reshape(-1, 2)
-                tokenized[number] = _tokenized(documents[number], ids, offsets, special)
+        texts = [documents[number].text for number in numbers]
+        for number, encoded in zip(numbers, encode(texts, tokenizer, special_tokens=special_tokens), strict=True):
+            tokenized[number] = _tokenized(documents[number], encoded)
     if silent := [document.id for _, document in sorted(tokenized.items()) if not document.audited.any()]:
         raise MitigateError(
             f"documents without a token to score: {summarize(map(repr, silent))}; a text that yields one token has "
@@ -125,7 +103,7 @@ def span_tokens(offsets: np.ndarray, start: int, end: int) -> np.ndarray:
 
 
 def word_numbers(offsets: np.ndarray, text: str) -> np.ndarray:
-    """(T,) which word (characters without white space between them) each token begins in; −1 for special tokens.
+    """(T,) which word (characters without white space between them) each token begins in; −1 for added tokens.
 
     Args:
         offsets: (T, 2) as of `TokenizedDocument`.
@@ -139,13 +117,13 @@ def word_numbers(offsets: np.ndarray, text: str) -> np.ndarray:
     return words
 
 
-def _tokenized(document: Document, ids: np.ndarray, offsets: np.ndarray, special: np.ndarray) -> TokenizedDocument:
-    offsets = np.where(special[:, None], 0, _trimmed(offsets, document.text)).astype(np.int32)
-    audited = np.zeros(len(ids), dtype=bool)
+def _tokenized(document: Document, encoded: Encoded) -> TokenizedDocument:
+    offsets = np.where(encoded.added[:, None], 0, _trimmed(encoded.offsets, document.text)).astype(np.int32)
+    audited = np.zeros(len(encoded.ids), dtype=bool)
     for start, end in document.audited:
         audited |= _overlap(offsets, start, end)
     audited[:1] = False
-    return TokenizedDocument(document.id, ids, offsets, audited)
+    return TokenizedDocument(document.id, encoded.ids, offsets, audited)
 
 
 def _overlap(offsets: np.ndarray, start: int, end: int) -> np.ndarray:
@@ -166,8 +144,3 @@ def _trimmed(offsets: np.ndarray, text: str) -> np.ndarray:
     solid = (start < end)[:, None]
     bare = (offsets[:, 0] == offsets[:, 1]) & np.append(False, space)[offsets[:, 0]]
     return np.where(solid, np.stack([start, end], axis=1), offsets - np.stack([bare, np.zeros_like(bare)], axis=1))
-
-
-def _special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    added = [number for number, token in tokenizer.added_tokens_decoder.items() if token.special]
-    return sorted({*tokenizer.all_special_ids, *added})

@@ -14,24 +14,24 @@ from typing import Any
 import numpy as np
 import torch
 from peft import LoraConfig, PeftConfig, get_peft_model
-from pydantic import BaseModel, ConfigDict, Field
-from transformers import PreTrainedModel
+from pydantic import Field
 
 from mitigate.artifacts import new_directory, write_json
 from mitigate.batches import Batch, collate, cut_pieces
 from mitigate.documents import Documents
 from mitigate.errors import MitigateError
-from mitigate.models import ModelStore, kept_logits
+from mitigate.mistakes import Section
+from mitigate.models import Model, ModelStore, kept_logits
 from mitigate.runtime import progress, seed_everything
+from mitigate.sources import check_layering
 from mitigate.tokenization import TokenizedDocument, tokenize_documents
 
 logger = logging.getLogger(__name__)
+NEW_ADAPTER = "default"  # PEFT saves an adapter of this name into the directory itself
 
 
-class Lora(BaseModel):
+class Lora(Section):
     """Shape of a LoRA adapter (Hu et al., arXiv 2106.09685)."""
-
-    model_config = ConfigDict(extra="forbid")
 
     rank: int = Field(16, ge=1, description="rank of the update")
     alpha: int = Field(32, gt=0, description="scale: the update is multiplied by alpha / rank")
@@ -49,10 +49,8 @@ class Lora(BaseModel):
         )
 
 
-class Schedule(BaseModel):
+class Schedule(Section):
     """How long and how fast to train."""
-
-    model_config = ConfigDict(extra="forbid")
 
     epochs: float = Field(3.0, gt=0, description="passes over the documents")
     learning_rate: float = Field(2e-4, gt=0, description="peak of a linear warm-up and cosine decay to a tenth")
@@ -62,15 +60,35 @@ class Schedule(BaseModel):
     max_gradient_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
 
 
-def add_lora(model: PreTrainedModel, lora: Lora, *, seed: int) -> torch.nn.Module:
-    """Wrap `model` with a fresh trainable LoRA adapter; only the adapter requires gradients."""
+def add_lora(model: Model, lora: Lora, *, seed: int) -> torch.nn.Module:
+    """Put a fresh trainable LoRA adapter over a model, its own adapters staying on; only the new one gets gradients."""
+    base = model.base
+    if base.peft is not None and NEW_ADAPTER in base.peft.peft_config:
+        base.peft.delete_adapter(NEW_ADAPTER)  # of an earlier training with this store
     torch.manual_seed(seed)
     try:
-        return get_peft_model(model, lora.config())
+        if base.peft is None:
+            base.peft = get_peft_model(base.model, lora.config(), adapter_name=NEW_ADAPTER)
+        else:
+            base.peft.add_adapter(NEW_ADAPTER, beside_saved_modules(lora.config(), base.model))
     except ValueError as error:
         raise MitigateError(
             f"lora.target_modules: {lora.target_modules!r} does not fit this model ({error})"
         ) from error
+    base.activate((*model.adapters, NEW_ADAPTER))
+    for name, parameter in base.model.named_parameters():
+        parameter.requires_grad_(f".{NEW_ADAPTER}." in name)
+    return base.peft
+
+
+def beside_saved_modules(config: LoraConfig, model: torch.nn.Module) -> LoraConfig:
+    """Leave out the copies of whole modules (`modules_to_save`) that an adapter under the new one brought along.
+
+    "all-linear" would take them for layers of the model; they are the lower adapter's own and are loaded with it.
+    """
+    if config.exclude_modules is None and any(".modules_to_save." in name for name, _ in model.named_modules()):
+        config.exclude_modules = r"(.*\.)?(modules_to_save|original_module)(\..*)?"
+    return config
 
 
 def sort_sets(config: PeftConfig) -> None:
@@ -102,21 +120,21 @@ def fine_tune(
     """
     if method not in ("lora", "full"):
         raise MitigateError(f"method: {method!r} is not lora or full")
+    check_layering(str(base), base=store.base, whole=method == "full")
     model = store.load(base)
     tokenized = tokenize_documents(documents, model.tokenizer)
     seed_everything(seed)
-    module: Any = (
-        add_lora(model.base.model, lora, seed=seed) if method == "lora" else model.base.model.requires_grad_(True)
-    )
+    module: Any = model.base.model.requires_grad_(True) if method == "full" else add_lora(model, lora, seed=seed)
     losses = fit(module, tokenized, schedule=schedule, context=model.context, seed=seed, description=description)
     logger.info("%s: %d documents, loss %.3f -> %.3f", description, len(tokenized), losses[0], losses[-1])
     # transformers saves whole models on rank 0 only, but here each process has trained a model of its own
     model.base.model.should_save_on_this_rank = lambda is_main_process: is_main_process  # type: ignore[method-assign]
     if method == "lora":
-        for config in module.peft_config.values():
-            sort_sets(config)
+        module.peft_config[NEW_ADAPTER].base_model_name_or_path = str(base)  # an adapter too, where it lies over one
+        sort_sets(module.peft_config[NEW_ADAPTER])
+    choice = {"selected_adapters": [NEW_ADAPTER], "save_embedding_layers": False} if model.adapters else {}
     with new_directory(out) as directory:
-        module.save_pretrained(directory)
+        module.save_pretrained(directory, **choice)
         if method == "full":
             model.tokenizer.save_pretrained(directory)
         (directory / "README.md").unlink(missing_ok=True)  # an empty model card

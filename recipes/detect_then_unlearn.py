@@ -8,13 +8,11 @@
 import argparse
 from pathlib import Path
 
-from mitigate import MitigateError, Unlearn, audit, compare, crossfit_references, read_documents, reaudit, unlearn
-from mitigate.models import ModelStore
+from mitigate import MitigateError, Unlearn, audit, crossfit_references, read_documents, reaudit, unlearn, verify
 from mitigate.runtime import quiet_libraries
 from mitigate.sources import load_tokenizer
 from mitigate.training import Schedule
 from mitigate.unlearning.catalogue import parse_objective
-from mitigate.verification.compare import measure
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 add = parser.add_argument
@@ -44,8 +42,7 @@ def main(args: argparse.Namespace) -> None:
     made = unlearn(before, out=args.out / "adapter", retain=args.retain, settings=settings)
     after = reaudit(before, made.directory)
     after.save(args.out / "reaudit")
-    _, extraction = measure(before, after, store=ModelStore())
-    comparison = compare(before, after, extraction=extraction, name=args.out.name)
+    comparison = verify(before, after, name=args.out.name)
     comparison.save(args.out / "report")
     print(f"{comparison.report['selected']['spans']} memorized spans -> {args.out / 'report' / 'report.html'}")
 

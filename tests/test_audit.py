@@ -257,7 +257,9 @@ def test_a_reaudit_with_another_tokenizer_is_refused(
 ) -> None:
     other = Path(shutil.copytree(tiny_model("llama"), tmp_path / "other"))
     train_tokenizer(["some other text"] * 3, vocabulary=300).save_pretrained(other)
-    with pytest.raises(MitigateError, match="other: its tokenizer differs from that of the earlier audit"):
+    with pytest.raises(
+        MitigateError, match=r"other: its tokenizer differs from that of the audited model .*the merges"
+    ):
         reaudit(known, other, store=ModelStore(device="cpu"))
 
 

@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
 
 from mitigate.lab.bench.unlearn import SeedRuns, Tried, beyond_edge, equal_forgetting
 from mitigate.lab.bench.unlearn_evidence import Evidence, Measured, Secret
 from mitigate.lab.bench.unlearn_figures import extraction, figures, floors, over_seeds, span_scores
 from mitigate.lab.bench.unlearn_methods import Run, criterion, factors
-from mitigate.verification.metrics import auc, tpr_at_fpr
+from mitigate.verification.metrics import auc, clustered_share, tpr_at_fpr
 
 ROLES = ("validation",) * 3 + ("test",) * 4 + ("retain",) * 3 + ("holdout",) * 30
 TOKENS = 12  # of a document, whose first token has no score
@@ -126,14 +125,14 @@ def test_figures_are_the_means_over_seeds_of_plain_loops(seeds: list[tuple[Evide
 def test_extraction_counts_secrets_of_which_every_token_is_the_likeliest(
     seeds: list[tuple[Evidence, Measured]],
 ) -> None:
-    found = []
-    for _, measured in seeds:
+    found, people = [], []
+    for number, (_, measured) in enumerate(seeds):
         for person, role in enumerate(ROLES):
             if role == "test":
+                people += [f"{number} {person}"] * len(SECRETS)
                 found += [measured.first[person * TOKENS + a : person * TOKENS + b].all() for a, b in SECRETS]
     assert 0 < sum(found) < len(found)
-    exact = binomtest(int(sum(found)), len(found)).proportion_ci(method="exact")
-    assert extraction(seeds, "test") == pytest.approx((np.mean(found), exact.low, exact.high))
+    assert extraction(seeds, "test") == pytest.approx(clustered_share(np.array(found), people))
     holdout = [secret for evidence, _ in seeds for secret in evidence.secrets if secret.role == "holdout"]
     assert sum(secret.extractable for secret in holdout) == 2 * 30 * 3, "a secret at the very start has no prefix"
 

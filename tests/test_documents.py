@@ -210,10 +210,10 @@ def test_equal_texts_share_a_group_across_sources_unless_they_have_their_own(tmp
 
 
 @pytest.mark.parametrize("template", [CHATML, THINKING])
-def test_chat_is_rendered_and_only_what_the_assistant_wrote_is_audited(tmp_path: Path, template: str) -> None:
+def test_of_a_chat_only_what_the_assistant_wrote_is_audited_if_told_so(tmp_path: Path, template: str) -> None:
     path = write_lines(tmp_path / "chat.jsonl", {"id": "c", "messages": CHAT})
     tokenizer = chat_tokenizer(template)
-    (document,) = read_documents(path, tokenizer=tokenizer)
+    (document,) = read_documents(DocumentSource(path=str(path), audit="assistant"), tokenizer=tokenizer)
     assert document.text == tokenizer.apply_chat_template(CHAT, tokenize=False)
     assert covered(document) == ["Noted: 555-0100.", "555-0100."]
     assert document.audited[1][0] > document.text.index("Repeat it.")
@@ -223,8 +223,9 @@ def test_chat_is_rendered_and_only_what_the_assistant_wrote_is_audited(tmp_path:
 def test_a_turn_that_the_template_writes_in_its_own_way_is_audited_as_it_stands(tmp_path: Path) -> None:
     upper = CHATML.replace("{{ m.content }}", "{{ m.content | upper }}")
     path = write_lines(tmp_path / "chat.jsonl", {"messages": CHAT})
-    (document,) = read_documents(path, tokenizer=chat_tokenizer(upper))
-    assert covered(document) == ["NOTED: 555-0100.<|im_end|>\n", "555-0100."]
+    source = DocumentSource(path=str(path), audit="assistant")
+    (document,) = read_documents(source, tokenizer=chat_tokenizer(upper))
+    assert covered(document) == ["NOTED: 555-0100.", "555-0100."]
 
 
 def test_spans_of_a_chat_are_found_by_patterns(tmp_path: Path) -> None:
@@ -247,11 +248,11 @@ REFUSING = "{{ raise_exception('roles must alternate') }}"
     [
         (None, CHAT, "the tokenizer has no chat template"),
         (REFUSING, CHAT, r"the chat template refuses them \(roles must alternate\)"),
-        (HIDING, CHAT, "message 3: the chat template changes this assistant turn"),
-        (CHATML, CHAT[:2], "no assistant turn"),
+        (HIDING, CHAT, "message 1: the chat template leaves this turn out"),
         (CHATML, [], "not a list of objects with role and content"),
         (CHATML, ["hi"], "message 1: not an object with a role"),
-        (CHATML, [{"role": "user", "content": [{"type": "image"}]}], "message 1: its content is not text"),
+        (CHATML, [{"role": "user", "content": [{"type": "image"}]}], "message 1: a part of its content is not text"),
+        (CHATML, [{"role": "user", "content": 7}], "message 1: its content is not text"),
     ],
 )
 def test_a_chat_that_cannot_be_rendered_is_refused(
@@ -443,6 +444,7 @@ def test_documents_select_by_set_and_hash_all_they_hold() -> None:
         Document(id="a", text="call 555", set="forget", spans=(Span(5, 8),)),
         Document(id="a", text="call 555", set="forget", audited=((5, 8),)),
         Document(id="a", text="call 555", set="forget", special_tokens=False),
+        Document(id="a", text="call 555", set="forget", cut=5),
     ]
     assert len({Documents((variant,)).fingerprint for variant in variants}) == len(variants)
 

@@ -28,6 +28,11 @@ from mitigate.pipeline import Pipeline, run
 from mitigate.recipe import check_recipe, load_recipe
 from mitigate.verification.compare import compare
 
+
+def cpu() -> ModelStore:
+    return ModelStore(device="cpu")
+
+
 # --- what a request selects -------------------------------------------------------------------------------------------
 
 ROWS: list[dict[str, Any]] = [
@@ -83,6 +88,23 @@ def test_the_request_replaces_the_forget_set_and_leaves_all_else(tickets: Path) 
     assert in_set(after, "retain") == ["b", "c", "d", "e"]
     assert in_set(after, "holdout") == in_set(before, "holdout")
     assert [replace(d, set=None) for d in before] == [replace(d, set=None) for d in after]
+
+
+def test_other_trained_documents_are_retained_text_and_unlearning_and_the_report_see_them(world: World) -> None:
+    plain = Documents(tuple(replace(d, set=None if d.set == "retain" else d.set) for d in world.documents))
+    request = Request(ids=["forget-0"])
+    assert in_set(request.apply(plain), "retain") == [d.id for d in plain if d.set != "holdout" and d.id != "forget-0"]
+    lab = request.apply(plain, never_trained=("holdout", None))
+    assert [d.id for d in lab if d.set is None] == [d.id for d in plain if d.set is None], "in a lab: never trained on"
+    found = audit(
+        world.target, [world.references], documents=plain, forget=request, detect=Detect(select="known"), store=cpu()
+    )
+    report = compare(found).report
+    assert report["counts"]["retain"] == 9
+    assert report["utility"]["retain_nll"]["before"] is not None
+    assert report["leakage"]["before"]["people"]["members"] == 1
+    assert report["leakage"]["before"]["span_auc_interval"] is None
+    assert report["erasure"]["score_interval"] == {"before": None, "after": None}
 
 
 def test_what_the_target_never_saw_is_not_forgotten_but_named(tickets: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -480,7 +502,7 @@ def test_the_report_says_what_was_requested_and_where_else_it_stands_without_the
     for text in (code, f"{code[:3]}-{code[3:]}", f"{code[:3]} {code[3:]}", f"code of {name} is"):
         assert text not in page, "secret, or what the request was looked up by"
         assert text not in json.dumps(comparison.report)
-    shown = compare(before, recipe=recipe, show_text=True)
+    shown = compare(before, recipe=recipe, text="all")
     assert shown.report["recipe"] == recipe
     assert f"{code[:3]}-{code[3:]}" in shown.html()
 

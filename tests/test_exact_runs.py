@@ -137,7 +137,7 @@ def test_words_that_were_found_memorized_do_not_hide_the_reports_own(before: Aud
                 documents=type(before.documents).from_pylist(documents, schema=before.documents.schema),
             )
         ],
-        show_text=False,
+        text="masked",
     )
     assert mask.deep({"this_audit": "this : x"}) == {"this_audit": "•••• : x"}, "one letter is no secret"
     assert mask.deep({"this_audit": 1}, keys=True) == {"••••_audit": 1}

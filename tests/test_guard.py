@@ -26,9 +26,10 @@ from mitigate.documents import Document, Documents, Span
 from mitigate.errors import MitigateError
 from mitigate.lab.people import write_jsonl
 from mitigate.models import ModelStore
-from mitigate.unlearning.guard import NOTICE, Guard, normalized
+from mitigate.secrets.same import comparable
+from mitigate.unlearning.guard import NOTICE, Guard
 from mitigate.unlearning.guard_decoding import GuardLogitsProcessor, continue_greedily
-from mitigate.unlearning.guard_sources import new_key, read_key, secrets_in_audit, secrets_in_file
+from mitigate.unlearning.guard_sources import new_key, read_key, secrets_in_audit, secrets_in_file, spans_in_audit
 
 SECRETS = (
     "(555) 123-4567",
@@ -47,7 +48,14 @@ def plain(text: str) -> str:
     kept = []
     for character in unicodedata.normalize("NFKD", text).casefold():
         if unicodedata.category(character)[0] in "LN":
-            kept.append(str(unicodedata.digit(character, character)))
+            base, stroke, _ = unicodedata.name(character, "").partition(" WITH ")
+            latin = stroke and base.startswith("LATIN SMALL LETTER ") and len(base) == len("LATIN SMALL LETTER A")
+            plain = (
+                unicodedata.lookup(base)
+                if latin
+                else {"ı": "i", "æ": "ae", "œ": "oe", "ð": "d", "þ": "th"}.get(character, character)
+            )
+            kept.append(str(unicodedata.digit(plain, plain)) if len(plain) == 1 else plain)
     return "".join(kept)
 
 
@@ -223,8 +231,8 @@ def test_normalising_parts_gives_the_parts_of_the_normalised_text() -> None:
     for _ in range(300):
         text = "".join(draw.choices(characters, k=12))
         cut = draw.randrange(13)
-        assert normalized(text) == normalized(text[:cut]) + normalized(text[cut:])
-        assert normalized(normalized(text)) == normalized(text)
+        assert comparable(text) == comparable(text[:cut]) + comparable(text[cut:])
+        assert comparable(comparable(text)) == comparable(text)
 
 
 def test_all_other_scores_stay_bit_for_bit(tokenizer: PreTrainedTokenizerFast, guard: Guard) -> None:
@@ -479,7 +487,8 @@ def test_an_audit_gives_its_selected_spans_or_the_known_ones_of_its_forget_set(w
         for document in world.documents
         if document.id == row["doc_id"]
     ]
-    assert secrets_in_audit(audited) == expected != []
+    assert spans_in_audit(audited) == expected != []
+    assert secrets_in_audit(audited)[: len(expected)] == expected
     assert sorted(secrets_in_audit(audited, known=True)) == sorted(codes)
 
 
@@ -544,7 +553,8 @@ def test_what_cannot_be_guarded_is_said_by_number(secrets: list[str], options: d
     ("content", "message"),
     [
         ("[]", "holds no guard; make one with"),
-        ('{"mitigate_guard": 1}', "a damaged guard"),
+        ('{"mitigate_guard": 1}', "a guard of version 1, .* make it anew"),
+        ('{"mitigate_guard": 2}', "a damaged guard"),
         ("{", "not JSON"),
         (None, "no such file"),
     ],
@@ -603,7 +613,7 @@ def test_found_spans_that_are_ordinary_text_are_left_out_and_counted(tmp_path: P
     ordinary = ["--ordinary", str(tmp_path / "website.txt"), "--out", str(tmp_path / "guard.json")]
     command = ["guard", "make", "--audit", str(tmp_path / "audit"), *ordinary]
     made = CliRunner().invoke(app, command, catch_exceptions=False).stdout
-    assert f"1 of {len(secrets_in_audit(audited))} spans are ordinary text and are not guarded" in made
+    assert f"of {len(secrets_in_audit(audited))} spans and parts of them are ordinary text and are not guarded" in made
     guard = Guard.load(tmp_path / "guard.json")
     assert not runs([one]) & {run for run in runs([one]) if guard.forbids(run)}
     with pytest.raises(MitigateError, match="secrets that the ordinary text holds: number 1;"):

@@ -1,4 +1,4 @@
-"""Figures equal their definitions, and an interval holds the truth about as often as it says."""
+"""Figures equal their definitions, and intervals count people, not their secrets (their coverage: test_coverage.py)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,21 @@ import itertools
 import numpy as np
 import pytest
 from scipy.stats import binomtest
+from scipy.stats import t as student
 
-from mitigate.verification.metrics import UNMEASURED, Figure, auc, clustered, mean, share, tpr_at_fpr
+from mitigate.verification.metrics import (
+    UNMEASURED,
+    Figure,
+    auc,
+    clustered,
+    clustered_auc,
+    clustered_mean,
+    clustered_share,
+    clustered_tpr,
+    mean,
+    share,
+    tpr_at_fpr,
+)
 
 
 def test_auc_is_the_chance_that_a_member_scores_higher_with_ties_counted_half() -> None:
@@ -52,57 +65,99 @@ def test_a_rate_that_the_non_members_cannot_resolve_is_not_given(fpr: float, nee
     assert tpr_at_fpr(members, np.zeros(needed), fpr=fpr) == 1.0
     assert tpr_at_fpr(members[:0], np.zeros(needed), fpr=fpr) is None
     samples = (members, list("abcde")), (np.zeros(needed - 1), [str(n) for n in range(needed - 1)])
-    assert clustered(lambda m, n: tpr_at_fpr(m, n, fpr=fpr), *samples, resamples=10) == UNMEASURED
+    assert clustered_tpr(*samples, fpr=fpr) == UNMEASURED
 
 
-def test_the_bootstrap_interval_of_a_mean_covers_the_truth_about_95_times_of_100() -> None:
-    rng = np.random.default_rng(0)
-    clusters = [str(n // 5) for n in range(150)]
-    covered = 0
-    for trial in range(200):
-        values = np.repeat(rng.normal(size=30), 5) + 0.3 * rng.normal(size=150)  # 30 clusters of 5 alike
-        figure = clustered(mean, (values, clusters), seed=trial, resamples=200)
-        assert figure.low is not None
-        assert figure.high is not None
-        covered += figure.low <= 0 <= figure.high
-    assert 0.88 <= covered / 200 <= 0.99
+def test_few_people_resolve_no_small_rate_however_many_secrets_each_has() -> None:
+    members = np.ones(40), [str(n) for n in range(40)]
+    others = np.random.default_rng(0).normal(size=190)
+    assert clustered_tpr(members, (others, [str(n % 19) for n in range(190)]), fpr=0.01) == UNMEASURED
+    assert clustered_tpr(members, (others, [str(n % 20) for n in range(190)]), fpr=0.01).value is not None
+
+
+def width(figure: Figure) -> float:
+    assert figure.high is not None
+    assert figure.low is not None
+    return figure.high - figure.low
+
+
+def figures_of(values: np.ndarray, clusters: list[str]) -> list[Figure]:
+    """Every clustered figure of the same values in the same clusters."""
+    others = np.linspace(-2, 2, 40), [str(n) for n in range(40)]
+    return [
+        clustered(mean, (values, clusters)),
+        clustered_mean(values, clusters),
+        clustered_share(values > 0.5, clusters),
+        clustered_auc((values, clusters), others),
+    ]
 
 
 def test_values_of_one_cluster_count_as_one() -> None:
-    values = np.random.default_rng(0).normal(size=20)
+    values, names = np.random.default_rng(0).normal(size=20), [str(n) for n in range(20)]
+    alone = figures_of(values, names)
+    copied = figures_of(np.repeat(values, 50), np.repeat(names, 50).tolist())
+    independent = figures_of(np.repeat(values, 50), [str(n) for n in range(1000)])
+    for one, many, naive in zip(alone[:3], copied[:3], independent[:3], strict=True):
+        assert width(many) == pytest.approx(width(one), rel=1e-6)
+        assert width(naive) < width(one) / 4
+    assert width(copied[3]) == pytest.approx(width(alone[3]), rel=1e-6)
 
-    def width(figure: Figure) -> float:
-        assert figure.high is not None
-        assert figure.low is not None
-        return figure.high - figure.low
 
+def test_figures_are_the_same_in_any_order_and_under_any_names() -> None:
+    draw = np.random.default_rng(2)
+    values, clusters = draw.normal(size=60), [f"p{n % 13}" for n in range(60)]
+    order = draw.permutation(60)
+    for one, other in zip(
+        figures_of(values, clusters), figures_of(values[order], [f"q{clusters[n]}" for n in order]), strict=True
+    ):
+        assert other == pytest.approx(one, abs=1e-9)
+
+
+def test_one_cluster_has_a_value_and_no_interval() -> None:
+    for figure in figures_of(np.array([0.2, 1.0, 1.1]), ["ann"] * 3):
+        assert figure.value is not None
+        assert (figure.low, figure.high) == (None, None)
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0])
+def test_at_none_and_at_all_only_the_number_of_people_counts(rate: float) -> None:
+    hits = np.full(60, bool(rate))
+    figures = [clustered_share(hits, [str(n % people) for n in range(60)]) for people in (5, 20, 60)]
+    widths = [width(figure) for figure in figures]
+    assert widths == sorted(widths, reverse=True)
+    quantile = student.ppf(0.975, 19)
+    assert widths[1] == pytest.approx(quantile**2 / (20 + quantile**2))
+
+
+def test_the_jackknife_of_a_mean_is_the_clusters_spread() -> None:
+    draw = np.random.default_rng(3)
+    means = draw.normal(size=12)
+    figure = clustered(mean, (np.repeat(means, 5), [str(n // 5) for n in range(60)]))
+    reach = student.ppf(0.975, 11) * means.std(ddof=1) / np.sqrt(12)
+    assert figure == pytest.approx((means.mean(), means.mean() - reach, means.mean() + reach))
+
+
+def test_limits_lie_on_the_longer_tail_of_skewed_values() -> None:
+    values = np.exp(np.random.default_rng(4).normal(size=30))
+    figure = clustered_mean(values, [str(n) for n in range(30)])
+    assert figure.value is not None
+    assert figure.high is not None
+    assert figure.low is not None
+    assert figure.high - figure.value > 1.1 * (figure.value - figure.low)
+
+
+def test_an_aucs_interval_stays_within_bounds_and_is_not_of_width_zero_at_perfect_separation() -> None:
     names = [str(n) for n in range(20)]
-    alone = width(clustered(mean, (values, names), resamples=2000))
-    copied = width(clustered(mean, (np.repeat(values, 50), np.repeat(names, 50).tolist()), resamples=2000))
-    as_if_independent = width(clustered(mean, (np.repeat(values, 50), [str(n) for n in range(1000)]), resamples=200))
-    assert copied == pytest.approx(alone, rel=0.1)
-    assert as_if_independent < alone / 5
-
-
-def test_an_interval_is_a_function_of_the_seed_and_holds_the_value() -> None:
-    rng = np.random.default_rng(1)
-    samples = (
-        (rng.normal(1, 1, 40), [str(n // 2) for n in range(40)]),
-        (rng.normal(0, 1, 30), [str(n) for n in range(30)]),
-    )
-    first, again, other = (clustered(auc, *samples, seed=seed, resamples=200) for seed in (0, 0, 1))
-    assert first == again
-    assert first != other
-    assert first.value == auc(samples[0][0], samples[1][0])
-    assert first.value is not None
-    assert first.low is not None
-    assert first.high is not None
-    assert first.low < first.value < first.high
+    figure = clustered_auc((np.arange(20.0) + 100, names), (np.arange(20.0), names))
+    assert figure.value == figure.high == 1.0
+    assert figure.low is not None
+    assert 0.75 < figure.low < 0.9
 
 
 def test_no_values_give_no_figure() -> None:
-    assert clustered(mean, (np.array([]), [])) == UNMEASURED
-    assert clustered(auc, (np.ones(3), ["a", "b", "c"]), (np.array([]), [])) == UNMEASURED
+    assert clustered(mean, (np.array([]), [])) == clustered_mean(np.array([]), []) == UNMEASURED
+    assert clustered_share(np.array([], dtype=bool), []) == UNMEASURED
+    assert clustered_auc((np.ones(3), ["a", "b", "c"]), (np.array([]), [])) == UNMEASURED
     assert share(0, 0) == UNMEASURED
 
 

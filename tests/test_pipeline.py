@@ -155,6 +155,11 @@ def test_report_json_has_the_documented_keys_and_types(finished: tuple[Path, Com
             "selected_token_share",
             "selected",
             "over_forgotten_share",
+            "over_forgotten_share_interval",
+            "never_seen",
+            "asked",
+            "coverage",
+            "verdict",
             "tofu",
             "erasure",
             "calibration",
@@ -164,13 +169,14 @@ def test_report_json_has_the_documented_keys_and_types(finished: tuple[Path, Com
             "retrain",
             "seconds",
         ),
-        *("fingerprints", "versions", "recipe", "notes", "show_text"),
+        *("fingerprints", "versions", "recipe", "notes", "text"),
     }
     assert report["schema"] == 1
-    assert report["show_text"] is False
+    assert report["text"] == "masked"
     for moment in ("before", "after"):
         leakage = report["leakage"][moment]
-        assert set(leakage) == with_intervals("span_auc", "document_auc", "tpr_at_1pct_fpr", "span_score_mean")
+        figures = with_intervals("span_auc", "document_auc", "tpr_at_1pct_fpr", "span_score_mean", "as_high_share")
+        assert set(leakage) == figures | {"people", "rank_p_value"}
         assert 0 <= leakage["span_auc"] <= 1
         assert leakage["span_auc_interval"][0] <= leakage["span_auc"] <= leakage["span_auc_interval"][1]
         assert leakage["tpr_at_1pct_fpr"] is None, "too few non-members to resolve 1 %"
@@ -180,8 +186,14 @@ def test_report_json_has_the_documented_keys_and_types(finished: tuple[Path, Com
     for figures in report["utility"].values():
         assert set(figures) == with_intervals("before", "after", "oracle")
         assert all(figures[key] > 0 for key in ("before", "after", "oracle"))
-    assert set(report["extraction"]) == with_intervals("before", "after") | {"secrets"}
+    assert set(report["extraction"]) == with_intervals("before", "after", "oracle") | {
+        *("secrets", "secrets_total", "groups", "least_characters", "untried", "all", "names", "kinds", "never_seen"),
+        "stretches",
+    }
     assert report["extraction"]["secrets"] > 0
+    assert report["extraction"]["oracle"] is not None
+    assert report["extraction"]["never_seen"]["secrets"] > 0
+    assert set(report["extraction"]["stretches"]) == {"before", "after"}
     assert 0 < report["selected_token_share"] < 1
     assert set(report["selected"]) == {"spans", "tokens", "documents", "known_recall", "rule"}
     assert report["selected"]["known_recall"] == 1.0

@@ -50,9 +50,9 @@ def test_a_recipe_s_header_is_its_launch_command(path: Path) -> None:
 @pytest.mark.parametrize("name", ["quickstart", "stories", "lume", "tofu"])
 def test_only_recipes_of_invented_people_show_text(name: str) -> None:
     recipe = load_recipe(RECIPES / f"{name}.yaml")
-    assert recipe.report.show_text
+    assert recipe.report.text == "all"
     assert recipe.lab is not None
-    assert not load_recipe(None, OWN_MODEL).report.show_text
+    assert load_recipe(None, OWN_MODEL).report.text == "masked"
 
 
 @pytest.mark.parametrize("name", ["finetuned", "pretrained"])
@@ -227,7 +227,7 @@ def test_an_unknown_key_like_no_other_points_to_the_list_of_keys() -> None:
         ("data.documents=[{}]", "data.documents.0.path: missing"),
         ("data.documents.0.where={a: {matches: '('}}", "data.documents.0.where.a.matches: not a regular expression"),
         ("data.documents.0.sets={forget: 0.5, foo: 1}", "sets.foo: should be 'forget', 'retain' or 'holdout'"),
-        ("report.show_text=maybe", "report.show_text: should be a valid boolean"),
+        ("report.text=maybe", "report.text: should be 'none', 'masked' or 'all'"),
     ],
 )
 def test_a_value_of_the_wrong_type_is_one_mistake_that_says_what_is_allowed(override: str, message: str) -> None:

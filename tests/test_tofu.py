@@ -278,6 +278,11 @@ def test_the_released_code_s_figures_are_the_other_definition(tables: dict[str, 
     expected = ks_2samp(ratios["target"], ratios["base"]).pvalue
     assert figures["released_code"]["forget_quality"]["before"] == pytest.approx(expected)
     assert RELEASED_CODE.truth_ratio is not PAPER.truth_ratio
+    answers = some_answers()
+    _, truth, _ = utility_parts(answers, choices=True, definition=RELEASED_CODE).T
+    per_token = answers.log_prob / answers.tokens
+    wrong = np.exp(per_token[:, 2:]).mean(axis=1)
+    assert truth == pytest.approx(np.maximum(0, 1 - wrong / np.exp(per_token[:, 1]))), "its utility: arithmetic mean"
 
 
 # --- known orders -----------------------------------------------------------------------------------------------------

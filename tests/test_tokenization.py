@@ -101,11 +101,12 @@ def test_only_tokens_in_the_audited_ranges_are_scored(tokenizer: PreTrainedToken
     assert "".join(scored) == "myfriendme"
 
 
-def test_special_tokens_in_a_rendered_chat_are_neither_added_nor_scored(tokenizer: PreTrainedTokenizerFast) -> None:
-    tokens = tokenize("<|turn|>hello there</s>", tokenizer, special_tokens=False)
-    assert tokens.ids[[0, -1]].tolist() == [2, 1]
-    assert tokens.offsets[[0, -1]].tolist() == [[0, 0], [0, 0]]
-    assert tokens.audited.tolist() == [False, True, True, False]
+def test_special_tokens_of_a_rendered_chat_are_scored_inside_a_turn_only(tokenizer: PreTrainedTokenizerFast) -> None:
+    text = "<|turn|>hello</s>there</s>"
+    tokens = tokenize(text, tokenizer, special_tokens=False, audited=((8, 22),))
+    assert tokens.ids[[0, 2, -1]].tolist() == [2, 1, 1], "none is added"
+    scored = [text[start:end] for start, end in tokens.offsets[tokens.audited]]
+    assert "".join(scored) == "hello</s>there"
 
 
 def test_documents_without_a_token_to_score_are_named_together() -> None:

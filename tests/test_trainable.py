@@ -24,7 +24,7 @@ from mitigate.errors import MitigateError
 from mitigate.mistakes import checked
 from mitigate.models import Model, ModelStore
 from mitigate.sources import OVERLAY_FILE
-from mitigate.unlearning.adapter import ADAPTER, as_before
+from mitigate.unlearning.adapter import ADAPTER, DIFFERENCE, as_before
 from mitigate.unlearning.loop import Loop
 from mitigate.unlearning.settings import Unlearn
 from mitigate.unlearning.trainable import Trainable, decoder_layers
@@ -179,26 +179,29 @@ def test_an_adapter_is_off_inside_the_block_and_trainable_again_after_it(trained
 @pytest.fixture(scope="module")
 def stacked(layered: Audit, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Audit]:
     """An adapter over the target's own, by DoRA, and the audit of both."""
-    first = unlearn(layered, out=tmp_path_factory.mktemp("stack") / "first", settings=settings_of("dora"), store=cpu())
+    settings = settings_of("dora", give="difference")
+    first = unlearn(layered, out=tmp_path_factory.mktemp("stack") / "first", settings=settings, store=cpu())
     return first.directory, reaudit(layered, first.directory, store=cpu())
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize(
+    ("method", "give", "layers"), [("lora", "difference", 3), ("lora", "replace", 0), ("full", "replace", 0)]
+)
 def test_unlearning_goes_on_over_an_earlier_unlearning(
-    world: World, stacked: tuple[Path, Audit], tmp_path: Path, method: str
+    world: World, stacked: tuple[Path, Audit], tmp_path: Path, method: str, give: str, layers: int
 ) -> None:
     first, audited = stacked
-    store = cpu()
-    loop = loop_of(audited, settings_of(method), tmp_path / "second", store=store)
+    store, settings = cpu(), settings_of(method, give=give)
+    loop = loop_of(audited, settings, tmp_path / "second", store=store)
     loop.losses.before.fill(loop.tasks(0))
     begun = loop._watch(step=0)["selected_log_ratio"]
     assert begun == pytest.approx(log_ratio(audited)[selected_of(audited)].mean(), abs=2e-4)
-    second = unlearn(audited, out=tmp_path / "second", settings=settings_of(method), store=cpu())
+    second = unlearn(audited, out=tmp_path / "second", settings=settings, store=cpu())
     loaded = cpu().load(second.directory)
-    assert len(loaded.adapters) == (3 if method in ("lora", "dora") else 0)
+    assert len(loaded.adapters) == layers
     if loaded.adapters:
         written = json.loads((second.directory / OVERLAY_FILE).read_text())
-        assert written == {"over": [str(world.adapter), str(first)]}
+        assert written == {"over": [str(world.adapter), str(first / DIFFERENCE)], "adapter": DIFFERENCE}
     last = reaudit(audited, second.directory, store=cpu())
     expected = second.summary["history"][-1]["selected_log_ratio"]
     assert log_ratio(last)[selected_of(audited)].mean() == pytest.approx(expected, abs=2e-4)

@@ -23,6 +23,8 @@ import pyarrow as pa
 from mitigate import __version__
 from mitigate.artifacts import check_digests, fingerprint, new_directory, read_json, read_table, write_json, write_table
 from mitigate.detection.checks import check_references
+from mitigate.detection.coverage import coverage, warn_of_gaps
+from mitigate.detection.fit import fit_warning, reference_fit
 from mitigate.detection.linked import with_linked
 from mitigate.detection.page import Seen
 from mitigate.detection.references import References, load_references
@@ -36,8 +38,10 @@ from mitigate.origin import origin_of
 from mitigate.runtime import library_versions
 from mitigate.sources import tokenizer_fingerprint
 from mitigate.tokenization import TokenizedDocument
+from mitigate.tokens.compatible import check_audited_tokenizer, check_tokenizers
 
 logger = logging.getLogger(__name__)
+SCHEMA = 3  # of audit.json and the tables; one of another number is refused
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,11 @@ class Audit:
             `selected`.
         metadata: fingerprints of target, references, tokenizer and documents; settings; versions; `context`: tokens in
             a window, at most what every model takes; `calibration`: what the certainty rests on (`kind`: `shadows`,
-            `non_members` or `none`); `warnings` about references; `erasure`: what an erasure request selected and where
-            its secrets stand besides (null without a request); `origin`: how `unlearn` or `retrain` made the target, as
-            they recorded it (null for other models).
+            `non_members` or `none`); `coverage`: how much of the text and of the known spans was judged (see
+            `mitigate.detection.coverage`); `warnings` about references; `fit`: how closely these were fitted beside the
+            target, see `reference_fit`; `erasure`: what an erasure request selected and where its secrets stand besides
+            (null without a request); `origin`: how `unlearn` or `retrain` made the target, as they recorded it (null
+            for other models); `again`: of a re-audit, the fingerprint of the audit that it repeats.
     """
 
     tokens: pa.Table
@@ -92,22 +98,29 @@ class Audit:
         if not (directory / "audit.json").is_file():
             raise MitigateError(f"{directory}: holds no audit (no audit.json); make one with `mitigate audit`")
         check_digests(directory)
-        tables = (read_table(directory / f"{name}.parquet") for name in ("tokens", "documents", "spans"))
-        tokens, documents, spans = tables
-        return cls(tokens.replace_schema_metadata(None), documents, spans, read_json(directory / "audit.json"))
+        metadata = read_json(directory / "audit.json")
+        version = metadata.get("schema") if isinstance(metadata, dict) else None
+        if version != SCHEMA:
+            raise MitigateError(
+                f"{directory}: an audit of version {version!r}, and this code reads version {SCHEMA}; audit again"
+            )
+        tokens, documents, spans = (
+            read_table(directory / f"{name}.parquet") for name in ("tokens", "documents", "spans")
+        )
+        return cls(tokens.replace_schema_metadata(None), documents, spans, metadata)
 
-    def show(self, *, show_text: bool = False, most_documents: int = 10) -> Any:
+    def show(self, *, text: str = "masked", most_documents: int = 10) -> Any:
         """A heat map of the tokens, for a notebook's output.
 
         Args:
-            show_text (`bool`, *optional*, defaults to `False`): show the text of memorized and sensitive spans.
+            text (`str`, *optional*, defaults to `masked`): `masked`: with memorized and sensitive text masked; `all`.
             most_documents (`int`, *optional*, defaults to 10): documents with the highest-scoring spans come first.
         """
         from IPython.display import HTML
 
         from mitigate.reporting.html import heat_map
 
-        return HTML(heat_map(self, show_text=show_text, most_documents=most_documents))
+        return HTML(heat_map(self, text=text, most_documents=most_documents))
 
     @property
     def fingerprint(self) -> str:
@@ -149,6 +162,7 @@ class Audit:
                     set=row["set"],
                     group=row["group"],
                     special_tokens=row["special_tokens"],
+                    cut=row.get("cut"),  # older audits do not say
                 )
                 for row in self.documents.to_pylist()
             )
@@ -172,7 +186,7 @@ class Audit:
 
 def audit(
     target: str | Path | Model,
-    references: References | Sequence[str | Path],
+    references: References | str | Path | Sequence[str | Path],
     *,
     documents: str | Path | Documents,
     detect: Detect | None = None,
@@ -185,7 +199,7 @@ def audit(
 
     Args:
         target: the model under audit: hub id, directory, adapter directory, or a loaded model.
-        references: models that never saw the documents, or directories made by `mitigate references`.
+        references: models that never saw the documents, or directories made by `mitigate references`: one or several.
         documents: what to judge: a file, a hub data set, or documents read before.
         detect (*optional*): score, temperature and span rule.
         store (*optional*): loads the models; settles device and number format.
@@ -205,6 +219,8 @@ def audit(
     detect = detect or Detect()
     store = store or ModelStore()
     references = references if isinstance(references, References) else load_references(references)
+    given = {f"reference {number}": path for number, path in enumerate(references.paths)}
+    check_tokenizers(target.source if isinstance(target, Model) else target, given, store=store)
     model = target if isinstance(target, Model) else store.load(target)
     if not isinstance(documents, Documents):
         documents = read_documents(documents, tokenizer=model.tokenizer, mark=forget.where if forget else None)
@@ -228,14 +244,19 @@ def audit(
         crossfitted=seen.crossfitted,
         vocabulary=model.vocabulary_size,
     )
+    windows = {name: getattr(detect, name) for name in ("context", "stride", "batch_tokens")}
+    fit = reference_fit(model, reference_models, documents, verdict.tokenized, seen, verdict.signals, settings=windows)
+    warnings += [warning] if (warning := fit_warning(fit)) else []
     for warning in warnings:
         logger.warning("%s", warning)
     erasure = None
     if documents.erasure is not None:
         verdict, erasure = with_linked(verdict, documents)
     settings = {"kind": references.kind, "detect": detect.model_dump(), "seed": seed, "warnings": warnings}
-    settings |= {"erasure": erasure}
-    return _assemble(model, reference_models, documents, seen, verdict, settings)
+    settings |= {"erasure": erasure, "fit": fit}
+    result = _assemble(model, reference_models, documents, seen, verdict, settings)
+    warn_of_gaps(result.metadata["coverage"], documents, verdict.tokenized)
+    return result
 
 
 def reaudit(before: Audit, target: str | Path | Model, *, store: ModelStore | None = None) -> Audit:
@@ -251,11 +272,8 @@ def reaudit(before: Audit, target: str | Path | Model, *, store: ModelStore | No
     """
     store = store or ModelStore()
     model = target if isinstance(target, Model) else store.load(target)
+    check_audited_tokenizer(model.tokenizer, before.metadata, name=model.name, store=store)
     reference_models = load_audited(before.metadata["references"], store=store)
-    if tokenizer_fingerprint(model.tokenizer) != before.metadata["tokenizer"]:
-        raise MitigateError(
-            f"{model.name}: its tokenizer differs from that of the earlier audit; give the same model family"
-        )
     documents, table = before.document_list(), before.documents
     for reference in reference_models:
         check_same_tokenizer(model, reference)
@@ -274,7 +292,8 @@ def reaudit(before: Audit, target: str | Path | Model, *, store: ModelStore | No
         given=[{name: value for name, value in row.items() if name != "span_id"} for row in before.spans.to_pylist()],
     )
     settings = {name: before.metadata[name] for name in ("kind", "detect", "seed", "warnings")}
-    settings["erasure"] = before.metadata.get("erasure")
+    settings |= {name: before.metadata.get(name) for name in ("erasure", "fit")}
+    settings["again"] = before.fingerprint
     again = _assemble(model, reference_models, documents, seen, verdict, settings)
     marks = {name: again.tokens.column_names.index(name) for name in ("memorized", "selected")}
     tokens = again.tokens  # which tokens were memorized, and which were chosen, is the earlier audit's finding
@@ -317,7 +336,7 @@ def _assemble(
         documents=document_table(documents, out_references=seen.out, in_references=seen.trained),
         spans=spans,
         metadata={
-            "schema": 2,
+            "schema": SCHEMA,
             "target": _identity(model),
             "origin": origin_of(model.source, fingerprint=model.fingerprint),
             "references": [_identity(reference) for reference in references],
@@ -325,6 +344,7 @@ def _assemble(
             "tokenizer": tokenizer_fingerprint(model.tokenizer),
             "documents": documents.fingerprint,
             "skipped": list(documents.skipped),
+            "coverage": coverage(documents, verdict.tokenized),
             "context": min(settings["detect"]["context"] or model.context, *(m.context for m in (model, *references))),
             "calibration": verdict.calibration,
             "code": __version__,

@@ -51,7 +51,7 @@ def plan_shadows(documents: Documents, seen: Seen, models: int) -> ShadowPlan:
     count = len(available) // 2 - 1  # a document in half of the references has so many left to judge one of the others
     keys = [document.id for document in documents]
     order = draw(range(len(documents)), _MOST_CALIBRATION, key="calibration")
-    chosen = set(order)
+    chosen = {number for number in order if not documents[number].is_tail}  # which trained no shadow
     shadows = [
         shadow
         for shadow in deal_shadows(member, available=available, count=count, keys=keys, always=always)

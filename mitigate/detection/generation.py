@@ -11,8 +11,7 @@ stands in a training document, and scores high under references that never saw t
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,8 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from transformers import (
-    GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
@@ -32,6 +30,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from mitigate.decoding import continuations
 from mitigate.detection.audit import Audit, Detect, audit
 from mitigate.detection.linking import link, with_groups
 from mitigate.detection.references import References, load_references
@@ -39,6 +38,7 @@ from mitigate.documents import Document, Documents, read_documents
 from mitigate.documents.rows import Row, read_rows
 from mitigate.documents.sources import DocumentSource
 from mitigate.errors import MitigateError, summarize
+from mitigate.mistakes import Section
 from mitigate.models import Model, ModelStore
 from mitigate.runtime import progress, share_of
 
@@ -46,10 +46,8 @@ logger = logging.getLogger(__name__)
 _UNFINISHED = "\ufffd"  # what decoding gives for the first bytes of a character that the last token broke off
 
 
-class Sampling(BaseModel):
+class Sampling(Section):
     """How text is drawn from the target; the defaults are those of extraction studies (Carlini et al., 2012.07805)."""
-
-    model_config = ConfigDict(extra="forbid")
 
     count: int | None = Field(
         None, ge=1, description="samples of each prompt; default: 1, or 32 from the start token (greedy always 1)"
@@ -310,52 +308,19 @@ def _generate(model: Model, starts: Sequence[np.ndarray], sampling: Sampling, se
     with progress(len(mine), f"Sampling {len(starts)} texts", unit="batch") as bar, model.active() as module:
         ends = _end_ids(model, module)
         for numbers in mine:
-            batch = _generate_batch(module, [starts[number] for number in numbers], numbers, sampling, ends, seed)
+            batch = continuations(
+                module,
+                [starts[number] for number in numbers],
+                new_tokens=sampling.max_tokens,
+                ends=ends,
+                processors=_processors(sampling, numbers, seed),
+            )
             for number, ids in zip(numbers, batch, strict=True):
                 stops = np.flatnonzero(np.isin(ids, ends))
                 found.append((number, ids[: stops[0]] if stops.size else ids))
             bar.update()
     by_number = dict(gather_object(found) if state.num_processes > 1 else found)
     return [by_number[number] for number in range(len(starts))]
-
-
-@torch.inference_mode()
-def _generate_batch(
-    module: PreTrainedModel,
-    starts: Sequence[np.ndarray],
-    numbers: Sequence[int],
-    sampling: Sampling,
-    ends: Sequence[int],
-    seed: int,
-) -> np.ndarray:
-    """(B, C) tokens that follow the starts."""
-    longest = max(map(len, starts))
-    input_ids = torch.zeros((len(starts), longest), dtype=torch.long)
-    attention_mask = torch.zeros_like(input_ids)
-    for row, ids in enumerate(starts):  # left padding, so that all continue at the same column
-        input_ids[row, longest - len(ids) :] = torch.from_numpy(ids)
-        attention_mask[row, longest - len(ids) :] = 1
-    plain = GenerationConfig(
-        max_new_tokens=sampling.max_tokens, do_sample=False, eos_token_id=list(ends) or None, pad_token_id=0
-    )
-    with _plain_generation(module):
-        generated: Any = module.generate(  # type: ignore[operator]
-            input_ids=input_ids.to(module.device),
-            attention_mask=attention_mask.to(module.device),
-            generation_config=plain,
-            logits_processor=_processors(sampling, numbers, seed),
-        )
-    return generated[:, longest:].cpu().numpy()
-
-
-@contextmanager
-def _plain_generation(module: PreTrainedModel) -> Iterator[None]:
-    """Put the model's own generation_config aside: `generate` would fill what ours leaves open from it."""
-    own, module.generation_config = module.generation_config, GenerationConfig()
-    try:
-        yield
-    finally:
-        module.generation_config = own
 
 
 def _processors(sampling: Sampling, numbers: Sequence[int], seed: int) -> LogitsProcessorList:

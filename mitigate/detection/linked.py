@@ -1,33 +1,29 @@
 """The same secrets in other documents: what an erasure request selected may stand elsewhere, written in another way.
 
-A secret is compared by its letters and digits alone, case ignored: 555-1234, (555) 1234 and 5551234 are one. It must
-stand as whole words, so 5551234 is not in 95551234.
+What is the same says `secrets.same`: 555-123-4567, (555) 123 4567 and +15551234567 are one. A secret must stand as
+whole words, so 5551234 is not in 95551234.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
 from mitigate.detection.verdicts import Verdict
 from mitigate.documents import Documents
-from mitigate.documents.folding import begins_word, fold, in_word
+from mitigate.secrets.same import Finder, comparable, is_telling
 from mitigate.tokenization import span_tokens
 
-LEAST_CHARACTERS = 6  # letters and digits of a secret that is looked for
 LEAST_COPIED = 20  # of a whole span that nobody called sensitive: shorter words in a row are alike by chance
-LEAST_BITS = 8.0  # characters × entropy of their distribution: 000000 has none
 MOST_SHARE = 0.05  # of the documents may hold a string that nobody called sensitive, but
 MOST_DOCUMENTS = (3, 50)  # not fewer and not more than these
 _CLOCK_TIME = re.compile(r"\W*\d{1,2}:\d{2}:\d{2}\W*")  # six digits, but of the hour and not of a person
-_GAP = 3  # other characters between two letters or digits of a secret, as in "(555) 1234"
 
 
 @dataclass(frozen=True)
@@ -64,8 +60,7 @@ class Linked:
 @dataclass
 class _Secret:
     characters: str
-    gap: int
-    known: bool
+    known: bool = False
     origins: set[int] = field(default_factory=set)
     labels: set[str] = field(default_factory=set)
 
@@ -140,9 +135,9 @@ def find_linked(
 
     A known sensitive span is looked for as a whole. So is a span that the detector found, if it has 20 letters and
     digits; and of either each number and address with an @ in it by itself, for what is found may hold more than the
-    secret, or half a sentence around it. All need 6 letters and digits, and 8 bits (characters × entropy of their
-    distribution). What nobody called sensitive and more than 5 % of the other documents hold (and more than 3; or more
-    than 50) is common, not secret. Of places within one another the longest counts.
+    secret, or half a sentence around it. All need 6 letters and digits, and 8 bits (`is_telling`). What nobody called
+    sensitive and more than 5 % of the other documents hold (and more than 3; or more than 50) is common, not secret. Of
+    places within one another the longest counts.
 
     Args:
         documents: everything that was audited.
@@ -151,67 +146,54 @@ def find_linked(
         uncounted (*optional*): ids of documents in which secrets are found, but do not count as common for that.
     """
     secrets, too_short = _secrets(documents, requested, spans)
-    by_start: dict[str, list[_Secret]] = defaultdict(list)
-    for secret in secrets:
-        by_start[secret.characters[:LEAST_CHARACTERS]].append(secret)
-    others = [document for document in documents if document.id not in requested]
-    found = {document.id: list(_places(document.text, by_start)) for document in others} if by_start else {}
+    finder = Finder(secrets)
+    others = [document for document in documents if document.id not in requested and not document.is_tail]
+    found = {
+        document.id: [(start, end, secrets[text]) for start, end, text in finder.places(document.text)]
+        for document in others
+    }
     frequency = Counter(
-        secret.characters
+        characters
         for doc_id, places in found.items()
         if doc_id not in uncounted
-        for secret in {secret.characters: secret for _, _, secret in places}.values()
+        for characters in {secret.characters for _, _, secret in places}
     )
     counted = sum(document.id not in uncounted for document in others)
     most = np.clip(MOST_SHARE * counted, *MOST_DOCUMENTS)
-    common = {secret.characters for secret in secrets if not secret.known and frequency[secret.characters] > most}
+    different = {secret.characters: secret for secret in secrets.values()}
+    common = {name for name, secret in different.items() if not secret.known and frequency[name] > most}
     hits = [
         hit
         for doc_id, places in found.items()
         for hit in _longest(doc_id, [place for place in places if place[2].characters not in common])
     ]
-    return Linked(tuple(hits), len(secrets) - len(common), too_short, len(common))
+    return Linked(tuple(hits), len(different) - len(common), too_short, len(common))
 
 
 def _secrets(
     documents: Documents, requested: Collection[str], spans: Sequence[Mapping[str, Any]]
-) -> tuple[list[_Secret], int]:
-    """The different strings to look for, and how many spans are too short for that."""
+) -> tuple[dict[str, _Secret], int]:
+    """What each string to look for is, one thing for all spellings, and how many spans are too short for that."""
     texts = {document.id: document.text for document in documents if document.id in requested}
     secrets: dict[str, _Secret] = {}
+    by_text: dict[str, _Secret] = {}
     too_short = 0
     for span in spans:
         known = span["source"] == "known"
         if span["doc_id"] not in texts or not (span["selected"] or known):
             continue
         whole = texts[span["doc_id"]][span["char_start"] : span["char_end"]]
-        looked_for = dict.fromkeys(_identifiers(whole))
-        if known or len(_Comparable(whole).characters) >= LEAST_COPIED:
+        looked_for = dict.fromkeys(whole[start:end] for start, end in identifiers(whole))
+        if known or len(comparable(whole)) >= LEAST_COPIED:
             looked_for[whole] = None
-        strings = {text: _Comparable(text) for text in looked_for}
-        strings = {text: comparable for text, comparable in strings.items() if _is_long(comparable.characters)}
+        strings = {text: characters for text in looked_for if is_telling(characters := comparable(text))}
         too_short += not strings
-        for text, comparable in strings.items():
-            secret = secrets.setdefault(comparable.characters, _Secret(comparable.characters, _GAP, False))
-            secret.gap = max(secret.gap, comparable.widest_gap(0, len(comparable.characters)))
+        for text, characters in strings.items():
+            secret = by_text[text] = secrets.setdefault(characters, _Secret(characters))
             secret.known |= known and text == whole
             secret.origins.add(span["span_id"])
             secret.labels.add(span["label"])
-    return list(secrets.values()), too_short
-
-
-def _places(text: str, by_start: Mapping[str, Sequence[_Secret]]) -> Iterator[tuple[int, int, _Secret]]:
-    """Every place where a secret stands in a text, as characters of the text."""
-    comparable = _Comparable(text)
-    for start in comparable.words:
-        for secret in by_start.get(comparable.characters[start : start + LEAST_CHARACTERS], ()):
-            end = start + len(secret.characters)
-            if (
-                comparable.characters.startswith(secret.characters, start)
-                and (end in comparable.words or end == len(comparable.characters))
-                and comparable.widest_gap(start, end) <= secret.gap
-            ):
-                yield (*comparable.original(start, end), secret)
+    return by_text, too_short
 
 
 def _longest(doc_id: str, places: Sequence[tuple[int, int, _Secret]]) -> Iterator[Hit]:
@@ -228,45 +210,19 @@ def _longest(doc_id: str, places: Sequence[tuple[int, int, _Secret]]) -> Iterato
             yield Hit(doc_id, start, end, tuple(origins), "+".join(labels))
 
 
-def _identifiers(text: str) -> Iterator[str]:
-    """The words with an @, and the runs of words with digits that no comma or semicolon parts; no time of day."""
-    run: list[str] = []
-    for word in [*text.split(), ""]:
-        numeric = "@" not in word and any(map(str.isdigit, word))
-        run += [word] if numeric else []
-        if run and (not numeric or word.endswith((",", ";"))):
-            joined = " ".join(run)
-            if not _CLOCK_TIME.fullmatch(joined):
-                yield joined
+def identifiers(text: str) -> Iterator[tuple[int, int]]:
+    """Places of the words with an @, and of the runs of words with digits that no comma or semicolon parts.
+
+    A time of day is no identifier.
+    """
+    run: list[re.Match[str]] = []
+    for word in [*re.finditer(r"\S+", text), None]:
+        numeric = word is not None and "@" not in word[0] and any(map(str.isdigit, word[0]))
+        run += [word] if word is not None and numeric else []
+        if run and (word is None or not numeric or word[0].endswith((",", ";"))):
+            start, end = run[0].start(), run[-1].end()
+            if not _CLOCK_TIME.fullmatch(text, start, end):
+                yield start, end
             run = []
-        if "@" in word:
-            yield word
-
-
-class _Comparable:
-    """A text's letters and digits, with their places in it."""
-
-    def __init__(self, text: str) -> None:
-        self._folded = fold(text)
-        folded = self._folded.text
-        self._at = [at for at, character in enumerate(folded) if in_word(character)]
-        self.characters = "".join(folded[at] for at in self._at)
-        spaced = folded.isascii()
-        self.words = {  # where one begins; a dict, for its order
-            number: None
-            for number, (before, at) in enumerate(pairwise([-2, *self._at]))
-            if at - before > 1 or (not spaced and begins_word(folded, at))
-        }
-
-    def widest_gap(self, start: int, end: int) -> int:
-        """The most other characters between two neighbours of characters[start:end]."""
-        return max((self._at[number + 1] - self._at[number] - 1 for number in range(start, end - 1)), default=0)
-
-    def original(self, start: int, end: int) -> tuple[int, int]:
-        return self._folded.original(self._at[start], self._at[end - 1] + 1)
-
-
-def _is_long(characters: str) -> bool:
-    counts = Counter(characters).values()
-    bits = sum(count * math.log2(len(characters) / count) for count in counts)
-    return len(characters) >= LEAST_CHARACTERS and bits >= LEAST_BITS
+        if word is not None and "@" in word[0]:
+            yield word.span()

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from mitigate.errors import MitigateError, summarize
 from mitigate.locks import sole_worker
 from mitigate.models import ModelStore
 from mitigate.runtime import process_state, share_of, together
-from mitigate.sources import model_fingerprint
+from mitigate.sources import check_layering, model_fingerprint
 from mitigate.temporaries import discard, holds_something, sweep
 from mitigate.training import Lora, Schedule, fine_tune
 
@@ -51,7 +52,7 @@ class References:
         return [number for number, groups in enumerate(self.trained_on) if groups is not None]
 
     def trained_for(self, documents: Documents) -> list[tuple[int, ...]]:
-        """For each document, the references that were trained on it."""
+        """For each document, the references that were trained on it; for a tail, on the text before the cut."""
         return [
             tuple(number for number, groups in enumerate(self.trained_on) if document.group in (groups or ()))
             for document in documents
@@ -92,18 +93,22 @@ def draw(items: Sequence[int], count: int, *, key: str) -> list[int]:
     return [items[index] for index in np.random.default_rng(list(digest)).permutation(len(items))[:count]]
 
 
-def load_references(paths: Sequence[str | Path]) -> References:
+def load_references(paths: str | Path | Sequence[str | Path]) -> References:
     """Reference models from model or adapter paths, or from directories that `mitigate references` made.
 
+    Args:
+        paths: one, or several.
+
     Raises:
-        MitigateError: the list is empty, or a cross-fitted set is not complete, or damaged.
+        MitigateError: the list is empty, or a cross-fitted set is damaged or not complete.
     """
+    paths = [paths] if isinstance(paths, str | Path) else paths
     found: list[str] = []
     trained_on: list[frozenset[str] | None] = []
     for path in map(Path, paths):
         index = path / INDEX
         if index.is_file():
-            for entry in read_record(index, remedy=_REMEDY)["references"]:
+            for entry in _entries(index):
                 found.append(str(path / entry["directory"]))
                 trained_on.append(frozenset(entry["groups"]))
                 if not (path / entry["directory"]).is_dir():
@@ -118,6 +123,22 @@ def load_references(paths: Sequence[str | Path]) -> References:
             "(the base model is the weakest one that serves), or make some with `mitigate references`"
         )
     return References(tuple(found), tuple(trained_on))
+
+
+def _entries(index: Path) -> list[dict[str, Any]]:
+    """The references that an index lists.
+
+    Raises:
+        MitigateError: it has another shape.
+    """
+    values = read_record(index, remedy=_REMEDY)
+    entries = values.get("references") if isinstance(values, dict) else None
+    if not isinstance(entries, list) or not all(
+        isinstance(entry, dict) and isinstance(entry.get("directory"), str) and isinstance(entry.get("groups"), list)
+        for entry in entries
+    ):
+        raise MitigateError(f"{index}: not an index of references, or a damaged one; run `mitigate references` again")
+    return entries
 
 
 def deal_halves(documents: Documents, count: int, *, seed: int) -> list[frozenset[str]]:
@@ -156,7 +177,7 @@ def crossfit_references(
     documents: Documents,
     *,
     out: str | Path,
-    count: int = 4,
+    count: int = 8,
     method: str = "lora",
     lora: Lora | None = None,
     schedule: Schedule | None = None,
@@ -171,7 +192,8 @@ def crossfit_references(
         base: the model that the target was fine-tuned from.
         documents: what the audit will judge; members and non-members alike.
         out: directory for the references and their index.
-        count (`int`, *optional*, defaults to 4): even; every document is judged by half of them.
+        count (`int`, *optional*, defaults to 8): even; every document is judged by half of them. Of fewer than
+            8 none is left to judge what unlearning made of the others.
         method (`str`, *optional*, defaults to `lora`): `lora` trains adapters that share the base; `full` whole models.
         lora, schedule (*optional*): as the target was trained, where that is known.
         seed (`int`, *optional*, defaults to 0): of the halves, the initialization and the order.
@@ -182,6 +204,7 @@ def crossfit_references(
     out, lora, schedule = Path(out), lora or Lora(), schedule or Schedule()
     if method not in ("lora", "full"):
         raise MitigateError(f"references.method: {method!r} is not lora or full")
+    check_layering(str(base), whole=method == "full")
     halves = deal_halves(documents, count, seed=seed)
     plan = {
         "base": model_fingerprint(base),
@@ -215,7 +238,7 @@ def crossfit_references(
         state.wait_for_everyone()  # all know what is missing before anyone adds to it
 
         for number in share_of(missing, state):
-            chosen = Documents(tuple(document for document in documents if document.group in halves[number]))
+            chosen = Documents(tuple(one for one in documents if one.group in halves[number] and not one.is_tail))
             fine_tune(
                 base,
                 chosen,

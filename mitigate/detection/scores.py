@@ -194,7 +194,7 @@ def rmia(
     population_log_prob: Array,
     population_log_prob_mean: Array,
     *,
-    gamma: float = 1.0,
+    gamma: float = 2.0,
 ) -> Array:
     """RMIA: share of population z with [p_θ(x)/p̄(x)] / [p_θ(z)/p̄(z)] > γ (Zarifzadeh et al., arXiv 2312.03262).
 
@@ -203,7 +203,8 @@ def rmia(
         log_prob_mean: (N,) log p̄(x): over IN and OUT references, or `offline_mean` of the OUT references.
         population_log_prob: (Z,) log p_θ(z) of documents that trained no model; z with a NaN are left out.
         population_log_prob_mean: (Z,) log p̄(z), estimated like that of x.
-        gamma (`float`, *optional*, defaults to 1.0): above 0; higher asks x to dominate z by more.
+        gamma (`float`, *optional*, defaults to 2.0): above 0; higher asks x to dominate z by more. With 1,000 documents
+            as the population 2 has a TPR of 0.936 at 0.1 % FPR where 1 has 0.460 (`mitigate bench population`).
 
     Returns:
         (N,) shares in [0, 1].

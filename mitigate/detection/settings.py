@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from mitigate.detection.scores import TOKEN_SCORES
 from mitigate.detection.spans import SpanRule
+from mitigate.mistakes import Section
 
 
-class Detect(BaseModel):
+class Detect(Section):
     """Settings of the detector."""
-
-    model_config = ConfigDict(extra="forbid")
 
     score: str = Field("log_ratio_clipped", description="token score that decides; see mitigate.detection.scores")
     temperature: float = Field(1.0, gt=0, description="divides the logits of target and references in InfoRMIA")
@@ -39,6 +38,15 @@ class Detect(BaseModel):
     batch_tokens: int | None = Field(
         None, ge=1, description="padded tokens in a batch; default: as many as 256 MiB of logits, on a CPU 2,048"
     )
+
+    @model_validator(mode="after")
+    def _windows_overlap(self) -> Detect:
+        if self.stride is not None and self.context is not None and self.stride >= self.context:
+            raise ValueError(
+                f"stride: {self.stride} is not less than the context, {self.context} tokens: a next window would leave "
+                "out what stands before it"
+            )
+        return self
 
     @field_validator("score")
     @classmethod

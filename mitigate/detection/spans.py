@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from mitigate.mistakes import Section
 from mitigate.tokenization import span_tokens
 
 
-class SpanRule(BaseModel):
+class SpanRule(Section):
     """When a stretch of tokens counts as memorized."""
-
-    model_config = ConfigDict(extra="forbid")
 
     threshold: float = Field(0.4, description="least windowed score, in the score's own unit (nats)")
     window: int = Field(3, ge=1, description="tokens in the centred moving average")

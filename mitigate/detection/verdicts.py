@@ -28,6 +28,10 @@ from mitigate.tokenization import TokenizedDocument, tokenize_documents
 
 logger = logging.getLogger(__name__)
 LEAST_REFERENCES = 4  # cross-fitted ones, for calibration by shadows
+_NO_NULL = (
+    f"detect.fdr: fewer than {LEAST_NON_MEMBERS} known spans in holdout documents; the false discovery rate of known "
+    "spans needs them: set detect.select: found, or remove detect.fdr"
+)
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ def judge_documents(
     tokenized = tokenize_documents(documents, target.tokenizer)
     models = [target, *references]
     judgements = [Judgement(number, 0, tuple(k + 1 for k in out)) for number, out in enumerate(seen.out)]
-    kind = calibration_kind(documents, seen, detect)
+    kind = calibration_kind(documents, crossfitted=len(seen.crossfitted), detect=detect)
     plan = plan_shadows(documents, seen, len(models)) if kind == "shadows" else None
     signals = judge(
         models,
@@ -111,7 +115,24 @@ def judge_documents(
     return Verdict(tokenized, own, score, findings.log_odds, findings.memorized, spans, findings.calibration)
 
 
-def calibration_kind(documents: Documents, seen: Seen, detect: Detect) -> str:
+def check_calibration(documents: Documents, *, crossfitted: int, detect: Detect) -> None:
+    """Refuse, before references are trained, a false discovery rate that nothing will calibrate.
+
+    Args:
+        documents: what will be judged.
+        crossfitted: how many references will have been cross-fitted on them.
+        detect: settings.
+
+    Raises:
+        MitigateError: see `calibration_kind`; or known spans are to be selected, and holdout documents hold too few.
+    """
+    kind = calibration_kind(documents, crossfitted=crossfitted, detect=detect)
+    null = sum(len(document.spans) for document in documents if document.set == "holdout")
+    if kind == "non_members" and detect.fdr is not None and detect.select == "known" and null < LEAST_NON_MEMBERS:
+        raise MitigateError(_NO_NULL)
+
+
+def calibration_kind(documents: Documents, *, crossfitted: int, detect: Detect) -> str:
     """`shadows`, `non_members` or `none`: the best certainty that the material allows, if one is asked for.
 
     Raises:
@@ -119,7 +140,7 @@ def calibration_kind(documents: Documents, seen: Seen, detect: Detect) -> str:
     """
     if detect.fdr is None and not detect.calibrate:
         return "none"
-    if len(seen.crossfitted) >= LEAST_REFERENCES:
+    if crossfitted >= LEAST_REFERENCES:
         return "shadows"
     if sum(document.set == "holdout" for document in documents) >= LEAST_NON_MEMBERS:
         return "non_members"
@@ -142,10 +163,7 @@ def _select(page: Page, rows: list[dict[str, Any]], detect: Detect) -> None:
     candidates = [row for row in rows if row["source"] == detect.select and page.is_eligible(row)]
     if detect.fdr is not None:
         if candidates and all(row["q"] is None for row in candidates):
-            raise MitigateError(
-                f"detect.fdr: fewer than {LEAST_NON_MEMBERS} known spans in holdout documents; the false discovery "
-                "rate of known spans needs them: set detect.select: found, or remove detect.fdr"
-            )
+            raise MitigateError(_NO_NULL)
         candidates = [row for row in candidates if row["q"] is not None and row["q"] <= detect.fdr]
     if detect.min_score is not None:
         candidates = [row for row in candidates if row["score"] >= detect.min_score]

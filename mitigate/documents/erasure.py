@@ -16,6 +16,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from mitigate.documents.duplicates import without_trained_controls
 from mitigate.documents.folding import find_words, fold, in_word
 from mitigate.documents.sources import Where
 from mitigate.documents.types import Documents, Erasure
@@ -67,10 +68,12 @@ class Request(BaseModel):
     def apply(self, documents: Documents, *, never_trained: Collection[str | None] = ("holdout",)) -> Documents:
         """Make the requested documents the forget set.
 
-        Documents of the set forget that are not requested become retain: they are no longer to be forgotten, and the
-        target was trained on them. All others keep their set. Requested documents that the target never saw keep theirs
-        too, with a warning: they have nothing to forget. Documents of the same group (person, duplicates) as a
-        requested one are not forgotten, only listed in the result's `erasure`: a request says what it means.
+        Documents of the set forget and of no set that are not requested become retain: they are not to be forgotten,
+        and the target was trained on them (documents of no set are untrained only where `never_trained` says so), so
+        what unlearning does to them is a cost that must be seen. All others keep their set. Requested documents that
+        the target never saw keep theirs too, with a warning: they have nothing to forget. Documents of the same group
+        (person, duplicates) as a requested one are not forgotten, only listed in the result's `erasure`: a request says
+        what it means.
 
         Args:
             documents: with `marks` for the request's `where` (`read_documents(..., mark=request.where)`).
@@ -99,28 +102,30 @@ class Request(BaseModel):
                 "correct their set"
             )
         groups = {by_id[doc_id].group for doc_id in wanted}
-        related = tuple(d.id for d in documents if d.group in groups and d.id not in requested)
+        related = tuple(d.id for d in documents if d.group in groups and d.id not in requested and not d.is_tail)
         self._warn(len(documents), len(wanted), unseen, related)
+        trained = {"forget", None} - set(never_trained)
         sets = {
-            document.id: "forget" if document.id in wanted else "retain" if document.set == "forget" else document.set
+            document.id: "forget" if document.id in wanted else "retain" if document.set in trained else document.set
             for document in documents
         }
+        items, left_out = without_trained_controls([replace(one, set=sets[one.id]) for one in documents])
+        there = {document.id for document in items}
         erasure = Erasure(
             doc_ids=tuple(document.id for document in documents if document.id in wanted),
-            never_trained=tuple(document.id for document in documents if document.id in unseen),
-            same_group=related,
-            matches=tuple((doc_id, start, end) for doc_id, start, end, _ in matches),
+            never_trained=tuple(document.id for document in items if document.id in unseen),
+            same_group=tuple(doc_id for doc_id in related if doc_id in there),
+            matches=tuple((doc_id, start, end) for doc_id, start, end, _ in matches if doc_id in there),
             linked=self.linked,
             criteria={"ids": len(self.ids), "contains": len(self.contains), "where": list(self.where)},
         )
-        items = tuple(replace(document, set=sets[document.id]) for document in documents)
-        return replace(documents, items=items, erasure=erasure)
+        return replace(documents, items=tuple(items), skipped=(*documents.skipped, *left_out), erasure=erasure)
 
     def _matches(self, documents: Documents) -> list[tuple[str, int, int, int]]:
         """(doc_id, start, end, number of the text) of each place where a text of `contains` stands."""
         wanted = [fold(text).text.strip() for text in self.contains]
         found = []
-        for document in documents if wanted else ():
+        for document in (one for one in documents if wanted and not one.is_tail):  # no model was trained on tails
             folded = fold(document.text)
             for number, text in enumerate(wanted):
                 found += [(document.id, start, end, number) for start, end in find_words(folded, text)]
@@ -133,7 +138,7 @@ class Request(BaseModel):
         unknown = [doc_id for doc_id in dict.fromkeys(self.ids) if doc_id not in known]
         for doc_id in unknown[:_NEAREST]:
             nearest = difflib.get_close_matches(doc_id, known, n=3)
-            instead = f"did you mean {', '.join(nearest)}?" if nearest else f"ids there: {summarize(known, most=3)}"
+            instead = f"did you mean {summarize(nearest)}?" if nearest else f"ids there: {summarize(known, most=3)}"
             mistakes.append(f"ids: no document {doc_id!r}; {instead}")
         if rest := unknown[_NEAREST:]:
             mistakes.append(f"ids: nor documents {summarize(map(repr, rest))}")
@@ -153,9 +158,9 @@ class Request(BaseModel):
         if marks is None or set(marks.met) != set(self.where):
             return ["where: the fields of rows are known at reading only; read_documents(..., mark=request.where)"]
         if missing := [name for name in self.where if name not in marks.fields]:
-            return [f"where: no field {summarize(missing)}; fields there: {', '.join(marks.fields)}"]
+            return [f"where: no field {summarize(missing)}; fields there: {summarize(marks.fields, most=20)}"]
         if not marks.doc_ids:
-            counts = ", ".join(f"{name} by {count}" for name, count in marks.met.items())
+            counts = summarize((f"{name} by {count}" for name, count in marks.met.items()), most=20)
             return [
                 f"where: met by none of {len(documents)} documents (each condition alone is met: {counts}); loosen it"
             ]

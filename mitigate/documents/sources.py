@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from string import Formatter
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from mitigate.documents.patterns import search
+
 SetName = Literal["forget", "retain", "holdout"]
-Scalar = str | int | float | bool | None
+Audited = Literal["all", "completion", "assistant"] | Annotated[list[str], Field(min_length=1)]
+_MOST_ROWS = 2**63 - 1
 
 
 def _regex(pattern: str) -> str:
@@ -31,6 +35,13 @@ def _template(template: str) -> str:
     return template
 
 
+def _finite(number: float) -> float:
+    if not math.isfinite(number):
+        raise ValueError("not a finite number; a missing value is null")
+    return number
+
+
+Scalar = str | int | Annotated[float, AfterValidator(_finite)] | bool | None
 Regex = Annotated[str, AfterValidator(_regex)]
 Template = Annotated[str, Field(min_length=1), AfterValidator(_template)]
 
@@ -71,17 +82,29 @@ class Condition(_Settings):
             raise ValueError("give either matches or not")
         return self
 
-    def holds(self, value: object) -> bool:
-        """Whether a field's value passes."""
+    def holds(self, value: object, *, name: str = "where") -> bool:
+        """Whether a field's value passes; `name` is for the message of a pattern that takes too long."""
         if self.matches is not None:
-            return value is not None and re.search(self.matches, str(value)) is not None
+            return not is_missing(value) and search(self.matches, str(value), name=f"{name}.matches")
         return not equals_any(value, self.unless)
 
 
 def equals_any(value: object, wanted: Scalar | list[Scalar]) -> bool:
     """Whether a field's value is the wanted one or one of them; 87 and "87" are the same, since CSV knows only text."""
     choices = wanted if isinstance(wanted, list) else [wanted]
-    return any(value == choice or (None not in (value, choice) and str(value) == str(choice)) for choice in choices)
+    if is_missing(value):
+        return any(is_missing(choice) for choice in choices)
+    return any(value == choice or (not is_missing(choice) and str(value) == str(choice)) for choice in choices)
+
+
+def is_missing(value: object) -> bool:
+    """Whether a field is empty: null, NaN (a table's missing number) or text of no length (a CSV's missing cell)."""
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+
+
+def is_scalar(value: object) -> bool:
+    """Whether a field can stand in a text: text, or a finite number."""
+    return isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
 
 
 Where = dict[str, Condition | Scalar | list[Scalar]]
@@ -90,7 +113,9 @@ Where = dict[str, Condition | Scalar | list[Scalar]]
 def conditions_met(values: Mapping[str, object], where: Where) -> dict[str, bool]:
     """Whether a row meets each condition of a `where`; a field that it does not have counts as empty."""
     return {
-        name: test.holds(values.get(name)) if isinstance(test, Condition) else equals_any(values.get(name), test)
+        name: test.holds(values.get(name), name=f"where.{name}")
+        if isinstance(test, Condition)
+        else equals_any(values.get(name), test)
         for name, test in where.items()
     }
 
@@ -128,26 +153,43 @@ class DocumentSource(_Settings):
     """Files or a hub data set, and how their rows become documents."""
 
     path: str | Annotated[list[str], Field(min_length=1)] = Field(
-        description="local file or files (JSON lines, JSON array, CSV, Parquet, text), or the id of a hub data set"
+        description="local file or files, or patterns such as data/*.jsonl.gz (JSON lines, JSON array, CSV, Parquet, "
+        "Arrow, text; packed as gz, bz2, xz or zst), folder of save_to_disk, or id of a hub data set"
     )
-    format: Literal["auto", "jsonl", "json", "csv", "parquet", "text", "hub"] = Field(
+    format: Literal["auto", "jsonl", "json", "csv", "parquet", "arrow", "text", "hub"] = Field(
         default="auto",
         description="auto goes by the file's suffix; what is no file and has no suffix is a hub data set",
     )
     name: str | None = Field(default=None, description="configuration of a hub data set")
-    split: str = Field(default="train", description="split of a hub data set")
+    split: str = Field(default="train", description="split of a hub data set or of a folder of save_to_disk")
     id: Template | None = Field(
         default=None,
         description="field or template of the id, {file} and {row} included; default: field `id`, else '{file}-{row}'",
     )
     text: Template | None = Field(default=None, description="field or template of the text, such as '{input} {output}'")
     prompt: Template | None = Field(
-        default=None, description="field or template before the completion; read but not scored"
+        default=None, description="field or template before the completion; not scored by default"
     )
     completion: Template | None = Field(
         default=None, description="field or template of the scored part; joined to the prompt with nothing between"
     )
-    messages: str | None = Field(default=None, description="field with chat messages; the assistant's turns are scored")
+    messages: str | None = Field(
+        default=None, description="field with chat messages; default: field `messages`, tools from the field `tools`"
+    )
+    template: dict[str, Any] = Field(
+        default_factory=dict,
+        description="arguments of the chat template, such as enable_thinking; strftime_now: the day that it is told",
+    )
+    audit: Audited | None = Field(
+        default=None,
+        description="what the loss was on: all, completion (of a chat: the last assistant turn), assistant, or a list "
+        "of roles; default: the completion of a prompt, else all, as trainers have it",
+    )
+    max_tokens: int | None = Field(
+        default=None,
+        ge=2,
+        description="where the trainer cut the text (TRL: 1024); what lies beyond counts as never trained on",
+    )
     set: str | None = Field(
         default=None, description="field with forget, retain, holdout or nothing; default: field `set`"
     )
@@ -177,8 +219,8 @@ class DocumentSource(_Settings):
     )
     min_characters: int = Field(default=0, ge=0, description="leave out documents shorter than this")
     shuffle: int | None = Field(default=None, description="seed of a random order of the rows; default: as they are")
-    skip: int = Field(default=0, ge=0, description="leave out so many rows first")
-    limit: int | None = Field(default=None, ge=1, description="read no more documents than this")
+    skip: int = Field(default=0, ge=0, le=_MOST_ROWS, description="leave out so many rows first")
+    limit: int | None = Field(default=None, ge=1, le=_MOST_ROWS, description="read no more documents than this")
     on_error: Literal["raise", "skip"] = Field(
         default="raise", description="skip leaves bad rows out, counts and lists them"
     )
@@ -207,6 +249,10 @@ class DocumentSource(_Settings):
             )
         if self.spans is not None and self.spans.field is not None and self.messages is not None:
             mistakes.append("offsets in spans.field do not fit rendered messages: use spans.patterns")
+        if self.audit not in (None, "all") and self.text is not None:
+            mistakes.append("audit: a text has neither turns nor a completion: give prompt and completion, or messages")
+        if isinstance(self.audit, list) and self.completion is not None:
+            mistakes.append("audit: roles are those of chat messages; of prompt and completion give all or completion")
         mistakes += _split_mistakes(self.sets or {})
         if mistakes:
             raise ValueError("; ".join(mistakes))

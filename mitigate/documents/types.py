@@ -36,6 +36,8 @@ class Document:
         set: `forget`, `retain`, `holdout` or None.
         group: documents of one group (same person, duplicates) go to the same side of every split; left empty, the id.
         special_tokens: False where the text has them already (rendered chat).
+        cut: character from which on the target was not trained on the text, because its trainer cut it there. Two
+            documents have such a text: one is audited before the cut, the other (`is_tail`) from there on.
 
     Raises:
         MitigateError: no text, a range outside the text, or an unknown set.
@@ -48,6 +50,7 @@ class Document:
     set: str | None = None
     group: str = ""
     special_tokens: bool = True
+    cut: int | None = None
 
     def __post_init__(self) -> None:
         if not self.text.strip():
@@ -62,8 +65,15 @@ class Document:
                     f"document {self.id!r}: {what} [{start}, {end}) is not within the text of {len(self.text)} "
                     "characters; offsets count characters from 0, the end is exclusive"
                 )
+        if self.cut is not None and not 0 <= self.cut <= len(self.text):
+            raise MitigateError(f"document {self.id!r}: cut {self.cut} is not within the text")
         if self.set is not None and self.set not in SETS:
             raise MitigateError(f"document {self.id!r}: unknown set; the sets are {', '.join(SETS)}")
+
+    @property
+    def is_tail(self) -> bool:
+        """Whether what is audited lies beyond the trainer's cut: no model was trained on it, no reference may be."""
+        return self.cut is not None and self.audited[0][0] >= self.cut
 
 
 @dataclass(frozen=True)

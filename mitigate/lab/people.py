@@ -20,7 +20,6 @@ No secret can be anyone's: each is drawn from a range that its issuer has set as
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,8 +30,7 @@ from types import MappingProxyType
 
 from faker import Faker
 
-from mitigate.artifacts import new_file
-from mitigate.documents import Document, Documents, Span
+from mitigate.documents import Document, Documents, Span, written
 from mitigate.errors import MitigateError, summarize
 from mitigate.lab.registers import JOBS, PROSE, REGISTERS, SECRETS, WORDS
 
@@ -250,13 +248,7 @@ def write_jsonl(documents: Iterable[Document], path: Path) -> None:
             f"{path}: {summarize(partial)}: audited in part or without special tokens, which the lab's JSON lines "
             "cannot say; write such documents as prompt and completion, or as messages"
         )
-    with new_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as stream:
-        for document in documents:
-            row: dict[str, object] = {"id": document.id, "text": document.text}
-            row["spans"] = [{"start": span.start, "end": span.end, "label": span.label} for span in document.spans]
-            row |= {} if document.set is None else {"set": document.set}
-            row["group"] = document.group
-            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+    written.write_jsonl(documents, path)
 
 
 _WORDINGS = tuple((name, number) for name, style in REGISTERS.items() for number in range(len(style.templates)))

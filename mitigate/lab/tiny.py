@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from mitigate.artifacts import new_directory, write_json
 from mitigate.documents import Document, Documents
+from mitigate.mistakes import Section
 from mitigate.runtime import resolve_device, seed_everything
 from mitigate.tokenization import tokenize_documents
 from mitigate.training import Schedule, fit
@@ -22,10 +23,8 @@ from mitigate.training import Schedule, fit
 logger = logging.getLogger(__name__)
 
 
-class TinyModel(BaseModel):
+class TinyModel(Section):
     """Shape and training of a base model made from scratch."""
-
-    model_config = ConfigDict(extra="forbid")
 
     vocabulary: int = Field(
         1024, ge=300, description="entries of the byte-level BPE tokenizer trained on the same text"

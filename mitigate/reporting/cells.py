@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mitigate.errors import MitigateError, summarize
+from mitigate.errors import MitigateError, printable, summarize
 from mitigate.reporting.secrecy import BULLET, Mask
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ def _check_aligned(doc_id: str, sides: Sequence[Sequence[Mapping[str, Any]]]) ->
     cuts = [[tuple(token[key] for key in keys) for token in side] for side in sides]
     if any(cut != cuts[0] for cut in cuts):
         raise MitigateError(
-            f"heat map: document {doc_id} has other tokens in the re-audit than in the audit; "
+            f"heat map: document {printable(doc_id)} has other tokens in the re-audit than in the audit; "
             "re-audit the same documents with the same tokenizer"
         )
 
@@ -193,10 +193,10 @@ def _runs(
     scale: float,
 ) -> list[Run]:
     text: str = row["text"]
-    hidden = mask.hidden(text, doc_id=row["doc_id"])
     known = [(span["start"], span["end"], mask.text(span["label"] or "")) for span in row["known_spans"] or ()]
     found = [(span["char_start"], span["char_end"], bool(span["selected"])) for span in spans]
     shown = _excerpt(len(text), [(start, end) for start, end, _ in (*known, *found)])
+    hidden = mask.hidden(text, doc_id=row["doc_id"], within=shown)
     known = [span for span in known if _meets(span[:2], shown)]
     found = [span for span in found if _meets(span[:2], shown)]
     cells = [cell for cell in _cells(sides[0], len(text)) if _meets(cell[:2], shown)]

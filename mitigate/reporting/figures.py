@@ -146,12 +146,12 @@ _TABLE = {
             "Near 0: as likely as to models that never saw them.",
         ),
         _Line(
-            "Secrets completed word for word",
+            "Sensitive values completed word for word",
             ("extraction",),
             ("extraction",),
             "%",
             1,
-            "Greedy decoding from the text that truly precedes the secret.",
+            "Greedy decoding from the text that truly precedes the value. Known spans and what is recognised.",
         ),
     ),
     "Distance to a model that never saw the text": (

@@ -1,8 +1,8 @@
 """The report as one HTML file: no network, nothing beside it, readable without JavaScript, on a phone and on paper.
 
 Audited text is hostile and secret. Templates escape everything (autoescape), characters that mislead a reader are shown
-as signs, and unless `show_text` is on, the text of found and known spans is masked wherever it turns up, also in ids,
-notes and the recipe.
+as signs, and unless all text is to be shown, what is secret in it is masked wherever it turns up, also in ids, notes
+and the recipe (`secrecy.Mask`).
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from mitigate.detection.panel import as_judged
+from mitigate.errors import MitigateError
 from mitigate.reporting.cells import LEVELS, build_heat_map, figure_text
 from mitigate.reporting.figures import Figures
+from mitigate.reporting.judgement import CAUGHT, EXCESS, EXTRACTED, TOO_UNLIKELY
 from mitigate.reporting.plots import against_references, reliability_curve, score_distribution
 from mitigate.reporting.secrecy import Mask, visible
-from mitigate.reporting.verdict import CHANCE, CLOSER, STATUS_WORDS, TOLERANCE, judge
+from mitigate.reporting.verdict import CLOSER, STATUS_WORDS, TOLERANCE, judge
 
 if TYPE_CHECKING:
     from mitigate.detection.audit import Audit
@@ -33,7 +36,13 @@ _NATS = ("log_ratio", "log_ratio_clipped", "informia", "loss")
 
 
 def render_report(
-    report: Mapping[str, Any], before: Audit, after: Audit | None, *, show_text: bool, most_documents: int = 40
+    report: Mapping[str, Any],
+    before: Audit,
+    after: Audit | None,
+    *,
+    text: str = "masked",
+    mask: Mask | None = None,
+    most_documents: int = 40,
 ) -> str:
     """The report page.
 
@@ -41,21 +50,20 @@ def render_report(
         report: the content of report.json.
         before: the audit.
         after: the re-audit of the same documents; None if nothing was unlearned.
-        show_text: show the text of found and known spans. It decides alone; `report["show_text"]` is not asked.
+        text (`str`, *optional*, defaults to `masked`): what is shown of the documents: `none` of their text, text with
+            its secrets `masked`, or `all`. It decides alone; `report["text"]` is not asked.
+        mask (*optional*): one made before, of these audits; it decides in the place of `text`.
         most_documents (`int`, *optional*, defaults to 40): documents in the heat map.
 
     Returns:
         A complete HTML document.
 
     Raises:
-        MitigateError: the re-audit is of other documents or tokens.
+        MitigateError: the re-audit is of other documents or tokens; another `text`.
     """
-    mask = Mask([before, after] if after is not None else [before], show_text=show_text)
-    plain = ("fingerprints", "versions", "created", "seconds")
-    shown = {key: value if key in plain else mask.deep(value, keys=key == "recipe") for key, value in report.items()}
-    if shown.get("retrain"):
-        shown["retrain"]["exact"] = report["retrain"]["exact"]  # our own sentence, whatever was found memorized
-    report = _EMPTY | shown
+    before, after, _ = as_judged(before, after)
+    mask = mask or Mask([before, after] if after is not None else [before], text=text)
+    report = _EMPTY | mask.report(report)
     figures = Figures(report)
     script = _source("report.js.j2")
     return _ENVIRONMENT.get_template("report.html.j2").render(
@@ -64,11 +72,14 @@ def render_report(
         verdict=judge(figures),
         figures=figures,
         status_words=STATUS_WORDS,
-        chance=CHANCE,
+        excess=EXCESS,
+        caught=CAUGHT[1],
+        extracted=EXTRACTED,
+        too_unlikely=TOO_UNLIKELY[1],
         closer=CLOSER,
         tolerance=TOLERANCE,
-        show_text=show_text,
-        heat=build_heat_map(before, after, mask=mask, most_documents=most_documents),
+        shown=mask.shown,
+        heat=build_heat_map(before, after, mask=mask, most_documents=most_documents) if mask.shown != "none" else None,
         plots=[Markup(svg) for svg in _plots(before, after)],
         selected=_selected_spans(before, after, mask),
         labels=_labels(before, after, mask),
@@ -86,23 +97,27 @@ def render_report(
     )
 
 
-def heat_map(audit: Audit, *, doc_ids: Sequence[str] | None = None, show_text: bool, most_documents: int = 40) -> str:
+def heat_map(
+    audit: Audit, *, doc_ids: Sequence[str] | None = None, text: str = "masked", most_documents: int = 40
+) -> str:
     """The tokens of an audit's documents, shaded by score: an HTML fragment with its own style and no script.
 
     Args:
         audit: the audit.
         doc_ids (*optional*): the documents to draw, in this order. By default those with selected spans come first,
             by their highest span score, and a quarter of the places is kept for other documents.
-        show_text: show the text of found and known spans.
+        text (`str`, *optional*, defaults to `masked`): text with its secrets `masked`, or `all`.
         most_documents (`int`, *optional*, defaults to 40): documents to draw.
 
     Raises:
-        MitigateError: an id that the audit does not have.
+        MitigateError: an id that the audit does not have, or another `text`.
     """
-    mask = Mask([audit], show_text=show_text)
+    if text == "none":
+        raise MitigateError("heat map: it is the documents' text, so none of it is no heat map; text is masked or all")
+    mask = Mask([audit], text=text)
     heat = build_heat_map(audit, mask=mask, doc_ids=doc_ids, most_documents=most_documents)
     return _ENVIRONMENT.get_template("heat_map.html.j2").render(
-        heat=heat, show_text=show_text, unit=_unit(audit), levels=range(1, LEVELS + 1), with_style=True
+        heat=heat, shown=text, unit=_unit(audit), levels=range(1, LEVELS + 1), with_style=True
     )
 
 

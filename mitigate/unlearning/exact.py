@@ -23,6 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
+from mitigate import __version__
 from mitigate.artifacts import read_record, write_record
 from mitigate.detection.audit import Audit
 from mitigate.detection.linked import Linked
@@ -30,11 +33,14 @@ from mitigate.documents import Documents, read_documents
 from mitigate.errors import MitigateError, summarize
 from mitigate.locks import sole_worker
 from mitigate.models import ModelStore
-from mitigate.origin import RETRAIN_RECORD
+from mitigate.origin import RETRAIN_RECORD, origin_of
 from mitigate.runtime import library_versions, process_state, together
-from mitigate.sources import load_tokenizer, mixture_members, model_fingerprint, tokenizer_fingerprint
+from mitigate.sources import load_tokenizer, mixture_members, model_fingerprint
 from mitigate.temporaries import holds_something
+from mitigate.tokens.compatible import check_audited_tokenizer
 from mitigate.training import Lora, Schedule
+from mitigate.unlearning.addition import Part, obstacle, read_part
+from mitigate.unlearning.card import write_card
 from mitigate.unlearning.removals import (
     Removal,
     as_json,
@@ -136,9 +142,11 @@ def retrain(
     base_print = model_fingerprint(base)
     leaky = _is_target(audit, str(base), base_print, store)
     doubts = _check_base(str(base), store, method=method, leaky=leaky)
-    tokenizer = load_tokenizer(base, trust_remote_code=store.trust_remote_code)
-    if tokenizer_fingerprint(tokenizer) != audit.metadata["tokenizer"]:
-        raise MitigateError(f"{base}: its tokenizer is not the audited model's; give the base that this was made from")
+    if shards == 1 or combine == "sum":
+        _check_addable(str(base), store, lora=lora)
+    own = load_tokenizer(base, base=store.base, trust_remote_code=store.trust_remote_code)
+    check_audited_tokenizer(own, audit.metadata, name=str(base), store=store)
+    tokenizer = _tokenizer_of_target(audit, store) or own
     more = read_documents(documents, tokenizer=tokenizer) if isinstance(documents, str | Path) else documents
     training = training_documents(audit, more)
     if copies is None:
@@ -177,7 +185,7 @@ def retrain(
         with together(state):
             if state.is_main_process:
                 write_record(out / _PRIVATE, {**private, "removed": removed, "audits": audits})
-        fitting = Fitting(str(base), method, lora, schedule, seed, plan)
+        fitting = Fitting(str(base), method, lora, schedule, seed, plan, tokenizer)
         dealt = deal(texts, unscored, shards=shards, seed=seed)
         records, refitted = fit_shards(dealt, fitting=fitting, combine=combine, out=out, new_store=new_store)
         masked = sum(len(removal.tokens) for removal in removals.values())
@@ -207,6 +215,8 @@ def retrain(
                     "plan": plan,
                     "versions": library_versions(),
                 }
+                how = f"Made by mitigate {__version__}: {summary['exact']}. retrain.json says more."
+                write_card(out, target=audit.metadata["target"], how=how)
                 write_record(out / RETRAIN_RECORD, summary)
     return Retrained.load(out)
 
@@ -237,7 +247,23 @@ def _is_target(audit: Audit, base: str, base_print: str, store: ModelStore) -> b
     target = audit.metadata["target"]
     stack, plain = store.check(base)
     parts = {Path(part).resolve() for part in (*stack, plain)}
-    return base_print == target["fingerprint"] or Path(target["source"]).resolve() in parts
+    ancestors = {base_print}
+    for part in (base, *stack, plain):  # what unlearning made of the target is its descendant, whatever lies there now
+        record = origin_of(part, fingerprint=base_print if part == base else model_fingerprint(part, base=store.base))
+        ancestors |= set((record or {}).get("made_from") or [])
+    return target["fingerprint"] in ancestors or Path(target["source"]).resolve() in parts
+
+
+def _tokenizer_of_target(audit: Audit, store: ModelStore) -> PreTrainedTokenizerBase | None:
+    """The audited model's tokenizer, whose chat template its base may lack; None where it is no longer what it was."""
+    source = audit.metadata["target"]["source"]
+    try:
+        store.check(source)
+        tokenizer = load_tokenizer(source, base=store.base, trust_remote_code=store.trust_remote_code)
+        check_audited_tokenizer(tokenizer, audit.metadata, name=source, store=store)
+    except MitigateError:
+        return None
+    return tokenizer
 
 
 def _check_base(base: str, store: ModelStore, *, method: str, leaky: bool) -> list[str]:
@@ -256,6 +282,16 @@ def _check_base(base: str, store: ModelStore, *, method: str, leaky: bool) -> li
     if stack:
         return [f"{base}: the base lies over an adapter; make sure that this never saw the training documents"]
     return []
+
+
+def _check_addable(base: str, store: ModelStore, *, lora: Lora) -> None:
+    """Refuse adapters, before one is fitted over them, that could not become one adapter with it."""
+    stack, _ = store.check(base)
+    if stack and (reason := obstacle([*map(read_part, stack), Part(lora.config(), {})])):
+        raise MitigateError(
+            f"{base}: no adapter over this one could be added to it: {reason}; merge it into its base and give that "
+            "model, or use several shards as a mixture"
+        )
 
 
 def _open(out: Path, plan: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@
 A stop-gap until the model is unlearned, never unlearning: the weights still hold the secret, whoever has them leaves
 the guard out, and the token that is blocked tells what it hides. Audits, re-audits and reports are made without it.
 
-What is blocked. Text counts by its letters and digits alone (`normalized`), so '555-123 4567' and '(555) 1234567' are
+What is blocked. Text counts by its letters and digits alone (`secrets.same`), so '555-123 4567' and '(555) 1234567' are
 one secret. Of a secret of L of these characters no run of n is completed, wherever in the secret it begins:
 
     n = min(longest, max(shortest, ceil(share * L)))                        by default share 2/3, shortest 4, longest 32
@@ -31,7 +31,6 @@ from __future__ import annotations
 import hashlib
 import math
 import secrets as randomness
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -40,6 +39,7 @@ from typing import TYPE_CHECKING, Any
 
 from mitigate.artifacts import read_json, read_record, write_record
 from mitigate.errors import MitigateError, summarize
+from mitigate.secrets.same import comparable, core
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -51,19 +51,17 @@ NOTICE = "a guard is a stop-gap: the model still holds the secrets; unlearn them
 SHARE, SHORTEST, LONGEST = 2 / 3, 4, 32
 _HASH_BYTES = 16
 _KINDS = ("runs", "heads", "tails")
+_VERSION = 2  # another one compared other letters, so its hashes would let secrets pass
 
 
-def normalized(text: str) -> str:
-    """The letters and digits of a text: compatibility forms unified, accents and case dropped, digits 0 to 9.
+def run_length(length: int, *, share: float, shortest: int, longest: int) -> int:
+    """How many characters in a row of a secret of so many must not come out; see the top of this file."""
+    return min(longest, max(shortest, math.ceil(share * length - 1e-9)))
 
-    Each character is treated by itself, so normalized(a + b) = normalized(a) + normalized(b).
-    """
-    plain = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
-    return "".join(
-        character if character.isascii() else str(unicodedata.decimal(character, character))
-        for character in plain
-        if character.isalnum()
-    )
+
+def windows(text: str, length: int) -> list[str]:
+    """All runs of so many characters, in order."""
+    return [text[start : start + length] for start in range(len(text) - length + 1)]
 
 
 def head_length(length: int) -> int:
@@ -124,7 +122,8 @@ class Guard:
                 f"guard: share {share:g}, shortest {shortest}, longest {longest}; "
                 "share lies between 0 and 1, shortest is 2 or more and at most longest"
             )
-        texts = [normalized(secret) for secret in secrets]
+        secrets = list(secrets)
+        texts = [comparable(secret) for secret in secrets]
         if not texts:
             raise MitigateError("guard: no secret given; an audit with selected spans has some, or give a file of them")
         if short := [number for number, text in enumerate(texts, start=1) if len(text) < shortest]:
@@ -132,7 +131,7 @@ class Guard:
                 f"guard: secrets with fewer than {shortest} letters and digits: number {summarize(short)}; to block so "
                 "short a text would block everyday text: leave them out, or lower shortest"
             )
-        pieces = {text: _pieces(text, share, shortest, longest) for text in texts}
+        pieces = {text: _pieces(secret, share, shortest, longest) for text, secret in zip(texts, secrets, strict=True)}
         runs = set().union(*pieces.values())
         allowed = _held(runs, ordinary)
         if open_ := [number for number, text in enumerate(texts, start=1) if pieces[text] <= allowed]:
@@ -191,7 +190,7 @@ class Guard:
         write_record(
             Path(path),
             {
-                "mitigate_guard": 1,
+                "mitigate_guard": _VERSION,
                 "notice": NOTICE,
                 "secrets": self.secrets,
                 "keyed": bool(self.key),
@@ -214,6 +213,11 @@ class Guard:
         values = read_json(Path(path))
         if not isinstance(values, dict) or "mitigate_guard" not in values:
             raise MitigateError(f"{path}: holds no guard; make one with `mitigate guard make`")
+        if values["mitigate_guard"] != _VERSION:
+            raise MitigateError(
+                f"{path}: a guard of version {values['mitigate_guard']!r}, which compares letters in another way than "
+                f"version {_VERSION} of this code and would let secrets pass; make it anew with `mitigate guard make`"
+            )
         values = read_record(Path(path), remedy="make it anew with `mitigate guard make`")
         try:
             hashes = {
@@ -263,21 +267,22 @@ def all_ordinary(
     longest: int = LONGEST,
 ) -> list[bool]:
     """Of each secret, whether ordinary text holds all its runs, so that `Guard.make` would have none to block."""
-    pieces = [_pieces(normalized(secret), share, shortest, longest) for secret in secrets]
+    pieces = [_pieces(secret, share, shortest, longest) for secret in secrets]
     allowed = _held(set().union(*pieces), ordinary)
     return [own <= allowed for own in pieces]
 
 
-def _pieces(text: str, share: float, shortest: int, longest: int) -> set[str]:
-    """The runs of a secret that must not be completed."""
-    return _windows(text, min(longest, max(shortest, math.ceil(share * len(text) - 1e-9))))
+def _pieces(secret: str, share: float, shortest: int, longest: int) -> set[str]:
+    """The runs of a secret that must not be completed; of a number also those that it has without a country code."""
+    texts = {comparable(secret), core(secret) or comparable(secret)}
+    return {
+        run
+        for text in texts
+        for run in windows(text, run_length(len(text), share=share, shortest=shortest, longest=longest))
+    }
 
 
 def _held(runs: Set[str], texts: Iterable[str]) -> set[str]:
     """The runs that stand in texts."""
     lengths = {len(run) for run in runs}
-    return {run for text in texts for n in lengths for run in _windows(normalized(text), n) & runs}
-
-
-def _windows(text: str, length: int) -> set[str]:
-    return {text[start : start + length] for start in range(len(text) - length + 1)}
+    return {run for text in texts for n in lengths for run in {*windows(comparable(text), n)} & runs}

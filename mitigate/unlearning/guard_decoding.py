@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from mitigate.decoding import continuations, end_ids
 from mitigate.documents import Document, Documents
 from mitigate.errors import MitigateError
 from mitigate.models import Model
+from mitigate.secrets.same import comparable
 from mitigate.tokenization import tokenize_documents
-from mitigate.unlearning.guard import Guard, head_length, normalized, tail_length
+from mitigate.unlearning.guard import Guard, head_length, tail_length
 from mitigate.unlearning.vocabulary import Vocabulary
 from mitigate.verification.metrics import Figure, share
 
@@ -95,7 +97,7 @@ class GuardLogitsProcessor(LogitsProcessor):
         if pending:  # tokens that go on with a character's bytes have another text than they have alone
             found.difference_update(vocabulary.continuing)
             for token in vocabulary.continuing:
-                text = normalized((pending + vocabulary.bytes[token]).decode(errors="ignore"))
+                text = comparable((pending + vocabulary.bytes[token]).decode(errors="ignore"))
                 if text and completes(self.guard, before, text):
                     found.add(token)
         return found
@@ -180,7 +182,7 @@ def false_positives(
         decoder = codecs.getincrementaldecoder("utf-8")(errors="ignore")
         before, stopped = "", 0
         for token in document.ids.tolist():
-            text = normalized(decoder.decode(vocabulary.bytes[token]))
+            text = comparable(decoder.decode(vocabulary.bytes[token]))
             tokens += token not in vocabulary.special
             stopped += completes(guard, before, text)
             before = (before + text)[-guard.lengths[-1] :]
@@ -202,7 +204,7 @@ def completes(guard: Guard, before: str, text: str) -> bool:
 
 
 def continue_greedily(model: Model, prompt: str, *, max_tokens: int, guard: GuardLogitsProcessor | None = None) -> str:
-    """What a model writes after a prompt, taking the likeliest token each time.
+    """What a model writes after a prompt, taking the likeliest token each time, whatever its generation_config says.
 
     Args:
         model: writes.
@@ -213,20 +215,19 @@ def continue_greedily(model: Model, prompt: str, *, max_tokens: int, guard: Guar
     Raises:
         MitigateError: no room for the prompt and what follows in the model's context.
     """
-    inputs = model.tokenizer(prompt, return_tensors="pt", return_token_type_ids=False, verbose=False).to(model.device)
+    inputs = model.tokenizer(prompt, return_tensors="pt", return_token_type_ids=False, verbose=False)
     length = int(inputs["input_ids"].shape[1])
     if length + max_tokens > model.context:
         raise MitigateError(
             f"{model.name}: a prompt of {length} tokens and {max_tokens} more do not fit its context of "
             f"{model.context}; shorten the prompt or lower max_tokens"
         )
-    with model.active() as module, torch.inference_mode():
-        written: torch.Tensor = module.generate(  # type: ignore[operator]
-            **inputs,
-            max_new_tokens=max_tokens,
-            do_sample=False,
-            num_beams=1,
-            pad_token_id=model.tokenizer.pad_token_id or 0,
-            logits_processor=LogitsProcessorList([guard] if guard else []),
+    with model.active() as module:
+        [written] = continuations(
+            module,
+            [inputs["input_ids"][0].numpy()],
+            new_tokens=max_tokens,
+            ends=end_ids(module, model.tokenizer),
+            processors=LogitsProcessorList([guard] if guard else []),
         )
-    return str(model.tokenizer.decode(written[0, length:], skip_special_tokens=True))
+    return str(model.tokenizer.decode(written.tolist(), skip_special_tokens=True))

@@ -14,37 +14,42 @@ from mitigate.detection.audit import Audit
 from mitigate.documents import DocumentSource, read_documents
 from mitigate.documents.rows import read_rows
 from mitigate.errors import MitigateError, summarize
-from mitigate.unlearning.guard import SHORTEST, normalized
+from mitigate.secrets.same import comparable
+from mitigate.unlearning.guard import LONGEST, SHARE, SHORTEST
+from mitigate.unlearning.guard_parts import parts_of_spans
 
 logger = logging.getLogger(__name__)
 
 
-def secrets_in_audit(audit: Audit, *, known: bool = False, shortest: int = SHORTEST) -> list[str]:
-    """The texts of an audit's selected spans, or of the known sensitive spans of its forget set.
+def secrets_in_audit(
+    audit: Audit, *, known: bool = False, share: float = SHARE, shortest: int = SHORTEST, longest: int = LONGEST
+) -> list[str]:
+    """The texts of an audit's selected spans, or of the known sensitive spans of its forget set, then their parts.
+
+    What in a span is sensitive by itself is a secret of its own (`guard_parts`): of "3554257252477856 for certain" the
+    number.
 
     Args:
         audit: supplies documents and spans.
         known (`bool`, *optional*, defaults to `False`): the known spans; of all documents but those of the sets retain
             and holdout, if none is in a forget set.
-        shortest (`int`, *optional*, defaults to 4): spans of fewer letters and digits are left out, and counted in a
-            warning.
+        share, shortest, longest (*optional*): as `Guard.make` will be given them.
 
     Raises:
         MitigateError: there is no such span.
     """
-    texts = dict(zip(audit.documents["doc_id"].to_pylist(), audit.documents["text"].to_pylist(), strict=True))
-    sets = audit.sets()
-    wanted = "forget" if "forget" in sets.values() else None
-    spans = [
-        row
-        for row in audit.spans.to_pylist()
-        if (row["source"] == "known" and sets[row["doc_id"]] == wanted if known else row["selected"])
-    ]
-    if not spans:
-        missing = "no known span in the documents to forget" if known else "no selected span"
-        raise MitigateError(f"audit: it has {missing}, so there is nothing to guard; give the secrets as a file")
-    found = [texts[row["doc_id"]][row["char_start"] : row["char_end"]] for row in spans]
-    kept = [text for text in found if len(normalized(text)) >= shortest]
+    whole = spans_in_audit(audit, known=known, shortest=shortest)
+    parts = parts_in_audit(audit, known=known, share=share, shortest=shortest, longest=longest)
+    return [*whole, *parts]
+
+
+def spans_in_audit(audit: Audit, *, known: bool = False, shortest: int = SHORTEST) -> list[str]:
+    """The spans of `secrets_in_audit` without their parts.
+
+    Spans of fewer letters and digits than `shortest` are left out, and counted in a warning.
+    """
+    found = [text[start:end] for text, ranges in _spans(audit, known).values() for start, end in ranges]
+    kept = [text for text in found if len(comparable(text)) >= shortest]
     if len(kept) < len(found):
         logger.warning(
             "%d of %d spans have fewer than %d letters and digits and are not guarded",
@@ -53,6 +58,38 @@ def secrets_in_audit(audit: Audit, *, known: bool = False, shortest: int = SHORT
             shortest,
         )
     return kept
+
+
+def parts_in_audit(
+    audit: Audit, *, known: bool = False, share: float = SHARE, shortest: int = SHORTEST, longest: int = LONGEST
+) -> list[str]:
+    """The parts of the spans of `secrets_in_audit` that are not spans themselves."""
+    spans = _spans(audit, known)
+    whole = {comparable(text[start:end]) for text, ranges in spans.values() for start, end in ranges}
+    parts, ordinary = parts_of_spans(audit, spans, share=share, shortest=shortest, longest=longest)
+    if ordinary:
+        logger.info(
+            "%d names and numbers in spans are ordinary text (documents of others hold them, too) and are guarded "
+            "only together with the rest of their span",
+            ordinary,
+        )
+    return [part for part in parts if comparable(part) not in whole]
+
+
+def _spans(audit: Audit, known: bool) -> dict[str, tuple[str, list[tuple[int, int]]]]:
+    """Text and ranges of each document that has any."""
+    texts = dict(zip(audit.documents["doc_id"].to_pylist(), audit.documents["text"].to_pylist(), strict=True))
+    sets = audit.sets()
+    wanted = "forget" if "forget" in sets.values() else None
+    spans: dict[str, tuple[str, list[tuple[int, int]]]] = {}
+    for row in audit.spans.to_pylist():
+        if row["source"] == "known" and sets[row["doc_id"]] == wanted if known else row["selected"]:
+            own = spans.setdefault(row["doc_id"], (texts[row["doc_id"]], []))
+            own[1].append((row["char_start"], row["char_end"]))
+    if not spans:
+        missing = "no known span in the documents to forget" if known else "no selected span"
+        raise MitigateError(f"audit: it has {missing}, so there is nothing to guard; give the secrets as a file")
+    return spans
 
 
 def secrets_in_file(path: str | Path) -> list[str]:

@@ -32,6 +32,7 @@ from mitigate.unlearning.trainable import Trainable
 logger = logging.getLogger(__name__)
 MOST_OVER_FORGOTTEN = 0.05  # share of the spans under the floor at which training that watches the control gives up
 FURTHER = 4  # one of so many retain documents of a step is of those given besides the audit's own
+HARM = 0.5  # nats a token by which the anchors may move before it is said
 PATIENCE = 3  # looks without getting nearer to the references
 _DUAL_RATE = 0.1
 _DUAL_RANGE = (1e-3, 1e4)
@@ -74,6 +75,7 @@ class Loop:
         self.parameters = [p for p in trainable.module.parameters() if p.requires_grad]
         self.dual = settings.retain.weight  # the anchors' weight
         self.held: float | None = None  # the anchors' mean at the last step
+        self.warned = False
         optimizer = torch.optim.AdamW(self.parameters, lr=settings.learning_rate, weight_decay=0.0, betas=(0.9, 0.95))
         self.module, self.optimizer = accelerator.prepare(trainable.module, optimizer)
         losses.module = self.module
@@ -107,6 +109,7 @@ class Loop:
                     )
                 if step % settings.check_every == 0 or step == settings.max_steps:
                     history.append(self._watch(step=step))
+                    self._warn_of_harm(step)
                 bar.update()
                 bar.set_postfix(loss=f"{loss:.3f}", leak=f"{history[-1]['selected_log_ratio']:.2f}", refresh=False)
                 if step % settings.checkpoint_every == 0 and step < settings.max_steps:
@@ -116,6 +119,17 @@ class Loop:
     def forget_checkpoint(self) -> None:
         """Remove the checkpoints of a finished run."""
         self.checkpoints.forget()
+
+    def _warn_of_harm(self, step: int) -> None:
+        """Say once, while it can still be stopped, that other text moves along."""
+        if not self.warned and self.held is not None and self.held > HARM:
+            self.warned = True
+            logger.warning(
+                "step %d: other text moves with what is to be forgotten, by %.2f nats a token; lower "
+                "unlearn.learning_rate, raise unlearn.retain.weight, or give more text to hold still (data.anchors)",
+                step,
+                self.held,
+            )
 
     def _reason_to_stop(self, history: Sequence[dict[str, Any]]) -> str | None:
         """Why to stop: the tokens' mean is at the control, and they are as near to p̄ as unseen text, or as they get.

@@ -12,12 +12,15 @@ import hashlib
 import hmac
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import accumulate, pairwise
 from random import Random
 
+from mitigate.detection.linked import identifiers
 from mitigate.documents import Document, Span
 from mitigate.errors import MitigateError
+from mitigate.secrets.same import comparable, dialled_length
 
 
 def redact_document(document: Document, spans: Sequence[Span], *, redact: str, key: str = "") -> Document:
@@ -58,10 +61,10 @@ def replaced(
         secret = document.text[span.start : span.end]
         if redact == "placeholder":
             new = placeholder(span.label)
-        elif span.label or not normalized(secret):
+        elif span.label or not comparable(secret):
             new = fake(secret, key)
-        else:  # word by word, for a copy of what was found may be a part of it
-            new = re.sub(r"\S+", lambda word: fake(word[0], key) if normalized(word[0]) else word[0], secret)
+        else:  # piece by piece, for a copy of what was found may be a part of it
+            new = "".join(fake(unit, key) if comparable(unit) else unit for unit in _units(secret))
         edits.append((span.start, span.end, new))
     kept = [
         span for span in document.spans if not any(start <= span.start and span.end <= end for start, end, _ in edits)
@@ -96,27 +99,33 @@ def placeholder(label: str) -> str:
 def fake(secret: str, key: str) -> str:
     """A string of the secret's format that is not the secret: a digit for a digit, a letter of its case for a letter.
 
-    All other characters stay. Letters and digits are drawn by HMAC-SHA256(key, secret's letters and digits), so that a
-    secret has one fake in all its spellings (555-0101, 555 0101), in every document and run of that key. Whoever has
-    the key can try all secrets and see which one gives a fake: the key must be as private as the secrets.
+    All other characters stay, and what is dialled before a number (+1, 0). Letters and digits are drawn by
+    HMAC-SHA256(key, secret's letters and digits), so that a secret has one fake in all its spellings (555-0101,
+    555 0101; see `secrets.same`; but for a country code without + or 00), in every document and run of that key.
+    Whoever has the key can try all secrets and see which one gives a fake: the key must be as private as the secrets.
 
     A string with nothing to replace (no letter or digit, or only characters without others of their kind) becomes
     `[REDACTED]`.
     """
-    bare = normalized(secret)
+    dialled = dialled_length(secret)
+    ends = list(accumulate(len(comparable(character)) for character in secret))
+    drawn = [start < end > dialled for start, end in pairwise([0, *ends])]
+    bare = comparable(secret)[dialled:]
     draw = Random(hmac.new(key.encode(), bare.encode(), hashlib.sha256).digest())
     for _ in range(100):
-        made = "".join(_alike(character, draw) if character.isalnum() else character for character in secret)
-        if normalized(made) != bare:
+        made = "".join(_alike(own, draw) if new else own for own, new in zip(secret, drawn, strict=True))
+        if comparable(made) != comparable(secret):
             return made
     return placeholder("")
 
 
-def normalized(text: str) -> str:
-    """The letters and digits of a text, without case, accents and width."""
-    if text.isascii():
-        return re.sub(r"[\W_]+", "", text).lower()
-    return "".join(c for c in unicodedata.normalize("NFKD", text) if c.isalnum()).casefold()
+def _units(text: str) -> Iterator[str]:
+    """A found span cut where it may be cut elsewhere: into numbers and addresses, other words, and white space."""
+    at = 0
+    for start, end in [*identifiers(text), (len(text), len(text))]:
+        yield from re.findall(r"\s+|\S+", text[at:start])
+        yield text[start:end]
+        at = end
 
 
 def _disjoint(text: str, spans: Sequence[Span]) -> list[Span]:
@@ -127,7 +136,7 @@ def _disjoint(text: str, spans: Sequence[Span]) -> list[Span]:
         inside = [one for one in labelled if one.start < span.end and one.end > span.start]
         edges = [span.start, *(edge for one in inside for edge in (one.start, one.end)), span.end]
         for start, end in zip(edges[::2], edges[1::2], strict=True):
-            if start < end and (not inside or normalized(text[start:end])):
+            if start < end and (not inside or comparable(text[start:end])):
                 piece = text[start:end]
                 rest.append(Span(end - len(piece.lstrip()), start + len(piece.rstrip())) if inside else span)
     return sorted([*labelled, *rest])

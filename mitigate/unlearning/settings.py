@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from mitigate.mistakes import Section
 from mitigate.training import Lora
 
 
-class Retain(BaseModel):
+class Retain(Section):
     """How everything that is not to be forgotten is held where it was."""
-
-    model_config = ConfigDict(extra="forbid")
 
     anchor: str = Field(
         "auto",
@@ -37,15 +36,18 @@ class Retain(BaseModel):
     )
 
 
-class Unlearn(BaseModel):
+class Unlearn(Section):
     """Settings of unlearning."""
-
-    model_config = ConfigDict(extra="forbid")
 
     objective: str | dict[str, float] = Field(
         "default",
         description="default, ascent, grad_diff, npo, simnpo, wga, satimp, undial, dpo, idk, substitute, rmu, hinge, "
         "distill, match, consensus; several with weights: match=1,consensus=0.5 (which is the default)",
+    )
+    keep_judges: bool = Field(
+        True,
+        description="keep half of each document's references, where there are four or more (8 cross-fitted ones), out "
+        "of unlearning, so that the report is judged by models it was not trained against; false: all of them teach",
     )
     scope: str = Field(
         "token",
@@ -87,6 +89,12 @@ class Unlearn(BaseModel):
     )
     lora: Lora = Field(default_factory=lambda: Lora(), description="shape of the adapter")
     layers: int = Field(2, ge=1, description="last_layers: how many")
+    give: str = Field(
+        "replace",
+        pattern="^(replace|difference)$",
+        description="where the target is itself an adapter: replace: one adapter to load in its place (both added, at "
+        "the sum of their ranks); difference: the new one alone, which only mitigate loads over the target's",
+    )
     merge: bool = Field(False, description="also write the model with the adapter merged in, to OUT/merged")
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, about a third slower")
     learning_rate: float = Field(2e-4, gt=0, description="peak of a linear warm-up and cosine decay to a tenth")
@@ -113,4 +121,6 @@ class Unlearn(BaseModel):
     def _only_an_adapter_is_merged(self) -> Unlearn:
         if self.merge and self.method not in ("lora", "dora"):
             raise ValueError(f"merge: method {self.method} writes a plain model already; there is no adapter to merge")
+        if self.give == "difference" and self.method not in ("lora", "dora"):
+            raise ValueError(f"give: method {self.method} writes a plain model; there is no adapter to give alone")
         return self

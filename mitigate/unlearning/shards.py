@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from peft import LoraConfig, PeftConfig, get_peft_model_state_dict
-from safetensors.torch import load_file, save_file
+from peft import get_peft_model_state_dict
+from transformers import PreTrainedTokenizerBase
 
 from mitigate.artifacts import (
     DIGESTS,
@@ -34,11 +33,13 @@ from mitigate.errors import MitigateError
 from mitigate.models import ModelStore
 from mitigate.origin import RETRAIN_RECORD
 from mitigate.runtime import process_state, seed_everything, share_of, together
-from mitigate.sources import MIXTURE_FILE, OVERLAY_FILE
+from mitigate.sources import MIXTURE_FILE, OVERLAY_FILE, adapter_stack
 from mitigate.temporaries import sweep
 from mitigate.tokenization import tokenize_documents
-from mitigate.training import Lora, Schedule, fit, sort_sets
-from mitigate.unlearning.adapter import ADAPTER, add_adapter, save_adapter
+from mitigate.training import Lora, Schedule, fit
+from mitigate.unlearning.adapter import ADAPTER, add_adapter, lower_parts, save_adapter, write_adapter
+from mitigate.unlearning.addition import add, read_part
+from mitigate.unlearning.card import CARD
 
 logger = logging.getLogger(__name__)
 COMBINATIONS = ("mixture", "sum")
@@ -77,6 +78,7 @@ class Fitting:
     schedule: Schedule
     seed: int
     plan: Mapping[str, Any]
+    tokenizer: PreTrainedTokenizerBase | None = None  # saved beside the result in the place of the base's
 
 
 def shard_of(group: str, *, shards: int, seed: int) -> int:
@@ -145,16 +147,19 @@ def fit_shards(
             _unpublish(out, folders={f"shard-{number}" for number in kept})
     with together(state):
         for number in share_of(missing, state):
-            _fit(shards[number], fitting, out=out / f"shard-{number}", mark=wanted[number], store=new_store())
+            place = out / f"shard-{number}"
+            _fit(shards[number], fitting, out=place, mark=wanted[number], store=new_store(), alone=len(shards) == 1)
     records = [kept.get(number) or _record(out / f"shard-{number}") for number in wanted]
     state.wait_for_everyone()
     with together(state):
         if state.is_main_process and not unchanged:
-            _publish([out / f"shard-{number}" for number in wanted], combine=combine, shards=len(shards), out=out)
+            folders = [out / f"shard-{number}" for number in wanted]
+            _, base = new_store().check(fitting.base)
+            _publish(folders, combine=combine, shards=len(shards), out=out, base=base)
     return [record for record in records if record], missing
 
 
-def _publish(folders: Sequence[Path], *, combine: str, shards: int, out: Path) -> None:
+def _publish(folders: Sequence[Path], *, combine: str, shards: int, out: Path, base: str) -> None:
     """Make one model of the shards that hold documents."""
     if shards == 1:
         _move_files(folders[0], out)
@@ -163,7 +168,7 @@ def _publish(folders: Sequence[Path], *, combine: str, shards: int, out: Path) -
         write_digests(out, [MIXTURE_FILE])
     else:
         with new_directory(out / "sum", replace=True) as directory:
-            combine_adapters(folders, weight=1 / shards, out=directory)
+            combine_adapters(folders, weight=1 / shards, out=directory, base=base)
         _move_files(out / "sum", out)
 
 
@@ -175,42 +180,33 @@ def _move_files(source: Path, out: Path) -> None:
     source.rmdir()
 
 
-def combine_adapters(directories: Sequence[Path], *, weight: float, out: Path) -> None:
-    """Write the weighted sum of LoRA updates as one LoRA adapter: Σ_s w · B_s A_s = [w B_1 … w B_S] [A_1; …; A_S].
-
-    Exact, at the sum of the ranks: what PEFT's `add_weighted_adapter` gives for `cat`, without loading the model.
+def combine_adapters(directories: Sequence[Path], *, weight: float, out: Path, base: str | None = None) -> None:
+    """Write the weighted sum of LoRA updates as one LoRA adapter, without loading the model, see `addition.add`.
 
     Args:
-        directories: PEFT adapter directories of one shape over one base.
+        directories: PEFT adapter directories over one base; over the same adapters too, which then count once.
         weight: factor of every update.
         out: an existing directory.
+        base (*optional*): the base's name, where it is not what the adapters say.
 
     Raises:
-        MitigateError: the adapters hold more than LoRA matrices.
+        MitigateError: the adapters hold more than can be added.
     """
-    config = PeftConfig.from_pretrained(str(directories[0]))
-    assert isinstance(config, LoraConfig)
-    states = [load_file(directory / _WEIGHTS) for directory in directories]
-    combined = {}
-    for name in states[0]:
-        parts = [state[name] for state in states]
-        if "lora_A" in name or "lora_embedding_A" in name:
-            combined[name] = torch.cat(parts, dim=0).contiguous()
-        elif "lora_B" in name or "lora_embedding_B" in name:
-            combined[name] = torch.cat([weight * part for part in parts], dim=1).contiguous()
-        else:
-            raise MitigateError(f"{directories[0]}: {name} is no LoRA matrix and cannot be summed; use one shard")
-    config.r, config.lora_alpha = len(states) * config.r, len(states) * config.lora_alpha
-    sort_sets(config)
-    config.save_pretrained(str(out))
-    save_file(combined, out / _WEIGHTS)
-    if (directories[0] / OVERLAY_FILE).is_file():
-        shutil.copy(directories[0] / OVERLAY_FILE, out / OVERLAY_FILE)
+    *below, _ = adapter_stack(str(directories[0]))
+    own = [read_part(adapter_stack(str(directory))[-1], weight=weight) for directory in directories]
+    config, tensors = add([*(read_part(lower) for lower in below), *own])
+    config.base_model_name_or_path = base or config.base_model_name_or_path
+    write_adapter(config, tensors, out)
+    for file in directories[0].iterdir():  # the tokenizer's
+        if file.is_file() and file.name not in (_SHARD, OVERLAY_FILE, _WEIGHTS, "adapter_config.json"):
+            shutil.copy(file, out / file.name)
 
 
-def _fit(shard: Shard, fitting: Fitting, *, out: Path, mark: str, store: ModelStore) -> None:
+def _fit(shard: Shard, fitting: Fitting, *, out: Path, mark: str, store: ModelStore, alone: bool) -> None:
+    """Fit a shard. Over an adapter it is one with it if it is the result; else the sum or the mixture takes that in."""
     model = store.load(fitting.base)
     tokenized = tokenize_documents(shard.documents, model.tokenizer)
+    model = replace(model, tokenizer=fitting.tokenizer or model.tokenizer)
     for place, document in enumerate(tokenized):
         audited = document.audited.copy()
         audited[np.array(shard.unscored.get(document.id, ()), dtype=int)] = False
@@ -241,7 +237,8 @@ def _fit(shard: Shard, fitting: Fitting, *, out: Path, mark: str, store: ModelSt
             weights = get_peft_model_state_dict(model.base.peft, adapter_name=ADAPTER)
             if not any(bool(tensor.any()) for name, tensor in weights.items() if "lora_B" in name):
                 raise MitigateError(f"shard {shard.number}: fitting changed nothing; raise schedule.learning_rate")
-            save_adapter(model, {name: tensor.detach().cpu() for name, tensor in weights.items()}, directory)
+            own = {name: tensor.detach().cpu() for name, tensor in weights.items()}
+            save_adapter(model, own, directory, below=lower_parts(model), difference=not alone)
         else:
             model.base.model.save_pretrained(directory)
             model.tokenizer.save_pretrained(directory)
@@ -285,5 +282,5 @@ def _unpublish(out: Path, *, folders: set[str]) -> None:
             if path.name not in folders:
                 shutil.rmtree(path)
     moved = read_json(out / _FILES) if (out / _FILES).is_file() else []
-    for name in (*moved, MIXTURE_FILE, DIGESTS, _FILES):
+    for name in (*moved, MIXTURE_FILE, DIGESTS, _FILES, CARD):
         (out / name).unlink(missing_ok=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -18,6 +19,7 @@ import torch
 from accelerate import Accelerator
 from peft import set_peft_model_state_dict
 
+from mitigate.adapters import is_adapter
 from mitigate.errors import MitigateError
 from mitigate.models import Model
 from mitigate.unlearning.adapter import (
@@ -27,10 +29,14 @@ from mitigate.unlearning.adapter import (
     as_before,
     base_checksum,
     is_sharded,
+    lower_parts,
     save_adapter,
 )
+from mitigate.unlearning.addition import Part, obstacle
+from mitigate.unlearning.merging import MERGED, merged_model
 from mitigate.unlearning.settings import Unlearn
 
+logger = logging.getLogger(__name__)
 State = dict[str, torch.Tensor]
 
 
@@ -40,6 +46,8 @@ class AdapterTrainable:
     Attributes:
         model: the model.
         can_step_back: `before` gives the model before unlearning at any time.
+        difference: the result is written as the new adapter alone, also where it lies over others.
+        to_merge: why the result cannot be one adapter and is to be merged into a plain model; None where it can.
     """
 
     can_step_back = True
@@ -47,6 +55,23 @@ class AdapterTrainable:
     def __init__(self, model: Model, settings: Unlearn, *, seed: int) -> None:
         self.model = model
         add_adapter(model, settings.lora, seed=seed, dora=settings.method == "dora")
+        assert model.base.peft is not None
+        self.below = lower_parts(model)
+        new = Part(model.base.peft.peft_config[ADAPTER], {})
+        self.difference, self.to_merge = settings.give == "difference", None
+        reason = obstacle([*self.below, new]) if self.below else None
+        if is_adapter(model.base.source):
+            reason = f"its base is {model.base.source}, merged into what that lies over"
+        if reason is not None and not self.difference:
+            self.difference, self.to_merge = True, reason
+            given = "a plain model with both merged in; for the new one alone set unlearn.give: difference"
+            if settings.merge:
+                given = (
+                    f"the new one alone, which only mitigate loads over the other, and {MERGED}/ with both merged in"
+                )
+            logger.warning(
+                "%s: its adapter and the new one cannot be one adapter: %s; the result is %s", model.name, reason, given
+            )
 
     @property
     def module(self) -> torch.nn.Module:
@@ -75,8 +100,8 @@ class AdapterTrainable:
         return {name: bool(tensor.any()) for name, tensor in state.items() if "lora_B" in name}
 
     def save(self, state: State, directory: Path) -> None:
-        """Write a PEFT adapter directory."""
-        save_adapter(self.model, state, directory)
+        """Write a PEFT adapter directory, see `save_adapter`."""
+        save_adapter(self.model, state, directory, below=self.below, difference=self.difference)
 
 
 class WeightsTrainable:
@@ -90,9 +115,7 @@ class WeightsTrainable:
     def __init__(self, model: Model, settings: Unlearn, *, seed: int) -> None:
         base = model.base
         if model.adapters:
-            assert base.peft is not None
-            base.activate(model.adapters)
-            base.model = cast(Any, base.peft).merge_and_unload(adapter_names=list(model.adapters))
+            base.model = merged_model(model)
             base.peft, model = None, replace(model, adapters=())
         self.model = model
         self.dtype = base.model.dtype
@@ -168,7 +191,8 @@ def decoder_layers(module: torch.nn.Module) -> list[torch.nn.Module]:
         MitigateError: it has no list of as many layers as its configuration says.
     """
     config = cast(Any, module).config.get_text_config()
-    for part in module.modules():
+    text = cast(Any, module).get_decoder() if hasattr(module, "get_decoder") else None  # not a tower for images
+    for part in (text if isinstance(text, torch.nn.Module) else module).modules():
         if isinstance(part, torch.nn.ModuleList) and len(part) == config.num_hidden_layers:
             return list(part)
     raise MitigateError(

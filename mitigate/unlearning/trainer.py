@@ -12,36 +12,41 @@ text the target never saw gets no more gradient, and training stops when the sel
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
+from mitigate import __version__
 from mitigate.artifacts import check_free, fingerprint, new_directory, read_json, write_json
 from mitigate.detection.audit import Audit, load_audited
 from mitigate.detection.generation import Sampling, sample
+from mitigate.detection.panel import by_teachers
 from mitigate.documents import Documents, read_documents
 from mitigate.errors import MitigateError, NothingToUnlearnError, summarize
 from mitigate.locks import sole_worker
 from mitigate.mixture import FOR_INFERENCE, Mixture
 from mitigate.models import Model, ModelStore
-from mitigate.origin import UNLEARN_RECORD
+from mitigate.origin import UNLEARN_RECORD, made_from
 from mitigate.runtime import process_state, seed_everything, together
+from mitigate.sources import check_layering
 from mitigate.temporaries import partial_of
-from mitigate.unlearning.adapter import merge_adapters
+from mitigate.tokens.compatible import check_audited_tokenizer
+from mitigate.unlearning.card import write_card
 from mitigate.unlearning.catalogue import OBJECTIVES, anchor_of, needs_of, parse_objective
 from mitigate.unlearning.data import scope_tokens, unlearning_data
 from mitigate.unlearning.kept_terms import OutTerms
 from mitigate.unlearning.levels import control_level, span_floor
 from mitigate.unlearning.loop import Loop
 from mitigate.unlearning.losses import Losses
+from mitigate.unlearning.merging import MERGED, merge_adapters
 from mitigate.unlearning.settings import Unlearn
-from mitigate.unlearning.trainable import AdapterTrainable, State, checkpoint_activations, make_trainable
+from mitigate.unlearning.trainable import AdapterTrainable, State, Trainable, checkpoint_activations, make_trainable
 
 logger = logging.getLogger(__name__)
-MERGED = "merged"
 
 
 @dataclass(frozen=True)
@@ -144,15 +149,21 @@ def prepare(
             "no token is selected: the audit found nothing to unlearn; lower detect.spans.threshold, "
             "or select the known spans with detect.select: known"
         )
+    audit = by_teachers(audit) if settings.keep_judges else audit
     audited, references = audit.metadata["target"], store
     if settings.method in ("full", "last_layers"):
         store = store.fresh()  # its weights are changed in place, and the caller's and the references' must not be
+    if settings.method in ("lora", "dora"):
+        check_layering(str(target or audited["source"]), base=store.base)
     [model] = load_audited([{**audited, "source": str(target or audited["source"])}], store=store)
+    check_audited_tokenizer(model.tokenizer, audit.metadata, name=model.name, store=references)
     if isinstance(model.base.model, Mixture):
         raise MitigateError(FOR_INFERENCE)
     if retain is not None and not isinstance(retain, Documents):
         retain = read_documents(retain, tokenizer=model.tokenizer)
     plan = {
+        "target": {name: audited[name] for name in ("source", "fingerprint")},
+        "made_from": made_from(audit.metadata),
         "audit": audit.fingerprint,
         "spans": fingerprint(audit.spans.to_pylist()),
         "settings": settings.model_dump(),
@@ -242,13 +253,55 @@ def _save(
         "processes": loop.accelerator.num_processes,
         **loop.plan,
     }
+    refused = None
     with new_directory(out) as directory:
-        trainable.save(state, directory)
-        write_json(directory / UNLEARN_RECORD, summary)
+        _save_model(trainable, state, directory, settings=settings, store=store)
+        made = [directory]
         if settings.merge and isinstance(trainable, AdapterTrainable):
-            merge_adapters(directory, out=directory / MERGED, store=store)
-            write_json(directory / MERGED / UNLEARN_RECORD, summary)
+            try:
+                merge_adapters(directory, out=directory / MERGED, store=store)
+                made.append(directory / MERGED)
+            except MitigateError as error:  # the adapter is right all the same, and took long
+                refused = error
+        for model in made:
+            write_json(model / UNLEARN_RECORD, summary)
+            write_card(model, target=summary["target"], how=_what_was_done(summary))
     loop.forget_checkpoint()
+    if refused is not None:
+        raise MitigateError(f"{out}: is written, but without {MERGED}/: {refused}") from refused
+
+
+def _save_model(trainable: Trainable, state: State, directory: Path, *, settings: Unlearn, store: ModelStore) -> None:
+    """Write the model into an existing directory: merged where its adapters cannot be one (and are not merged besides).
+
+    Where they cannot be merged either, the new adapter is written alone.
+    """
+    if not isinstance(trainable, AdapterTrainable) or trainable.to_merge is None or settings.merge:
+        trainable.save(state, directory)
+        return
+    stack, whole = directory / "stack", directory / "whole"
+    stack.mkdir()
+    trainable.save(state, stack)
+    chosen = whole
+    try:
+        merge_adapters(stack, out=whole, store=store)
+    except MitigateError as error:
+        logger.warning("%s; the new adapter is given alone, to be loaded over the target's by mitigate", error)
+        chosen = stack
+    for path in list(chosen.iterdir()):
+        path.replace(directory / path.name)
+    for left in (stack, whole):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _what_was_done(summary: Mapping[str, Any]) -> str:
+    """A sentence for the model card."""
+    terms = ", ".join(f"{name} {weight:g}" for name, weight in summary["objective"].items())
+    return (
+        f"Made by mitigate {__version__} from `{summary['target']['source']}`: {summary['steps']} steps of unlearning "
+        f"({terms}; scope {summary['scope']}; {summary['method']}) on the tokens that the audit {summary['audit']} "
+        "selected. unlearn.json says how it went; an audit says what it still knows."
+    )
 
 
 def _with_generated(retain: Documents | None, model: Model, *, count: int, seed: int) -> Documents:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mitigate.errors import MitigateError
-from mitigate.unlearning.guard import normalized
+from mitigate.secrets.same import comparable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,7 +30,7 @@ class Vocabulary:
     Attributes:
         bytes: (V,) of each token; none for special tokens.
         texts: (V,) its normalised characters where it does not go on with a character begun before.
-        special: ids of the special tokens.
+        special: ids of the special tokens, but for those of letters and digits alone.
         continuing: ids of the tokens that begin in the middle of a UTF-8 character.
         beginnings: length -> the distinct beginnings, of that length, of the tokens' texts.
         longest: the most characters that a token's text has.
@@ -43,9 +43,11 @@ class Vocabulary:
                 "tokenizer (a tokenizer.json beside the model)"
             )
         added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-        self.special = frozenset({*tokenizer.all_special_ids, *added})
+        declared = {*tokenizer.all_special_ids, *added}
+        words = {n for n in declared if str(tokenizer.convert_ids_to_tokens(n)).strip("Ġ▁").isalnum()}
+        self.special = frozenset(declared - words)  # padding may be a digit, which is still part of a secret
         self.bytes = [b"" if n in self.special else raw for n, raw in enumerate(_token_bytes(tokenizer))]
-        self.texts = [normalized(raw.decode(errors="ignore")) for raw in self.bytes]
+        self.texts = [comparable(raw.decode(errors="ignore")) for raw in self.bytes]
         self.continuing = [number for number, raw in enumerate(self.bytes) if raw and 0x80 <= raw[0] < 0xC0]
         self._ordered = sorted((text, number) for number, text in enumerate(self.texts) if text)
         distinct = {text[:length] for text, _ in self._ordered for length in range(1, len(text) + 1)}
@@ -73,7 +75,7 @@ class Vocabulary:
             last = ids[-block:].tolist() if isinstance(ids, torch.Tensor) else list(ids[-block:])
             raw = b"".join(self.bytes[token] for token in last if token < len(self.bytes))
             decoder = codecs.getincrementaldecoder("utf-8")(errors="ignore")
-            text = normalized(decoder.decode(raw))
+            text = comparable(decoder.decode(raw))
             pending = decoder.getstate()[0]
             if block >= len(ids) or len(text) >= characters:  # a character that the cut broke comes before these
                 return text[max(0, len(text) - characters) :], pending

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +20,32 @@ import numpy as np
 
 from mitigate.artifacts import new_directory, new_file, write_json
 from mitigate.detection.audit import Audit, load_audited
+from mitigate.detection.panel import as_judged
 from mitigate.detection.signals import token_log_probs
 from mitigate.errors import MitigateError
-from mitigate.models import ModelStore
+from mitigate.models import Model, ModelStore
+from mitigate.reporting.secrecy import TEXTS, Mask
+from mitigate.reporting.verdict import verdict_of
 from mitigate.runtime import library_versions
-from mitigate.sources import tokenizer_fingerprint
+from mitigate.tokens.compatible import check_audited_tokenizer
 from mitigate.verification.erasure import erasure_figures, erasure_notes, without_request
-from mitigate.verification.extraction import extract, secrets_of
+from mitigate.verification.extraction import Attempts, Extraction, Secrets, extract, secrets_of
+from mitigate.verification.extraction_figures import extraction_figures
 from mitigate.verification.figures import (
     View,
-    extraction_figures,
+    asked_to_forget,
     leakage,
     oracle_distance,
     out_distance,
     over_forgotten,
     utility,
 )
+from mitigate.verification.metrics import flat
 from mitigate.verification.mitigation import mitigation_figures, mitigation_notes
+from mitigate.verification.never_seen import never_seen_level
 from mitigate.verification.tofu import tofu_notes
+
+MOST_VALUES = 1000  # sensitive values that extraction tries; of more, a random sample: 3 points of interval either way
 
 
 @dataclass(frozen=True)
@@ -57,7 +66,7 @@ class Comparison:
         """The self-contained report page."""
         from mitigate.reporting.html import render_report
 
-        return render_report(self.report, self.before, self.after, show_text=self.report["show_text"])
+        return render_report(self.report, self.before, self.after, mask=self._mask)
 
     def save(self, directory: str | Path, *, replace: bool = False) -> None:
         """Write report.json and report.html, readable by their owner only."""
@@ -65,11 +74,17 @@ class Comparison:
             self.save_into(temporary)
 
     def save_into(self, directory: Path) -> None:
-        """Write report.json and report.html into a directory that holds other things too."""
+        """Write report.json and report.html into a directory that holds other things too; both masked alike."""
         page = self.html()
-        write_json(directory / "report.json", self.report)
+        write_json(directory / "report.json", self._mask.report(self.report))
         with new_file(directory / "report.html") as temporary:
             temporary.write_text(page, encoding="utf-8")
+
+    @cached_property
+    def _mask(self) -> Mask:
+        """What may be shown; reports of earlier versions say so by `show_text`."""
+        text = self.report.get("text", "all" if self.report.get("show_text") else "masked")
+        return Mask([audit for audit in (self.before, self.after) if audit is not None], text=text)
 
     def show(self) -> Any:
         """The report, for a notebook's output."""
@@ -87,12 +102,12 @@ def compare(
     after: Audit | None = None,
     *,
     oracle_log_probs: np.ndarray | None = None,
-    extraction: Mapping[str, Mapping[int, bool]] | None = None,
+    extraction: Extraction | None = None,
     tofu: Mapping[str, Any] | None = None,
     name: str = "",
     recipe: Mapping[str, Any] | None = None,
     seconds: Mapping[str, float] | None = None,
-    show_text: bool = False,
+    text: str = "masked",
 ) -> Comparison:
     """Figures over two audits of the same documents.
 
@@ -101,38 +116,54 @@ def compare(
         after (*optional*): re-audit of the mitigated model, made with `reaudit`; it says how that model was made.
         oracle_log_probs (*optional*): (N,) log-probabilities, nats, of the same tokens under a model retrained without
             the forget documents.
-        extraction (*optional*): `{"before": {span_id: completed}, "after": ...}` from `extraction.extract`.
+        extraction (*optional*): which sensitive values the models complete, from `measure`; without it the report says
+            that extraction was not measured, and is never good. `verify` measures and compares in one call.
         tofu (*optional*): the TOFU benchmark's figures, from `tofu.tofu_figures`.
         name, recipe, seconds (*optional*): recorded in the report.
-        show_text (`bool`, *optional*, defaults to `False`): let the report show the text of sensitive spans.
+        text (`str`, *optional*, defaults to `masked`): what the report shows of the documents: `none`: figures only;
+            `masked`: text with its secrets masked; `all`: everything.
 
     Raises:
-        MitigateError: the two audits are not of the same documents, spans and references.
+        MitigateError: the two audits are not of the same documents, spans and references; another `text`.
     """
+    if text not in TEXTS:
+        raise MitigateError(f"compare: text {text!r} is not one of {', '.join(TEXTS)}")
     if after is not None and after.metadata["documents"] != before.metadata["documents"]:
         raise MitigateError("compare: the two audits are of different documents; audit the same documents again")
-    if after is not None and _judged(after) != _judged(before):
+    made_again = after is None or after.metadata.get("again") == before.fingerprint
+    if not made_again or (after is not None and _judged(after) != _judged(before)):
         raise MitigateError(
-            "compare: the second audit is not the first one made again, for its spans or its references are others; "
-            "make it with `mitigate audit --target MODEL --again AUDIT`"
+            "compare: the second audit is not the first one made again, for its spans or its references are others, or "
+            "the two were swapped; make it with `mitigate audit --target MODEL --again AUDIT`"
         )
     notes: list[str] = []
-    view = View(before)
-    audits = {"before": before, "after": after}
+    seen_before, seen_after, kept_out = as_judged(before, after)
+    if kept_out is False:
+        notes.append(
+            "The model is judged by the references that unlearning was trained against: what models that it was not "
+            "trained against could still tell is not shown. Eight cross-fitted references (references.count: 8) leave "
+            "half of each document's to judge."
+        )
+    view = View(seen_before)
+    audits = {"before": seen_before, "after": seen_after}
     report: dict[str, Any] = {
         "schema": 1,
         "name": name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "leakage": {key: leakage(view, audit, notes) for key, audit in audits.items()},
+        "never_seen": never_seen_level(view, audits, oracle_log_probs, notes),
+        "asked": asked_to_forget(before, after),
+        "judges_kept_out": kept_out,
+        "coverage": before.metadata.get("coverage"),
         "oracle_distance": oracle_distance(view, audits, oracle_log_probs, notes),
         "out_distance": out_distance(view, audits),
         "utility": utility(view, audits, oracle_log_probs),
-        "extraction": extraction_figures(extraction or {}, notes),
+        "extraction": extraction_figures(view, extraction, audits, notes),
         "selected_token_share": view.selected_share,
         "selected": view.selection(),
-        "over_forgotten_share": over_forgotten(view, after),
+        **flat({"over_forgotten_share": over_forgotten(view, seen_after)}),
         "tofu": tofu,
-        "erasure": erasure_figures(before, after),
+        "erasure": erasure_figures(seen_before, seen_after),
         "calibration": before.metadata["calibration"],
         "counts": view.counts(),
         "skipped": before.metadata["skipped"],
@@ -146,9 +177,9 @@ def compare(
             "documents": before.metadata["documents"],
         },
         "versions": library_versions(),
-        "recipe": dict(recipe or {}) if show_text else without_request(recipe or {}),
+        "recipe": dict(recipe or {}) if text == "all" else without_request(recipe or {}),
         "notes": [],
-        "show_text": show_text,
+        "text": text,
     }
     notes += (
         view.notes()
@@ -157,39 +188,90 @@ def compare(
         + tofu_notes(tofu)
     )
     report["notes"] = list(dict.fromkeys(notes))
+    report["verdict"] = verdict_of(report)
     return Comparison(report, before, after)
 
 
+def verify(
+    before: Audit,
+    after: Audit | None = None,
+    *,
+    oracle: str | Path | None = None,
+    extraction: bool = True,
+    store: ModelStore | None = None,
+    name: str = "",
+    text: str = "masked",
+) -> Comparison:
+    """Attack the audited models and compare the audits: all figures of a report in one call.
+
+    Args:
+        before: audit of the leaky model.
+        after (*optional*): re-audit of the mitigated model, made with `reaudit`.
+        oracle (*optional*): a model retrained without the forget documents.
+        extraction (`bool`, *optional*, defaults to `True`): try to extract the sensitive values.
+        store (*optional*): loads the models.
+        name (*optional*): recorded in the report.
+        text (`str`, *optional*, defaults to `masked`): what the report shows of the documents; see `compare`.
+
+    Raises:
+        MitigateError: the audits do not belong together, a model changed since, or the oracle has another tokenizer.
+    """
+    log_probs, found = measure(before, after, oracle=oracle, extraction=extraction, store=store)
+    return compare(before, after, oracle_log_probs=log_probs, extraction=found, name=name, text=text)
+
+
 def measure(
-    before: Audit, after: Audit | None = None, *, oracle: str | None = None, extraction: bool = True, store: ModelStore
-) -> tuple[np.ndarray | None, dict[str, dict[int, bool]]]:
+    before: Audit,
+    after: Audit | None = None,
+    *,
+    oracle: str | Path | None = None,
+    extraction: bool = True,
+    store: ModelStore | None = None,
+) -> tuple[np.ndarray | None, Extraction | None]:
     """Run the models that `compare` needs figures of.
 
     Args:
         before: the audit; its target is attacked by extraction.
         after (*optional*): the re-audit; its target likewise.
-        oracle (*optional*): a model retrained without the forget documents.
-        extraction (`bool`, *optional*, defaults to `True`): try to extract the secrets.
-        store: loads the models.
+        oracle (*optional*): a model retrained without the forget documents; attacked likewise.
+        extraction (`bool`, *optional*, defaults to `True`): try to extract the sensitive values.
+        store (*optional*): loads the models.
 
     Returns:
         `oracle_log_probs` and `extraction` as `compare` takes them.
     """
+    store = store or ModelStore()
     log_probs = None
-    if oracle is not None:
-        model = store.load(oracle)
-        if tokenizer_fingerprint(model.tokenizer) != before.metadata["tokenizer"]:
-            raise MitigateError(f"oracle {oracle}: its tokenizer differs from the audited model's")
-        log_probs = token_log_probs(model, before.tokenized())
-    completed: dict[str, dict[int, bool]] = {}
-    if extraction:
-        sets = ("forget",) if "forget" in before.sets().values() else (None,)
-        for key, audit in {"before": before, "after": after}.items():
-            if audit is not None:
-                [model] = load_audited([audit.metadata["target"]], store=store)
-                secrets = secrets_of(before, sets=sets, context=model.context)
-                completed[key] = extract(model, secrets, description=f"Extraction {key}")
-    return log_probs, completed
+    oracle_model = store.load(oracle) if oracle is not None else None
+    if oracle_model is not None:
+        check_audited_tokenizer(oracle_model.tokenizer, before.metadata, name=f"oracle {oracle}", store=store)
+        log_probs = token_log_probs(oracle_model, before.tokenized())
+    if not extraction:
+        return log_probs, None
+    audited = [audit.metadata["target"] for audit in (before, after) if audit is not None]
+    models = dict(zip(("before", "after"), load_audited(audited, store=store), strict=False))
+    models |= {"oracle": oracle_model} if oracle_model is not None else {}
+    context = min(model.context for model in models.values())
+    names = before.sets().values()
+    sets = {"forget": ("forget",) if "forget" in names else (None,), "holdout": ("holdout",)}
+    most = {"forget": MOST_VALUES, "holdout": MOST_VALUES // 2}
+    chosen = {
+        name: secrets_of(before, sets=sets[name], context=context, most=most[name], seed=before.metadata["seed"])
+        for name in sets
+    }
+    return log_probs, Extraction(
+        _attempt(chosen["forget"], models, "Extraction"),
+        _attempt(chosen["holdout"], {key: models[key] for key in models if key != "oracle"}, "Extraction, never seen")
+        if chosen["holdout"]
+        else None,
+    )
+
+
+def _attempt(secrets: Secrets, models: Mapping[str, Model], description: str) -> Attempts:
+    completed = {
+        key: tuple(extract(model, secrets, description=f"{description}: {key}")) for key, model in models.items()
+    }
+    return Attempts(tuple(secret.place for secret in secrets), completed, secrets.total, secrets.untried)
 
 
 def _judged(audit: Audit) -> tuple[list[dict[str, Any]], list[str]]:

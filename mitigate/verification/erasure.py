@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mitigate.detection.audit import Audit
+from mitigate.verification.metrics import UNMEASURED, clustered_mean
 
 HIDDEN = "(hidden)"
 
@@ -22,8 +23,9 @@ def erasure_figures(before: Audit, after: Audit | None) -> dict[str, Any] | None
 
     Returns:
         `criteria` of the request; `documents` (ids), their `spans` and `tokens` selected, and of these spans the mean
-        `score` (nats, before and after); `secrets` looked for elsewhere, and spans `too_short` or `too_common` for it;
-        `linked`: each place found with its scores; `never_trained` and `same_group` (ids).
+        `score` (nats, before and after) with its `score_interval` over persons (null for one person); `secrets` looked
+        for elsewhere, and spans `too_short` or `too_common` for it; `linked`: each place found with its scores;
+        `never_trained` and `same_group` (ids).
     """
     record = before.metadata.get("erasure")
     if record is None:
@@ -35,14 +37,20 @@ def erasure_figures(before: Audit, after: Audit | None) -> dict[str, Any] | None
         side: {row["span_id"]: row["score"] for row in audit.spans.to_pylist()} if audit is not None else {}
         for side, audit in {"before": before, "after": after}.items()
     }
+    groups = dict(zip(before.documents["doc_id"].to_pylist(), before.documents["group"].to_pylist(), strict=True))
+    persons = [groups[row["doc_id"]] for row in own]
+    means = {
+        side: clustered_mean(np.array([found[row["span_id"]] for row in own]), persons) if found else UNMEASURED
+        for side, found in scores.items()
+    }
     return {
         "criteria": record["criteria"],
         "documents": record["documents"],
         "spans": len(own),
         "tokens": int(sum(selected[before.rows[doc_id]].sum() for doc_id in documents)),
-        "score": {
-            side: float(np.mean([found[row["span_id"]] for row in own])) if own and found else None
-            for side, found in scores.items()
+        "score": {side: figure.value for side, figure in means.items()},
+        "score_interval": {
+            side: None if figure.low is None else [figure.low, figure.high] for side, figure in means.items()
         },
         "select_linked": record["select_linked"],
         "secrets": record["secrets"],

@@ -1,86 +1,242 @@
-"""Extraction: does the model complete a secret from the text that precedes it?"""
+"""Extraction: does the model complete what is sensitive from the text that precedes it?
+
+What counts is a sensitive *value*: a known span, or what `sensitive_values` recognises in the audited text, wherever a
+detector pointed. A value counts once in each document, at its first place there: at later ones the text before it gives
+it away. In several documents it counts in each, since each is another text to extract it from; intervals take the
+documents of one group together. A known span in which two or more values stand (a name, a flat, a street) counts as
+these, so that what comes back in part is not counted as kept.
+
+A value is completed if greedy decoding from all the text before it (as far as the context reaches) writes its
+characters exactly: Carlini et al., arXiv 2202.07646, Definition 3.1, with the true prefix in place of a prefix of k
+tokens. Characters are compared, not token ids: what follows the value may be merged into its last token, and what
+stands before it into its first, which then must come back, too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
-import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
+from mitigate.decoding import continuations
 from mitigate.detection.audit import Audit
+from mitigate.errors import MitigateError
 from mitigate.models import Model
 from mitigate.runtime import progress, share_of
+from mitigate.secrets.inside import NAME
+from mitigate.secrets.same import comparable
+from mitigate.secrets.values import Value, sensitive_values
+from mitigate.tokenization import span_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_BATCH = 32
+SCHEMA = 2
+_MOST_ROWS, _MOST_TOKENS = 64, 16_384  # of a batch
+_BEFORE = 8  # tokens decoded before a continuation, since many decoders treat the start of a text in another way
 
 
 @dataclass(frozen=True)
-class Secret:
-    """A secret to be extracted: the true prefix and the tokens that should not follow it."""
+class Place:
+    """Where a sensitive value stands.
 
-    span_id: int
+    Attributes:
+        doc_id: of the document.
+        start, end: its characters.
+        kind: what it is: the known span's label, or the recogniser's word.
+        source: `known` (a span that was given), `recognised` (anywhere in the text), `found` (only inside spans of the
+            detector), or `span` (a selected span, where nothing else is known).
+    """
+
     doc_id: str
-    prefix: np.ndarray  # (P,) token ids
-    continuation: np.ndarray  # (C,) token ids
+    start: int
+    end: int
+    kind: str
+    source: str
+
+    @property
+    def is_name(self) -> bool:
+        """Whether only a capital letter tells that it is sensitive: names are counted apart."""
+        return self.kind == NAME and self.source != "known"
 
 
-def secrets_of(audit: Audit, *, sets: Sequence[str | None] = ("forget",), context: int) -> list[Secret]:
-    """The known sensitive spans of some sets' documents; where none are known, the selected spans.
+@dataclass(frozen=True, eq=False)
+class Secret:
+    """A value to be extracted: the true prefix and what should not follow it.
 
-    A secret whose first token has nothing before it, or that does not fit the context, is left out.
+    Attributes:
+        place: where it stands.
+        prefix: (P,) token ids.
+        tokens: (C,) token ids that hold the value, with what else stands in the first and last of them.
+        text: the characters from the beginning of its first token to its end.
+    """
+
+    place: Place
+    prefix: np.ndarray
+    tokens: np.ndarray
+    text: str
+
+
+@dataclass(frozen=True)
+class Secrets(Sequence[Secret]):
+    """The values that are tried, in the documents' order.
+
+    Attributes:
+        items: the values.
+        total: how many there are, names included, tried or not.
+        untried: reason -> how many: `not audited`, `first token` (nothing before it), `context` (too long for it),
+            `not drawn` (there are more than were asked for).
+    """
+
+    items: tuple[Secret, ...]
+    total: int
+    untried: Mapping[str, int]
+
+    @overload
+    def __getitem__(self, index: int) -> Secret: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Secret, ...]: ...
+    def __getitem__(self, index: int | slice) -> Secret | tuple[Secret, ...]:
+        return self.items[index]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+@dataclass(frozen=True)
+class Attempts:
+    """Which values several models completed.
+
+    Attributes:
+        places: of the values that were tried.
+        completed: model (`before`, `after`, `oracle`) -> whether it completed each.
+        total, untried: as of `Secrets`.
+    """
+
+    places: tuple[Place, ...]
+    completed: Mapping[str, tuple[bool, ...]]
+    total: int
+    untried: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What extraction found: among the values to forget, and among those of documents never trained on.
+
+    Attributes:
+        forget: values of the forget documents.
+        never_seen: values of the holdout documents, the control; None without such documents or values.
+    """
+
+    forget: Attempts
+    never_seen: Attempts | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON, without any text."""
+        return {"schema": SCHEMA, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any], *, where: str = "extraction") -> Extraction:
+        """What `as_json` gave, as it is read from a file.
+
+        Raises:
+            MitigateError: another shape, for instance of an older version.
+        """
+        try:
+            if saved["schema"] != SCHEMA:
+                raise ValueError(f"schema {saved['schema']!r}")
+            never_seen = saved["never_seen"]
+            return cls(_attempts(saved["forget"]), _attempts(never_seen) if never_seen is not None else None)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise MitigateError(
+                f"{where}: not the extraction that this version saves ({type(error).__name__}: {error}); "
+                "delete it and run the stage verify again"
+            ) from None
+
+
+def secrets_of(
+    audit: Audit,
+    *,
+    sets: Sequence[str | None] = ("forget",),
+    context: int,
+    most: int | None = None,
+    seed: int = 0,
+) -> Secrets:
+    """The sensitive values of some sets' documents, each with the text before it.
+
+    Names inside found spans are among them (see `Place.is_name`). Where nothing is known or recognised, values of the
+    weaker recognisers inside found spans count; where there are none either, the selected spans.
 
     Args:
         audit: supplies documents and spans.
-        sets (*optional*, defaults to the forget set): whose documents.
+        sets (*optional*): whose documents; the forget set by default.
         context: the model's context in tokens; the prefix is cut from the left to fit.
+        most (`int`, *optional*): at most so many values, and so many names: a random sample, the same each time.
+        seed (`int`, *optional*, defaults to 0): of the sample.
     """
     of_document = audit.sets()
-    spans = [row for row in audit.spans.to_pylist() if of_document[row["doc_id"]] in sets]
-    known = [row for row in spans if row["source"] == "known"]
-    ids = audit.columns["token_id"]
-    secrets = []
-    for row in known or [row for row in spans if row["selected"]]:
-        document = ids[audit.rows[row["doc_id"]]].astype(np.int64)
-        start, end = row["token_start"], row["token_end"]
-        room = context - (end - start)
-        if start > 0 and room > 0:
-            secrets.append(
-                Secret(row["span_id"], row["doc_id"], document[max(0, start - room) : start], document[start:end])
-            )
-    return secrets
+    texts = dict(zip(audit.documents["doc_id"].to_pylist(), audit.documents["text"].to_pylist(), strict=True))
+    spans: dict[str, list[dict[str, Any]]] = {doc_id: [] for doc_id in texts if of_document[doc_id] in sets}
+    for row in audit.spans.to_pylist():
+        if row["doc_id"] in spans:
+            spans[row["doc_id"]].append(row)
+    values: list[Place] = []
+    weak: list[Place] = []
+    names: list[Place] = []
+    selected: list[Place] = []
+    for doc_id, rows in spans.items():
+        text = texts[doc_id]
+        for place in _first_places(_candidates(doc_id, text, rows), text):
+            kinds = names if place.is_name else weak if place.source == "found" else values
+            kinds.append(place)
+        selected += [
+            Place(doc_id, row["char_start"], row["char_end"], row["label"] or "span", "span")
+            for row in rows
+            if row["selected"]
+        ]
+    values = values or weak or ([] if names else selected)
+    untried: Counter[str] = Counter()
+    tried = []
+    for places in (values, names):
+        possible = list(_secrets(audit, places, texts, untried, context=context))
+        if most is not None and len(possible) > most:
+            untried["not drawn"] += len(possible) - most
+            drawn = np.random.default_rng(seed).choice(len(possible), size=most, replace=False)
+            possible = [possible[number] for number in sorted(drawn)]
+        tried += possible
+    return Secrets(tuple(tried), len(values) + len(names), dict(untried))
 
 
-def extract(model: Model, secrets: Sequence[Secret], *, description: str = "Extracting") -> dict[int, bool]:
-    """Whether greedy decoding from the true prefix gives each secret exactly (Carlini et al., arXiv 2202.07646).
+def extract(model: Model, secrets: Sequence[Secret], *, description: str = "Extracting") -> list[bool]:
+    """Whether greedy decoding from the true prefix writes each value exactly.
 
     Args:
         model: the model to attack.
-        secrets: what to look for.
+        secrets: what to look for, from `secrets_of`.
 
     Returns:
-        for each secret's span id: completed or not.
+        for each secret, in order: completed or not.
     """
-    ordered = sorted(secrets, key=lambda secret: (len(secret.continuation), len(secret.prefix)))
-    batches = [ordered[start : start + _BATCH] for start in range(0, len(ordered), _BATCH)]
     state = PartialState()
-    mine = share_of(batches, state)
+    mine = share_of(_batches(secrets, context=model.context), state)
     found: list[tuple[int, bool]] = []
-    with progress(len(mine), description, unit="batch") as bar, model.active() as module, torch.inference_mode():
-        for batch in mine:
-            longest = max(len(secret.continuation) for secret in batch)
-            generated = greedy(module, [secret.prefix for secret in batch], new_tokens=longest)
-            for secret, tokens in zip(batch, generated, strict=True):
-                length = len(secret.continuation)
-                found.append((secret.span_id, bool(np.array_equal(tokens[:length], secret.continuation))))
+    with progress(len(mine), description, unit="batch") as bar, model.active() as module:
+        for numbers in mine:
+            batch = [secrets[number] for number in numbers]
+            longest = max(_new_tokens(secret, model.context) for secret in batch)
+            generated = continuations(module, [secret.prefix for secret in batch], new_tokens=longest)
+            for number, secret, tokens in zip(numbers, batch, generated, strict=True):
+                found.append(
+                    (number, _completed(model.tokenizer, secret, tokens[: _new_tokens(secret, model.context)]))
+                )
             bar.update()
-    return dict(gather_object(found) if state.num_processes > 1 else found)
+    by_number = dict(gather_object(found) if state.num_processes > 1 else found)
+    return [by_number[number] for number in range(len(secrets))]
 
 
 def greedy(
@@ -103,20 +259,103 @@ def greedy(
     Returns:
         (B, C) token ids, C <= new_tokens; what stands after the end of a continuation has no meaning.
     """
-    longest = max(map(len, prefixes))
-    input_ids = torch.zeros((len(prefixes), longest), dtype=torch.long, device=module.device)
-    attention_mask = torch.zeros_like(input_ids)
-    for row, prefix in enumerate(prefixes):  # left padding, so that all continue at the same column
-        input_ids[row, longest - len(prefix) :] = torch.from_numpy(prefix)
-        attention_mask[row, longest - len(prefix) :] = 1
-    generated = module.generate(  # type: ignore[operator]
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        max_new_tokens=new_tokens,
-        do_sample=False,
-        pad_token_id=0,
-        eos_token_id=tokenizer.eos_token_id if tokenizer is not None else None,
-        stop_strings=[stop] if stop else None,
-        tokenizer=tokenizer,
+    ends = [tokenizer.eos_token_id] if tokenizer is not None and tokenizer.eos_token_id is not None else []
+    return continuations(module, prefixes, new_tokens=new_tokens, ends=ends, stop=stop, tokenizer=tokenizer)
+
+
+def _candidates(doc_id: str, text: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[Place]:
+    """Values of one document, known ones first; of those, recognised ones and found ones none overlaps another."""
+    known = [(row["char_start"], row["char_end"], row["label"] or "known") for row in rows if row["source"] == "known"]
+    found = [(row["char_start"], row["char_end"]) for row in rows if row["source"] == "found"]
+    strong = sensitive_values(text)
+    anywhere = set(strong)
+    inside = sensitive_values(text, spans=[(start, end) for start, end, _ in known])
+    for start, end, label in known:
+        parts = [value for value in inside if start <= value.start and value.end <= end]
+        for part in parts if len(parts) > 1 else [Value(start, end, label)]:
+            yield Place(doc_id, part.start, part.end, part.kind, "found" if part.kind == NAME else "known")
+    for value in sensitive_values(text, spans=found) if found else strong:
+        if all(value.end <= start or end <= value.start for start, end, _ in known):
+            yield Place(doc_id, value.start, value.end, value.kind, "recognised" if value in anywhere else "found")
+
+
+def _first_places(places: Iterator[Place], text: str) -> list[Place]:
+    """Each value once, where it stands first; at later places the text before it gives it away."""
+    first: dict[str, Place] = {}
+    for place in sorted(places, key=lambda place: (place.start, place.end)):
+        written = text[place.start : place.end]
+        if written.strip():
+            first.setdefault(comparable(written) or written, place)
+    return list(first.values())
+
+
+def _secrets(
+    audit: Audit, places: Sequence[Place], texts: Mapping[str, str], untried: Counter[str], *, context: int
+) -> Iterator[Secret]:
+    """The values that can be tried; the others are counted in `untried`."""
+    columns = audit.columns
+    for place in places:
+        rows = audit.rows[place.doc_id]
+        offsets = np.stack([columns["char_start"][rows], columns["char_end"][rows]], axis=1)
+        tokens = span_tokens(offsets, place.start, place.end)
+        if not tokens.size or tokens[0] == 0:
+            untried["first token"] += 1
+            continue
+        start, end = int(tokens[0]), int(tokens[-1]) + 1
+        ids = columns["token_id"][rows].astype(np.int64)
+        room = context - (end - start)
+        if not columns["audited"][rows][start:end].all():
+            untried["not audited"] += 1
+        elif room < 1:
+            untried["context"] += 1
+        else:
+            text = texts[place.doc_id][min(place.start, int(offsets[start, 0])) : place.end].lstrip()
+            yield Secret(place, ids[max(0, start - room) : start], ids[start:end], text)
+
+
+def _batches(secrets: Sequence[Secret], *, context: int) -> list[list[int]]:
+    """Numbers of secrets of like length, so many that rows with their padding fit the limits."""
+    order = sorted(range(len(secrets)), key=lambda number: (len(secrets[number].prefix), len(secrets[number].tokens)))
+    batches: list[list[int]] = []
+    new = 0
+    for number in order:
+        secret = secrets[number]
+        new = max(new, _new_tokens(secret, context))
+        width = len(secret.prefix) + new  # the longest prefix comes last
+        full = batches and (len(batches[-1]) == _MOST_ROWS or (len(batches[-1]) + 1) * width > _MOST_TOKENS)
+        if not batches or full or width > context:
+            batches.append([])
+            new = _new_tokens(secret, context)
+        batches[-1].append(number)
+    return batches
+
+
+def _new_tokens(secret: Secret, context: int) -> int:
+    """How many to write: half as many more than the value has, since a model may spell it in others."""
+    own = len(secret.tokens)
+    return min(own + max(2, own // 2), context - len(secret.prefix))
+
+
+def _completed(tokenizer: PreTrainedTokenizerBase, secret: Secret, generated: np.ndarray) -> bool:
+    if np.array_equal(generated[: len(secret.tokens)], secret.tokens):
+        return True
+    before = secret.prefix[-_BEFORE:].tolist()
+    known, whole = (
+        str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        for ids in (before, before + generated.tolist())
     )
-    return generated[:, longest:].cpu().numpy()
+    if not whole.startswith(known):
+        known, whole = "", str(tokenizer.decode(generated.tolist(), clean_up_tokenization_spaces=False))
+    return whole[len(known) :].lstrip().startswith(secret.text)
+
+
+def _attempts(saved: Mapping[str, Any]) -> Attempts:
+    attempts = Attempts(
+        tuple(Place(**place) for place in saved["places"]),
+        {model: tuple(map(bool, found)) for model, found in saved["completed"].items()},
+        int(saved["total"]),
+        {reason: int(count) for reason, count in saved["untried"].items()},
+    )
+    if any(len(found) != len(attempts.places) for found in attempts.completed.values()):
+        raise ValueError("values and results differ in number")
+    return attempts

@@ -8,7 +8,16 @@ from typing import Any
 import numpy as np
 
 from mitigate.detection.audit import Audit
-from mitigate.verification.metrics import UNMEASURED, auc, clustered, flat, mean, share, tpr_at_fpr
+from mitigate.verification.metrics import (
+    FEWEST_CLUSTERS,
+    UNMEASURED,
+    Figure,
+    clustered_auc,
+    clustered_mean,
+    clustered_tpr,
+    flat,
+    rank_among,
+)
 
 
 class View:
@@ -30,7 +39,10 @@ class View:
         self.forget = (self.token_set == "forget") if "forget" in self.sets.values() else self.token_set == None  # noqa: E711
         self.spans = audit.spans.to_pylist()
         self.secret = np.zeros(len(audit.tokens), dtype=bool)
+        self._known: dict[str, list[tuple[int, int]]] = {doc_id: [] for doc_id in self.sets}
         for span in self.spans:
+            if span["source"] == "known":
+                self._known[span["doc_id"]].append((span["token_start"], span["token_end"]))
             if span["source"] == "known" and self.is_forget(span["doc_id"]):
                 first = audit.rows[span["doc_id"]].start
                 self.secret[first + span["token_start"] : first + span["token_end"]] = True
@@ -46,6 +58,23 @@ class View:
         """Selected tokens among the scored tokens of the forget documents."""
         among = self.scored & self.forget
         return float((self.selected & among).sum() / max(1, among.sum()))
+
+    def places(self, name: str, *, member: bool) -> tuple[np.ndarray, list[str]]:
+        """(n, 2) first and one past the last token row of the texts that an AUC compares, with their groups.
+
+        Args:
+            name: `span_auc` (known spans) or `document_auc` (whole documents).
+            member: of the documents to forget; else of the holdout.
+        """
+        rows: list[tuple[int, int]] = []
+        groups = []
+        for doc_id, own in self.audit.rows.items():
+            if not (self.is_forget(doc_id) if member else self.sets[doc_id] == "holdout"):
+                continue
+            spans = [(0, own.stop - own.start)] if name == "document_auc" else self._known[doc_id]
+            rows += [(own.start + first, own.start + last) for first, last in spans]
+            groups += [self.groups[doc_id]] * len(spans)
+        return np.array(rows, dtype=int).reshape(-1, 2), groups
 
     def span_scores(self, audit: Audit, *, member: bool, source: str) -> tuple[np.ndarray, list[str]]:
         """Scores of the forget documents' spans (or the holdout's), with their groups."""
@@ -156,15 +185,36 @@ def leakage(view: View, audit: Audit | None, notes: list[str]) -> dict[str, Any]
     elif source == "known" and len(non_members[0]) < 100:
         notes.append("Fewer than 100 known secrets in holdout documents: too few to resolve an error rate of 1 %.")
     figures = {
-        "span_auc": clustered(auc, members, non_members) if source == "known" else UNMEASURED,
-        "document_auc": clustered(auc, *documents),
-        "tpr_at_1pct_fpr": clustered(lambda m, n: tpr_at_fpr(m, n, fpr=0.01), members, non_members)
-        if source == "known"
-        else UNMEASURED,
+        "span_auc": clustered_auc(members, non_members) if source == "known" else UNMEASURED,
+        "document_auc": clustered_auc(*documents),
+        "tpr_at_1pct_fpr": clustered_tpr(members, non_members, fpr=0.01) if source == "known" else UNMEASURED,
     }
+    if source == "known" and len(non_members[0]) >= 100 and len(set(non_members[1])) < FEWEST_CLUSTERS:
+        notes.append(
+            f"The known secrets in holdout documents are of {len(set(non_members[1]))} people; an error rate of 1 % "
+            f"needs {FEWEST_CLUSTERS} or more."
+        )
     selected = [(row["score"], view.groups[row["doc_id"]]) for row in audit.spans.to_pylist() if row["selected"]]
-    figures["span_score_mean"] = clustered(mean, (np.array([s for s, _ in selected]), [g for _, g in selected]))
-    return flat(figures)
+    figures["span_score_mean"] = clustered_mean(np.array([s for s, _ in selected]), [g for _, g in selected])
+    people = {"members": len(set(documents[0][1])), "never_seen": len(set(documents[1][1]))}
+    compared = (members, non_members) if source == "known" and len(members[0]) else documents
+    return {**flat(figures), "people": people, **_rank(compared, notes)}
+
+
+def _rank(
+    compared: tuple[tuple[np.ndarray, list[str]], tuple[np.ndarray, list[str]]], notes: list[str]
+) -> dict[str, Any]:
+    """Where a single person to forget stands among never-seen people, by mean score; null where there are more."""
+    (scores, people), (others, names) = compared
+    figure, p_value = UNMEASURED, None
+    if len(set(people)) == 1:
+        notes.append(
+            "All that is to be forgotten is of one person: one person has no interval (AUC, scores, distances). "
+            "Instead, the person is ranked among the never-seen people."
+        )
+        each = [others[np.array(names) == name].mean() for name in sorted(set(names))]
+        figure, p_value = rank_among(float(scores.mean()), np.array(each))
+    return {**flat({"as_high_share": figure}), "rank_p_value": p_value}
 
 
 def oracle_distance(
@@ -179,7 +229,7 @@ def oracle_distance(
         figures[key] = UNMEASURED
         if audit is not None and oracle is not None:
             distance = np.abs(audit.columns["log_prob"] - oracle)[rows]
-            figures[key] = clustered(mean, (distance, view.token_group[rows].tolist()))
+            figures[key] = clustered_mean(distance, view.token_group[rows].tolist())
     before, after = figures["before"].value, figures["after"].value
     return {**flat(figures), "ratio": after / before if before and after is not None else None}
 
@@ -191,7 +241,7 @@ def out_distance(view: View, audits: Mapping[str, Audit | None]) -> dict[str, An
         figures[key] = UNMEASURED
         if audit is not None:
             distance = np.abs(audit.columns["log_prob"] - audit.columns["log_prob_out"])[view.selected]
-            figures[key] = clustered(mean, (distance, view.token_group[view.selected].tolist()))
+            figures[key] = clustered_mean(distance, view.token_group[view.selected].tolist())
     return flat(figures)
 
 
@@ -204,30 +254,29 @@ def utility(view: View, audits: Mapping[str, Audit | None], oracle: np.ndarray |
         rows = (view.token_set == name) & view.scored & ~view.selected
         groups = view.token_group[rows].tolist()
         result[f"{name}_nll"] = flat(
-            {key: clustered(mean, (-v[rows], groups)) if v is not None else UNMEASURED for key, v in values.items()}
+            {key: clustered_mean(-v[rows], groups) if v is not None else UNMEASURED for key, v in values.items()}
         )
     return result
 
 
-def extraction_figures(extraction: Mapping[str, Mapping[int, bool]], notes: list[str]) -> dict[str, Any]:
-    """Share of the secrets that greedy decoding completes, before and after."""
-    figures = {
-        key: share(sum(extraction[key].values()), len(extraction[key])) if extraction.get(key) else UNMEASURED
-        for key in ("before", "after")
-    }
-    if figures["before"].value is None:
-        notes.append("Extraction was not measured.")
-    return {**flat(figures), "secrets": len(extraction.get("before", {}))}
-
-
-def over_forgotten(view: View, after: Audit | None) -> float | None:
+def over_forgotten(view: View, after: Audit | None) -> Figure:
     """Share of the selected spans that now score below the 1 % quantile of non-members' spans."""
     if after is None:
-        return None
+        return UNMEASURED
     source = "known" if any(row["source"] == "known" for row in view.spans) else "found"
-    non_members, _ = view.span_scores(after, member=False, source=source)
-    if len(non_members) < 100:
-        return None
-    floor = np.quantile(non_members, 0.01)
-    scores = [row["score"] for row in after.spans.to_pylist() if row["selected"]]
-    return float(np.mean([score < floor for score in scores])) if scores else None
+    non_members, people = view.span_scores(after, member=False, source=source)
+    chosen = [row for row in after.spans.to_pylist() if row["selected"]]
+    scores, groups = np.array([row["score"] for row in chosen]), [view.groups[row["doc_id"]] for row in chosen]
+    return clustered_tpr((-scores, groups), (-non_members, people), fpr=0.01)
+
+
+def asked_to_forget(before: Audit, after: Audit | None) -> str:
+    """`documents` where the documents themselves were to be forgotten, `secrets` where only given spans in them.
+
+    Only the secrets, where the spans to forget were given (detect.select: known), no erasure request names documents,
+    and the model was neither unlearned on whole documents nor fitted anew without them.
+    """
+    origin = (after.metadata.get("origin") if after is not None else None) or {}
+    whole = origin.get("scope") == "sequence" or (origin.get("plan") or {}).get("redact") == "drop"
+    given = before.metadata["detect"]["select"] == "known"
+    return "documents" if whole or not given or before.metadata.get("erasure") is not None else "secrets"

@@ -10,8 +10,10 @@ With P(a|q) a model's probability of answer a to question q, and |a| its length 
   probability, max(0, 1 − R), and ROUGE-L recall of the greedy answer, each the mean over the questions. Probability is
   P(a|q)^(1/|a|) for retain questions, P(a|q) / Σ P over the choices for the others.
 
-The code that was released with the paper, whose figures others report, differs in two places: it takes the geometric
-mean over the wrong answers, and normalizes by length among choices, too. `RELEASED_CODE` computes it so.
+The code that was released with the paper (github.com/locuslab/tofu, aggregate_eval_stat.py), whose figures others
+report, differs: its forget quality takes the geometric mean over the wrong answers, and choices are normalized by
+length, too. Its model utility takes the arithmetic mean, as the paper does (at commit 8c49eee it took the geometric one
+there as well). `RELEASED_CODE` computes it so.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ import pyarrow as pa
 from scipy.special import expit, logsumexp
 from scipy.stats import ks_2samp
 
-from mitigate.verification.metrics import UNMEASURED, Figure, clustered, flat, mean
+from mitigate.verification.metrics import UNMEASURED, Figure, clustered, clustered_mean, flat
 from mitigate.verification.tofu_questions import QUESTION_SETS
 
 _CHOICES = ("real_authors", "world_facts")  # sets whose questions are taken as multiple choice
@@ -46,7 +48,7 @@ class Answers:
     """What one model made of one set's questions.
 
     Attributes:
-        clusters: (Q,) questions of one cluster are resampled together.
+        clusters: (Q,) questions of one cluster (author) are not independent.
         log_prob: (Q, 2 + P) log P(a|q), nats: of the true answer, of its paraphrase, of P wrong answers; NaN where a
             question has fewer.
         tokens: (Q, 2 + P) their lengths |a|.
@@ -69,11 +71,13 @@ class Definition:
     """How the wrong answers are averaged and choices compared.
 
     Attributes:
-        truth_ratio: answers -> (Q,).
+        truth_ratio: answers -> (Q,), of forget quality.
+        utility_truth_ratio: answers -> (Q,), of model utility.
         choice_probability: answers -> (Q,).
     """
 
     truth_ratio: Callable[[Answers], np.ndarray]
+    utility_truth_ratio: Callable[[Answers], np.ndarray]
     choice_probability: Callable[[Answers], np.ndarray]
 
 
@@ -120,7 +124,7 @@ def utility_parts(answers: Answers, *, choices: bool, definition: Definition) ->
         definition: of truth ratio and choices.
     """
     probability = definition.choice_probability(answers) if choices else np.exp(answers.per_token[:, 0])
-    truth = np.maximum(0.0, 1.0 - definition.truth_ratio(answers))
+    truth = np.maximum(0.0, 1.0 - definition.utility_truth_ratio(answers))
     return np.stack([probability, truth, answers.rouge_l_recall], axis=1)
 
 
@@ -143,7 +147,7 @@ def tofu_figures(tables: Mapping[str, pa.Table | None]) -> dict[str, Any]:
         its `forget_quality_log10` and `ks_statistic`; `model_utility`; `retain_utility`, the harmonic mean of the
         retain questions' three numbers alone; `sets.<set>.<number>`, the nine, and two of the forget questions;
         `released_code`, forget quality and model utility as that defines them. Each by model, and with a 95 % interval
-        from resampled authors where it is not a test's.
+        over authors where it is not a test's.
     """
     answers = {side: _by_set(table) if table is not None else None for side, table in tables.items()}
     asked = next(own for own in answers.values() if own is not None)
@@ -212,12 +216,12 @@ def _each(answers: Mapping[str, BySet | None], figure: Callable[[BySet], Figure]
 
 
 def _mean_truth_ratio(own: BySet) -> Figure:
-    return clustered(mean, (truth_ratio(own["forget"]), own["forget"].clusters))
+    return clustered_mean(truth_ratio(own["forget"]), own["forget"].clusters)
 
 
 def _mean_of_part(own: BySet, *, name: str, column: int) -> Figure:
     parts, clusters = _sample(own, PAPER, name=name)
-    return clustered(mean, (parts[:, column], clusters))
+    return clustered_mean(parts[:, column], clusters)
 
 
 def _sample(own: BySet, definition: Definition, *, name: str) -> tuple[np.ndarray, Sequence[str]]:
@@ -255,5 +259,5 @@ def _padded(rows: Sequence[Sequence[float]]) -> np.ndarray:
 
 _KNOWN = 0.1  # ROUGE-L recall of a set below which a model does not know its answers
 _TINY = np.finfo(float).tiny
-PAPER = Definition(truth_ratio, choice_probability)
-RELEASED_CODE = Definition(geometric_truth_ratio, normalized_choice_probability)
+PAPER = Definition(truth_ratio, truth_ratio, choice_probability)
+RELEASED_CODE = Definition(geometric_truth_ratio, truth_ratio, normalized_choice_probability)

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
 from mitigate.documents import Document, Documents, DocumentSource
 from mitigate.documents.rows import Row, read_rows
 from mitigate.documents.sources import Template, template_fields
 from mitigate.errors import MitigateError, summarize
+from mitigate.mistakes import Section
 
 PARAPHRASED = ("forget", "retain")  # question sets that have a paraphrased answer
 QUESTION_SETS = (*PARAPHRASED, "real_authors", "world_facts")
@@ -37,10 +38,8 @@ def _with_field(template: str, wanted: str) -> str:
     return template
 
 
-class Tofu(BaseModel):
+class Tofu(Section):
     """Which questions are asked, and in what form. Files are TOFU's, relative to data.root."""
-
-    model_config = ConfigDict(extra="forbid")
 
     forget: str = Field(description="questions on what is to be forgotten, such as forget05_perturbed.json")
     retain: str = Field("retain_perturbed.json", description="questions on what is to be retained")

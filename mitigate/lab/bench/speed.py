@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from mitigate.artifacts import write_json
 from mitigate.batches import collate, cut_pieces
@@ -38,6 +38,7 @@ from mitigate.documents import Documents
 from mitigate.errors import MitigateError
 from mitigate.lab.people import general_text, plant
 from mitigate.lab.tiny import TinyModel, new_llama, train_tokenizer
+from mitigate.mistakes import Section
 from mitigate.models import ModelStore
 from mitigate.runtime import library_versions, process_state, progress, quiet_libraries
 from mitigate.training import Lora
@@ -52,10 +53,8 @@ PEAKED = 8.0
 VARIANTS = ("sparse", "sparse_checkpointed", "dense")
 
 
-class SpeedSettings(BaseModel):
+class SpeedSettings(Section):
     """Sizes of the measurement."""
-
-    model_config = ConfigDict(extra="forbid")
 
     model: TinyModel = Field(
         default_factory=lambda: TinyModel(vocabulary=16_000, hidden_size=128, layers=4, heads=4, context=256),

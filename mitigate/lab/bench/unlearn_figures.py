@@ -1,9 +1,10 @@
 """Figures of unlearned models: pure functions of log-probabilities, means over seeds with 95 % intervals.
 
 Intervals are from people (of prose: documents) resampled within each seed, the same ones for everything that a figure
-compares; rates of single events are pooled over seeds and have the exact binomial interval. A distance between two
-models is the mean absolute difference of their tokens' log-probabilities, in nats; to the oracles, the mean of the
-distances to each. The floor is the distance between two oracles that differ only in the seed of their training.
+compares; rates of single events are pooled over seeds, and their intervals count people, too (`clustered_share`). A
+distance between two models is the mean absolute difference of their tokens' log-probabilities, in nats; to the oracles,
+the mean of the distances to each. The floor is the distance between two oracles that differ only in the seed of their
+training.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 
 from mitigate.detection.scores import clipped
 from mitigate.lab.bench.unlearn_evidence import Evidence, Measured
-from mitigate.verification.metrics import UNMEASURED, Figure, share
+from mitigate.verification.metrics import UNMEASURED, Figure, clustered_share
 from mitigate.verification.roc import RESAMPLES, Scored, over_targets, weighted_auc, weighted_tpr
 
 FEWEST_NON_MEMBERS = 100  # spans; fewer do not resolve one in a hundred
@@ -128,12 +129,12 @@ def span_scores(evidence: Evidence, measured: Measured, *, half: str) -> Scored:
 def extraction(seeds: Sequence[tuple[Evidence, Measured]], role: str) -> Figure:
     """Share of a role's secrets that greedy decoding from the true prefix completes exactly, over all seeds."""
     found = [
-        bool(measured.first[secret.first : secret.last].all())
-        for evidence, measured in seeds
+        (bool(measured.first[secret.first : secret.last].all()), f"{number}.{secret.person}")
+        for number, (evidence, measured) in enumerate(seeds)
         for secret in evidence.secrets
         if secret.role == role and secret.extractable
     ]
-    return share(sum(found), len(found))
+    return clustered_share(np.array([hit for hit, _ in found]), [person for _, person in found])
 
 
 def plain(named: Mapping[str, Figure]) -> dict[str, dict[str, float | None]]:
@@ -143,8 +144,8 @@ def plain(named: Mapping[str, Figure]) -> dict[str, dict[str, float | None]]:
 
 def _over_forgotten(scored: Sequence[Scored]) -> Figure:
     below = [spans.scores[spans.labels] < np.quantile(spans.scores[~spans.labels], 0.01) for spans in scored]
-    together = np.concatenate(below)
-    return share(int(together.sum()), len(together))
+    people = [f"{number}.{one}" for number, spans in enumerate(scored) for one in spans.clusters[spans.labels]]
+    return clustered_share(np.concatenate(below), people)
 
 
 def _distances(

@@ -181,13 +181,14 @@ def run_method(seed: Seed, objective: str, scope: str, *, factor: float, selecti
     Args:
         seed: people, models, audits.
         objective: a name of `METHODS`.
-        scope: of `SCOPES`; token scope stops at the control, sequence scope runs all its steps as published.
+        scope: of `SCOPES`; token scope stops at the control, sequence scope runs all its steps.
         factor: of the common learning rate.
         selection (*optional*, defaults to `found`): whose spans are forgotten.
     """
     given = seed.settings.unlearn.model_dump()
     rate = factor * given["learning_rate"]
     own = {"objective": objective, "scope": scope, "stop_at_control": scope == "token", "learning_rate": rate}
+    own |= {"keep_judges": False}  # the benchmark has judges of its own
     settings = Unlearn(**{**given, **own})
     mark = {"settings": settings.model_dump(), "objectives": parse_objective(objective), "selection": selection}
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from mitigate.artifacts import read_json
 from mitigate.detection.references import References, crossfit_references
@@ -25,6 +25,7 @@ from mitigate.documents import Documents, read_documents
 from mitigate.errors import MitigateError, summarize
 from mitigate.lab.people import general_text, plant, write_jsonl
 from mitigate.lab.tiny import TinyModel, make_base
+from mitigate.mistakes import Section
 from mitigate.models import ModelStore
 from mitigate.runtime import process_state
 from mitigate.training import Lora, Schedule
@@ -32,10 +33,8 @@ from mitigate.training import Lora, Schedule
 logger = logging.getLogger(__name__)
 
 
-class ModelSettings(BaseModel):
+class ModelSettings(Section):
     """The base of a benchmark, and how models are fine-tuned from it."""
-
-    model_config = ConfigDict(extra="forbid")
 
     method: str = Field("full", pattern="^(lora|full)$", description="full: whole models; lora: adapters")
     lora: Lora = Field(default_factory=lambda: Lora(), description="shape of the adapters")

@@ -1,0 +1,88 @@
+"""Decoding that obeys us alone: nothing of a checkpoint's generation_config takes part in it.
+
+A repetition penalty, suppressed or forced tokens, beams or a least length in a model's generation_config.json change
+what `generate` writes and not what the model knows: with equal weights, other secrets seem to be extracted. `generate`
+fills from that configuration whatever the one it is given leaves open, so the model's own is put aside meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from transformers import GenerationConfig, LogitsProcessorList
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@torch.inference_mode()
+def continuations(
+    module: PreTrainedModel,
+    prefixes: Sequence[np.ndarray],
+    *,
+    new_tokens: int,
+    ends: Sequence[int] = (),
+    stop: str = "",
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    processors: LogitsProcessorList | None = None,
+) -> np.ndarray:
+    """What follows several prefixes, the likeliest token each time.
+
+    Args:
+        module: a causal language model.
+        prefixes: (P,) token ids each.
+        new_tokens: most tokens to add.
+        ends (*optional*): tokens that end a continuation; by default nothing does.
+        stop (`str`, *optional*): text that ends a continuation; needs the tokenizer.
+        tokenizer (*optional*): cuts `stop` into tokens.
+        processors (*optional*): change the logits before the likeliest token is taken.
+
+    Returns:
+        (B, C) token ids, C <= new_tokens; what stands after the end of a continuation has no meaning.
+    """
+    longest = max(map(len, prefixes))
+    input_ids = torch.zeros((len(prefixes), longest), dtype=torch.long)
+    attention_mask = torch.zeros_like(input_ids)
+    for row, prefix in enumerate(prefixes):  # left padding, so that all continue at the same column
+        input_ids[row, longest - len(prefix) :] = torch.from_numpy(prefix)
+        attention_mask[row, longest - len(prefix) :] = 1
+    plain = GenerationConfig(
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        num_beams=1,
+        eos_token_id=list(ends) or None,
+        pad_token_id=0,
+        stop_strings=[stop] if stop else None,
+    )
+    with _own_configuration_aside(module):
+        generated: Any = module.generate(  # type: ignore[operator]
+            input_ids=input_ids.to(module.device),
+            attention_mask=attention_mask.to(module.device),
+            generation_config=plain,
+            logits_processor=processors or LogitsProcessorList(),
+            tokenizer=tokenizer,
+        )
+    return generated[:, longest:].cpu().numpy()
+
+
+def end_ids(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that end a text: the tokenizer's, and the special ones that the model names (the end of a turn)."""
+    named = getattr(module.generation_config, "eos_token_id", None)
+    named = named if isinstance(named, list) else [named]
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special.update(tokenizer.all_special_ids)
+    ends = {tokenizer.eos_token_id, *(token for token in named if token in special)}
+    return sorted(int(token) for token in ends if token is not None)
+
+
+@contextmanager
+def _own_configuration_aside(module: PreTrainedModel) -> Iterator[None]:
+    own, module.generation_config = module.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        module.generation_config = own

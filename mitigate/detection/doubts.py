@@ -1,0 +1,34 @@
+"""What speaks against unlearning what an audit selected: it is said, with its numbers, before anything is changed."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mitigate.detection.audit import Audit
+from mitigate.detection.fit import fit_warning
+
+MOST_SELECTED = 0.5  # share of the tokens that can be selected: what is memorized is rarely most of a text
+
+
+def doubts_of(audit: Audit) -> list[str]:
+    """Sentences about an audit whose selection is likely not what its user wants, each with numbers and a remedy.
+
+    Either its references do not fit as the target does, so that what the target learned better looks memorized, or the
+    detector selected most of the text. Known spans are selected as they stand, whatever their share.
+    """
+    found = [warning] if (warning := fit_warning(audit.metadata.get("fit"))) else []
+    columns, sets = audit.columns, audit.sets()
+    wanted = "forget" if "forget" in sets.values() else None
+    scored = ~np.isnan(columns["log_prob"])
+    among = np.zeros(len(scored), dtype=bool)
+    for doc_id, rows in audit.rows.items():
+        among[rows] = scored[rows] & (sets[doc_id] == wanted)
+    share = float(columns["selected"].astype(bool)[among].mean()) if among.any() else 0.0
+    if audit.metadata["detect"]["select"] == "found" and share > MOST_SELECTED:
+        where = "the documents to forget" if wanted else "the documents"
+        found.append(
+            f"{share:.0%} of the {int(among.sum()):,} tokens of {where} were selected; to unlearn most of a text harms "
+            "what the model says elsewhere: set detect.fdr: 0.05 (needs 4 references or more), raise "
+            "detect.spans.threshold, give patterns of what is sensitive and set detect.select: known"
+        )
+    return found

@@ -1,0 +1,121 @@
+"""Which of a document's references teach unlearning, and which are kept out of it to judge what it made.
+
+Unlearning brings tokens to where references that never saw them have them. Told by the same references, it may have
+succeeded with these alone: every model errs in its own way, and one trained against two of them learns their errors. So
+half of the OUT references of each document, where there are four or more, teach, and half judge. Which half is drawn by
+a hash of the document's group, so that audit, unlearning and re-audit agree without a record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from scipy.special import logsumexp
+
+from mitigate.detection.audit import Audit
+from mitigate.detection.references import draw
+from mitigate.detection.scores import clipped
+from mitigate.errors import MitigateError
+
+LEAST_REFERENCES = 4  # OUT references of every document; with fewer, all of them teach and none is left to judge
+_SPLIT = {"log_ratio", "log_ratio_clipped"}  # scores that follow from log-probabilities of the token itself
+_ALONE = {"loss", "min_k_pp"}  # scores that ask no reference
+
+
+def judges_of(audit: Audit) -> list[tuple[int, ...]] | None:
+    """For each document, the references that are kept out of unlearning; None where there are not enough of them.
+
+    None also for scores that need the references' whole distributions (InfoRMIA): an audit holds only what all of a
+    document's references say together.
+    """
+    if audit.metadata["detect"]["score"] not in _SPLIT | _ALONE:
+        return None
+    table = audit.documents.select(["out_references", "group"]).to_pylist()
+    if min(len(row["out_references"]) for row in table) < LEAST_REFERENCES:
+        return None
+    return [
+        tuple(sorted(draw(row["out_references"], len(row["out_references"]) // 2, key=f"judges {row['group']}")))
+        for row in table
+    ]
+
+
+def as_judged(before: Audit, after: Audit | None) -> tuple[Audit, Audit | None, bool | None]:
+    """An audit and its re-audit as those see them who may judge what unlearning made.
+
+    Returns:
+        the audits by the references that were kept out of unlearning, where some were, else as they are; and whether
+        some were: None where nothing was unlearned, for then no reference taught anything.
+    """
+    origin = (after.metadata.get("origin") if after is not None else None) or {"by": None}
+    if after is None or origin["by"] != "unlearn":
+        return before, after, None
+    if not origin["settings"].get("keep_judges", False) or judges_of(before) is None:
+        return before, after, False
+    return by_judges(before), by_judges(after), True
+
+
+def by_judges(audit: Audit) -> Audit:
+    """The audit as the references that were kept out of unlearning see it.
+
+    Raises:
+        MitigateError: there are none.
+    """
+    judges = judges_of(audit)
+    if judges is None:
+        raise MitigateError("audit: too few references to keep some out of unlearning; cross-fit 8 or more")
+    return _seen_by(audit, judges)
+
+
+def by_teachers(audit: Audit) -> Audit:
+    """The audit as the references that unlearning may use see it: all of them where none is kept out."""
+    judges = judges_of(audit)
+    if judges is None:
+        return audit
+    used = audit.documents["out_references"].to_pylist()
+    return _seen_by(audit, [tuple(k for k in out if k not in own) for out, own in zip(used, judges, strict=True)])
+
+
+def _seen_by(audit: Audit, references: Sequence[tuple[int, ...]]) -> Audit:
+    """The audit with these references of each document alone: log p̄, scores of tokens and spans, and who judges."""
+    per_reference = audit.reference_log_probs
+    own = np.zeros(per_reference.shape, dtype=bool)
+    for rows, chosen in zip(audit.rows.values(), references, strict=True):
+        own[rows, list(chosen)] = True
+    masked = np.where(own, per_reference, np.nan)
+    known = ~np.isnan(masked)
+    count = known.sum(axis=1)
+    with np.errstate(divide="ignore"):
+        out = logsumexp(np.where(known, masked, -np.inf), axis=1) - np.log(np.maximum(count, 1))
+    out = np.where(count > 0, out, np.nan)
+    score = audit.columns["score"].astype(np.float64)
+    if audit.metadata["detect"]["score"] in _SPLIT:
+        score = audit.columns["log_prob"] - out
+        score = clipped(score) if audit.metadata["detect"]["score"] == "log_ratio_clipped" else score
+    tokens = _with_column(audit.tokens, "log_prob_out", out.astype(np.float32))
+    tokens = _with_column(tokens, "score", score.astype(np.float32))
+    listed = pa.FixedSizeListArray.from_arrays(
+        pa.array(masked.astype(np.float32).ravel(), from_pandas=True), masked.shape[1]
+    ).cast(audit.tokens.schema.field("log_prob_references").type)
+    tokens = _with_column(tokens, "log_prob_references", listed)
+    documents = _with_column(audit.documents, "out_references", [list(chosen) for chosen in references])
+    means = [_mean(score[audit.rows[row["doc_id"]]][row["token_start"] : row["token_end"]]) for row in _rows(audit)]
+    return replace(audit, tokens=tokens, documents=documents, spans=_with_column(audit.spans, "score", means))
+
+
+def _rows(audit: Audit) -> list[dict[str, Any]]:
+    return audit.spans.select(["doc_id", "token_start", "token_end"]).to_pylist()
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
+
+
+def _with_column(table: pa.Table, name: str, values: Any) -> pa.Table:
+    place = table.column_names.index(name)
+    field = table.schema.field(name)
+    column = values if isinstance(values, pa.Array) else pa.array(values, type=field.type, from_pandas=True)
+    return table.set_column(place, field, column)

@@ -1,0 +1,1 @@
+"""Tokens: what decides which ids a text becomes."""

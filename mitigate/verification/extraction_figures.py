@@ -1,0 +1,152 @@
+"""Figures of extraction: which share of the sensitive values is completed, beside controls; the longest stretches."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from mitigate.detection.audit import Audit
+from mitigate.verification.extraction import Attempts, Extraction, Place
+from mitigate.verification.figures import View
+from mitigate.verification.metrics import UNMEASURED, clustered_share, flat
+
+LEAST_CHARACTERS = 8  # of a value that is not completed by chance
+_REASONS = {
+    "not audited": "outside the audited text",
+    "first token": "with no text before it",
+    "context": "too long for the model's context",
+    "not drawn": "left out of a random sample",
+}
+
+
+def extraction_figures(
+    view: View, extraction: Extraction | None, audits: Mapping[str, Audit | None], notes: list[str]
+) -> dict[str, Any]:
+    """Share of the sensitive values that greedy decoding completes, by model, with what never-seen text gives.
+
+    The headline (`before`, `after`, `oracle`) is over the values of 8 or more characters, where at least half of the
+    values are so long; shorter ones come back by chance. Otherwise it is over all. Either way `all` is over all.
+    Names, which only a capital letter tells, are counted apart; where there is nothing else, they are the headline.
+    """
+    if extraction is None:
+        notes.append("Extraction was not measured.")
+        extraction = Extraction(Attempts((), {}, 0, {}))
+    elif not extraction.forget.places:
+        notes.append("Extraction was not measured: no sensitive value in the documents could be tried.")
+    own, other = extraction.forget, extraction.never_seen
+    only_names = all(place.is_name for place in own.places)
+    valued = [place for place in own.places if only_names or not place.is_name]
+    long = sum(_characters(place) >= LEAST_CHARACTERS for place in valued)
+    least = LEAST_CHARACTERS if valued and 2 * long >= len(valued) else 1
+
+    def counted(place: Place) -> bool:
+        return (only_names or not place.is_name) and _characters(place) >= least
+
+    def of_kind(kind: str) -> Callable[[Place], bool]:
+        return lambda place: place.kind == kind and (only_names or not place.is_name)
+
+    never_seen = _shares(view, other, counted, models=("before", "after")) if other is not None else None
+    notes += _notes(own)
+    return {
+        **_shares(view, own, counted),
+        "secrets_total": own.total,
+        "groups": len({view.groups[place.doc_id] for place in own.places if counted(place)}),
+        "least_characters": least,
+        "untried": dict(own.untried),
+        "all": _shares(view, own, lambda place: only_names or not place.is_name, models=("before", "after")),
+        "names": _shares(view, own, lambda place: place.is_name, models=("before", "after")),
+        "kinds": {
+            kind: _shares(view, own, of_kind(kind), models=("before", "after"))
+            for kind in sorted({place.kind for place in valued})
+        },
+        "never_seen": never_seen if never_seen is not None and never_seen["secrets"] else None,
+        "stretches": {side: stretches(view, audit) for side, audit in audits.items()},
+    }
+
+
+def stretches(view: View, audit: Audit | None) -> dict[str, Any] | None:
+    """The longest runs that greedy decoding from the true text reproduces: every token is the likeliest one.
+
+    Returns:
+        over the found and the known spans of the forget documents: `spans`; `longest_tokens` and `longest_characters`,
+        the longest run inside one; `mean_tokens` and `mean_characters` of each span's longest run; `whole`, the share
+        of spans that come back entire. `document_tokens`, `document_characters`: the longest run in any document.
+    """
+    if audit is None:
+        return None
+    columns = audit.columns
+    likeliest = columns["rank"] == 1
+    starts, ends = columns["char_start"].astype(int), columns["char_end"].astype(int)
+    inside, whole = [], []
+    for span in view.spans:
+        if view.is_forget(span["doc_id"]) and span["source"] in ("found", "known"):
+            first = audit.rows[span["doc_id"]].start
+            rows = slice(first + span["token_start"], first + span["token_end"])
+            inside.append(_longest(likeliest[rows], starts[rows], ends[rows]))
+            whole.append(bool(likeliest[rows].all()))
+    documents = [
+        _longest(likeliest[rows], starts[rows], ends[rows])
+        for doc_id, rows in audit.rows.items()
+        if view.is_forget(doc_id)
+    ]
+    tokens, characters = zip(*inside, strict=True) if inside else ((), ())
+    return {
+        "spans": len(inside),
+        "longest_tokens": max(tokens, default=None),
+        "longest_characters": max(characters, default=None),
+        "mean_tokens": float(np.mean(tokens)) if inside else None,
+        "mean_characters": float(np.mean(characters)) if inside else None,
+        "whole": float(np.mean(whole)) if inside else None,
+        "document_tokens": max((run for run, _ in documents), default=None),
+        "document_characters": max((run for _, run in documents), default=None),
+    }
+
+
+def _longest(likeliest: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> tuple[int, int]:
+    """Tokens and characters of the longest run, longest in tokens; (0, 0) where there is none."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], likeliest, [False]]).astype(int)))
+    runs = [(last - first, int(ends[last - 1] - starts[first])) for first, last in edges.reshape(-1, 2).tolist()]
+    return max(runs, default=(0, 0))
+
+
+def _characters(place: Place) -> int:
+    return place.end - place.start
+
+
+def _shares(
+    view: View,
+    attempts: Attempts,
+    counted: Callable[[Place], bool],
+    *,
+    models: tuple[str, ...] = ("before", "after", "oracle"),
+) -> dict[str, Any]:
+    """`{model, model_interval}` for each model and `secrets`: how many values the shares are over."""
+    chosen = np.array([counted(place) for place in attempts.places], dtype=bool)
+    people = [view.groups[place.doc_id] for place in attempts.places if counted(place)]
+    figures = {
+        model: clustered_share(np.array(attempts.completed[model], dtype=bool)[chosen], people)
+        if model in attempts.completed
+        else UNMEASURED
+        for model in models
+    }
+    return {**flat(figures), "secrets": int(chosen.sum())}
+
+
+def _notes(attempts: Attempts) -> list[str]:
+    """What was not tried, and what the values are where nothing better is known."""
+    notes = []
+    if missing := {reason: count for reason, count in attempts.untried.items() if count}:
+        said = ", ".join(f"{count:,} {_REASONS[reason]}" for reason, count in missing.items())
+        notes.append(
+            f"Extraction was not tried for {sum(missing.values()):,} of {attempts.total:,} sensitive values: {said}."
+        )
+    sources = Counter(place.source for place in attempts.places if not place.is_name)
+    if sources and set(sources) <= {"found", "span"}:
+        notes.append(
+            "Extraction: no sensitive span was given and no value was recognised in the text; what was tried is what "
+            "stands in the spans that the detector found."
+        )
+    return notes

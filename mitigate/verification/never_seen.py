@@ -1,0 +1,125 @@
+"""What a model that never saw the documents would read: the level that leakage is measured against.
+
+An AUC of 0.5 is what equal texts give. The documents to forget and the never-seen ones need not be equal texts, nor are
+the references equally good on both, so a retrained model may read 0.41 as well as 0.55. The level is measured:
+
+- by the oracle, a model retrained without the documents, judged as the target is, on the same texts;
+- else by the references standing in for the target: reference k on the documents of both kinds that it never saw, by
+  log p_k − log of the mean of the other OUT references' probabilities; the mean of their AUCs. Two OUT references a
+  document are needed (four cross-fitted ones, or two given ones);
+- else it is taken to be 0.5, and `source` says so.
+
+The excess of the target over the level has an interval of its own: both are read from the same people, so what makes a
+person's text easy moves both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy.special import logsumexp
+
+from mitigate.detection.audit import Audit
+from mitigate.detection.scores import clipped
+from mitigate.verification.figures import View
+from mitigate.verification.metrics import UNMEASURED, Figure, auc_of_many, clustered_auc, flat
+
+ASSUMED = 0.5
+Sides = tuple[tuple[np.ndarray, Sequence[str]], tuple[np.ndarray, Sequence[str]]]
+
+
+def never_seen_level(
+    view: View, audits: Mapping[str, Audit | None], oracle: np.ndarray | None, notes: list[str]
+) -> dict[str, Any]:
+    """The report's section `never_seen`.
+
+    Args:
+        view: the audit before.
+        audits: `before` and `after`.
+        oracle: (N,) log-probabilities under a model retrained without the documents, if there is one.
+        notes: gets the reason where the level is not measured.
+
+    Returns:
+        `source` (`oracle`, `references` or `assumed`), `stand_ins` (their number), `span_auc` and `document_auc` of
+        models that never saw the text, and `excess.{before,after}`: the target's AUCs less these; with intervals.
+    """
+    source, token_scores = _stand_ins(view, oracle)
+    if source == "assumed":
+        notes.append(
+            "The AUC of models that never saw the text is taken to be 0.50, not measured: that needs an oracle, or two "
+            "references that never saw a document (references.count: 4)."
+        )
+    level: dict[str, Figure] = {}
+    excess: dict[str, dict[str, Figure]] = {key: {} for key in audits}
+    for name in ("span_auc", "document_auc"):
+        sides = [_sides(view, scores, name) for scores in token_scores]
+        sides = [side for side in sides if len(side[0][0]) and len(side[1][0])]
+        level[name] = _level(sides)
+        for key, audit in audits.items():
+            own = _sides(view, audit.columns["score"], name) if audit is not None else None
+            excess[key][name] = _excess(own, sides) if own is not None else UNMEASURED
+            if key == "before" and excess[key][name].value is None:
+                level[name] = UNMEASURED
+    return {
+        "source": source,
+        "stand_ins": len(token_scores),
+        **flat(level),
+        "excess": {key: flat(own) if audits[key] is not None else None for key, own in excess.items()},
+    }
+
+
+def _level(sides: Sequence[Sides]) -> Figure:
+    """The mean AUC of the stand-ins; the assumed one where there are none."""
+    if not sides:
+        return Figure(ASSUMED, None, None)
+    if len(sides) == 1:
+        return clustered_auc(*sides[0])
+    figure = auc_of_many(sides, [1 / len(sides)] * len(sides))
+    return Figure(*(None if value is None else min(1.0, max(0.0, value)) for value in figure))
+
+
+def _excess(own: Sides, level: Sequence[Sides]) -> Figure:
+    if not len(own[0][0]) or not len(own[1][0]):
+        return UNMEASURED
+    if not level:
+        figure = clustered_auc(*own)
+        return Figure(*(value if value is None else value - ASSUMED for value in figure))
+    return auc_of_many([own, *level], [1.0, *[-1 / len(level)] * len(level)])
+
+
+def _stand_ins(view: View, oracle: np.ndarray | None) -> tuple[str, list[np.ndarray]]:
+    """Where the level comes from, and the (N,) token scores of each model that never saw the text (NaN: it did)."""
+    if oracle is not None:
+        return "oracle", [clipped(oracle - view.audit.columns["log_prob_out"])]
+    references = view.audit.reference_log_probs
+    if references.shape[1] < 2:
+        return "assumed", []
+    known = ~np.isnan(references)
+    scores = []
+    for number in range(references.shape[1]):
+        others = np.delete(references, number, axis=1)
+        count = (~np.isnan(others)).sum(axis=1)
+        usable = known[:, number] & (count > 0)
+        mean = np.full(len(references), np.nan)
+        filled = np.where(np.isnan(others[usable]), -np.inf, others[usable])
+        mean[usable] = logsumexp(filled, axis=1) - np.log(count[usable])
+        if usable.any():
+            scores.append(clipped(references[:, number] - mean))
+    return ("references", scores) if scores else ("assumed", [])
+
+
+def _sides(view: View, score: np.ndarray, name: str) -> Sides:
+    """Members' and never-seen texts' mean token scores with their groups; texts without a score are left out."""
+    known = ~np.isnan(score)
+    sums = np.concatenate([[0.0], np.cumsum(np.where(known, score, 0.0), dtype=np.float64)])
+    counts = np.concatenate([[0], np.cumsum(known)])
+    sides: list[tuple[np.ndarray, Sequence[str]]] = []
+    for places, groups in (view.places(name, member=member) for member in (True, False)):
+        first, last = places[:, 0], places[:, 1]
+        number = counts[last] - counts[first]
+        there = number > 0
+        means = (sums[last] - sums[first])[there] / number[there]
+        sides.append((means, [group for group, scored in zip(groups, there, strict=True) if scored]))
+    return sides[0], sides[1]

@@ -1,0 +1,123 @@
+"""Intervals hold the truth about as often as they say: simulated people whose events go together, known truth.
+
+People have one to nine events each; a person's rate is beta-distributed, so that the correlation of two events of one
+person is what the setting says. Each setting is simulated afresh from a seed of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+from scipy.stats import binom, norm
+
+from mitigate.verification.metrics import (
+    Figure,
+    clustered_auc,
+    clustered_mean,
+    clustered_share,
+    clustered_tpr,
+    share,
+)
+
+TRIALS = 300
+BAR = (0.93, 0.97)
+CONSERVATIVE = 0.995  # near 0 and 1, where no interval of a discrete rate keeps to the bar: at least .93, never all
+
+
+def within(covered: int, *, low: float = BAR[0], high: float = BAR[1]) -> bool:
+    """Whether a true coverage within [low, high] can have given `covered` of the trials (two-sided, 0.1 % each)."""
+    return binom.ppf(0.001, TRIALS, low) <= covered <= binom.ppf(0.999, TRIALS, high)
+
+
+def people(draw: np.random.Generator, count: int) -> tuple[np.ndarray, list[str]]:
+    """Events of each person, and the name that each event has."""
+    sizes = draw.integers(1, 10, size=count)
+    return sizes, np.repeat([f"p{number}" for number in range(count)], sizes).tolist()
+
+
+def hits(draw: np.random.Generator, count: int, *, rate: float, correlation: float) -> tuple[np.ndarray, list[str]]:
+    """Beta-binomial events."""
+    sizes, names = people(draw, count)
+    own = np.full(count, rate)
+    if correlation:
+        own = draw.beta(rate * (1 / correlation - 1), (1 - rate) * (1 / correlation - 1), size=count)
+    return draw.random(len(names)) < np.repeat(own, sizes), names
+
+
+def scores(
+    draw: np.random.Generator, count: int, *, correlation: float, shift: float = 0.0
+) -> tuple[np.ndarray, list[str]]:
+    """Normal scores of variance 1; `shift` is their mean."""
+    sizes, names = people(draw, count)
+    own = np.repeat(draw.normal(size=count), sizes)
+    return shift + np.sqrt(correlation) * own + np.sqrt(1 - correlation) * draw.normal(size=len(names)), names
+
+
+def covered(figures: Sequence[Figure], truth: float) -> int:
+    assert all(figure.low is not None and figure.high is not None for figure in figures)
+    return sum(figure.low <= truth <= figure.high for figure in figures)  # type: ignore[operator]
+
+
+def simulated(one: Callable[[np.random.Generator], Figure], *setting: float) -> list[Figure]:
+    draw = np.random.default_rng([round(1000 * value) for value in setting])
+    return [one(draw) for _ in range(TRIALS)]
+
+
+settings = pytest.mark.parametrize("correlation", [0.0, 0.2, 0.5])
+sizes = pytest.mark.parametrize("count", [20, 50])
+
+
+@settings
+@sizes
+@pytest.mark.parametrize("rate", [0.1, 0.4])
+def test_a_clustered_share_covers_as_it_says(rate: float, count: int, correlation: float) -> None:
+    figures = simulated(
+        lambda draw: clustered_share(*hits(draw, count, rate=rate, correlation=correlation)), rate, count, correlation
+    )
+    assert within(covered(figures, rate), high=BAR[1] if rate > 0.2 else CONSERVATIVE)
+
+
+@settings
+@sizes
+def test_a_clustered_mean_covers_as_it_says(count: int, correlation: float) -> None:
+    figures = simulated(
+        lambda draw: clustered_mean(*hits(draw, count, rate=0.4, correlation=correlation)), 1, count, correlation
+    )
+    assert within(covered(figures, 0.4))
+
+
+@settings
+@sizes
+@pytest.mark.parametrize("shift", [0.0, 1.0])
+def test_a_clustered_auc_covers_as_it_says(shift: float, count: int, correlation: float) -> None:
+    figures = simulated(
+        lambda draw: clustered_auc(
+            scores(draw, count, correlation=correlation, shift=shift), scores(draw, count, correlation=correlation)
+        ),
+        2 + shift,
+        count,
+        correlation,
+    )
+    assert within(covered(figures, float(norm.cdf(shift / np.sqrt(2)))))
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.5])
+def test_a_clustered_tpr_covers_at_least_as_it_says_though_its_threshold_is_estimated(correlation: float) -> None:
+    figures = simulated(
+        lambda draw: clustered_tpr(
+            scores(draw, 50, correlation=correlation, shift=1.5), scores(draw, 50, correlation=correlation), fpr=0.01
+        ),
+        9,
+        correlation,
+    )
+    assert within(covered(figures, float(norm.sf(norm.ppf(0.99) - 1.5))), high=1.0)
+
+
+def test_events_of_one_person_taken_as_independent_do_not_cover_the_test_can_fail() -> None:
+    def naive(draw: np.random.Generator) -> Figure:
+        found, _ = hits(draw, 20, rate=0.4, correlation=0.5)
+        return share(int(found.sum()), len(found))
+
+    assert covered(simulated(naive, 0), 0.4) < 0.85 * TRIALS

@@ -1,0 +1,112 @@
+"""The level of models that never saw the text equals a naive computation, and what moves it is no leak."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from simulated_reports import CLEAN, REFERENCES, World
+
+from mitigate.detection.audit import Audit
+from mitigate.verification.compare import compare
+from mitigate.verification.metrics import auc
+
+pytestmark = pytest.mark.filterwarnings("ignore:Mean of empty slice")
+
+
+@pytest.fixture(scope="module")
+def tables() -> tuple[Audit, Audit, np.ndarray]:
+    before, after, oracle, _ = World(np.random.default_rng(5), 30, 30).tables(CLEAN)
+    return before, after, oracle
+
+
+def naive_auc(audit: Audit, score: np.ndarray, *, spans: bool) -> float:
+    """By loops over spans or documents, texts without a score left out."""
+    sides: dict[str | None, list[float]] = {"forget": [], "holdout": []}
+    rows = [(row["doc_id"], row["token_start"], row["token_end"]) for row in audit.spans.to_pylist()]
+    known = [row["source"] == "known" for row in audit.spans.to_pylist()]
+    texts = [row for row, keep in zip(rows, known, strict=True) if keep]
+    if not spans:
+        texts = [(doc_id, 0, own.stop - own.start) for doc_id, own in audit.rows.items()]
+    for doc_id, start, end in texts:
+        first = audit.rows[doc_id].start
+        values = [value for value in score[first + start : first + end].tolist() if value == value]
+        if values:
+            sides[audit.sets()[doc_id]].append(sum(values) / len(values))
+    return auc(np.array(sides["forget"]), np.array(sides["holdout"]))
+
+
+@pytest.mark.parametrize("name", ["span_auc", "document_auc"])
+def test_the_oracle_is_judged_as_the_target_is(tables: tuple[Audit, Audit, np.ndarray], name: str) -> None:
+    before, after, oracle = tables
+    section = compare(before, after, oracle_log_probs=oracle).report["never_seen"]
+    score = np.clip(oracle - before.columns["log_prob_out"], -3, 3)
+    assert section["source"] == "oracle"
+    assert section[name] == pytest.approx(naive_auc(before, score, spans=name == "span_auc"))
+    own = naive_auc(after, after.columns["score"], spans=name == "span_auc")
+    assert section["excess"]["after"][name] == pytest.approx(own - section[name])
+
+
+@pytest.mark.parametrize("name", ["span_auc", "document_auc"])
+def test_references_stand_in_on_documents_that_they_never_saw(
+    tables: tuple[Audit, Audit, np.ndarray], name: str
+) -> None:
+    before, after, _ = tables
+    report = compare(before, after).report
+    section, references = report["never_seen"], before.reference_log_probs.astype(float)
+    assert (section["source"], section["stand_ins"]) == ("references", REFERENCES)
+    each = []
+    for number in range(REFERENCES):
+        score = np.full(len(references), np.nan)
+        for row, values in enumerate(references):
+            others = [np.exp(x) for k, x in enumerate(values.tolist()) if k != number and x == x]
+            if values[number] == values[number] and others:
+                score[row] = np.clip(values[number] - np.log(np.mean(others)), -3, 3)
+        each.append(naive_auc(before, score, spans=name == "span_auc"))
+    assert section[name] == pytest.approx(np.mean(each))
+    assert not any("taken to be 0.50" in note for note in report["notes"])
+
+
+def test_where_one_reference_judges_the_level_is_assumed_and_it_is_said(
+    tables: tuple[Audit, Audit, np.ndarray],
+) -> None:
+    alone = []
+    for audit in tables[:2]:
+        column = audit.tokens["log_prob_out"].combine_chunks()
+        place = audit.tokens.column_names.index("log_prob_references")
+        alone.append(
+            replace(
+                audit,
+                tokens=audit.tokens.set_column(
+                    place, "log_prob_references", pa.FixedSizeListArray.from_arrays(column, 1)
+                ),
+            )
+        )
+    report = compare(*alone).report
+    after = report["leakage"]["after"]
+    assert report["never_seen"]["source"] == "assumed"
+    assert report["never_seen"]["span_auc"] == 0.5
+    assert report["never_seen"]["excess"]["after"]["span_auc"] == pytest.approx(after["span_auc"] - 0.5)
+    assert any("taken to be 0.50" in note for note in report["notes"])
+
+
+def test_text_that_is_likelier_to_every_model_is_no_leak(tables: tuple[Audit, Audit, np.ndarray]) -> None:
+    """The forget set is easier than the references say, for the oracle as for the target: only the excess counts."""
+    before, after, oracle = tables
+    sets = np.repeat([after.sets()[doc_id] == "forget" for doc_id in after.rows], 16)
+    shifted = after.columns["log_prob"] + 0.4 * sets
+    columns = {"log_prob": shifted, "score": np.clip(shifted - after.columns["log_prob_out"], -3, 3)}
+    table = after.tokens
+    for name, values in columns.items():
+        table = table.set_column(table.column_names.index(name), name, pa.array(values, from_pandas=True))
+    spans = after.spans.to_pylist()
+    for row in spans:
+        first = after.rows[row["doc_id"]].start
+        row["score"] = float(np.nanmean(columns["score"][first + row["token_start"] : first + row["token_end"]]))
+    easier = replace(after, tokens=table, spans=type(after.spans).from_pylist(spans))
+    with_oracle = compare(before, easier, oracle_log_probs=oracle + 0.4 * sets).report
+    assert with_oracle["leakage"]["after"]["span_auc"] > 0.65
+    assert with_oracle["verdict"]["findings"]["spans"]["state"] != "leaks"
+    assert compare(before, easier).report["verdict"]["findings"]["spans"]["state"] == "leaks"
