@@ -28,7 +28,10 @@ def file_digest(path: Path) -> str:
 
 
 def tree_digests(root: Path) -> dict[str, str]:
-    """SHA-256 of a file, or of all files under a directory, by their names relative to it; no temporaries."""
+    """SHA-256 of a file, or of all files under a directory, by their names relative to it.
+
+    Temporaries are left out, and so are model cards (`*.md`), which are there to be edited and which nothing reads.
+    """
     if root.is_file():
         return {root.name: file_digest(root)}
     found = {}
@@ -36,7 +39,7 @@ def tree_digests(root: Path) -> dict[str, str]:
         names[:] = [name for name in names if not is_temporary(Path(name))]
         for name in files:
             path = Path(folder) / name
-            if not is_temporary(path):
+            if not is_temporary(path) and path.suffix != ".md":
                 found[path.relative_to(root).as_posix()] = file_digest(path)
     return dict(sorted(found.items()))
 

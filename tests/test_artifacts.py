@@ -186,6 +186,17 @@ def test_damage_of_any_kind_in_any_file_is_found(tmp_path: Path, kind: str) -> N
             check_digests(tmp_path / "it")
 
 
+def test_a_model_card_may_be_edited_and_files_may_be_added(tmp_path: Path) -> None:
+    with new_directory(tmp_path / "it") as made:
+        (made / "README.md").write_text("card")
+        (made / "weights").write_text("0")
+    (tmp_path / "it/README.md").write_text("a better card")
+    (tmp_path / "it/notes").write_text("mine")
+    assert damage(tmp_path / "it") == []
+    (tmp_path / "it/weights").write_text("1")
+    assert damage(tmp_path / "it") == ["weights is not what was written (damaged?)"]
+
+
 def test_a_record_comes_back_as_it_was_and_not_at_all_if_one_value_changed(tmp_path: Path) -> None:
     path, record = tmp_path / "record.json", {"copies": {10: 1, 9: "nine"}, "share": 0.1, "text": "naïve"}
     write_record(path, record)
