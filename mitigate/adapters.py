@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import hf_hub_download
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from transformers.utils.peft_utils import find_adapter_config_file
@@ -151,12 +152,15 @@ def _unfit(source: str, kind: str, reason: str) -> MitigateError:
 
 
 def adapter_shapes(source: str) -> Shapes:
-    """Names and shapes of the tensors of a local adapter; empty for one on the hub or in a pickle.
+    """Names and shapes of the tensors of an adapter; empty where they are pickled.
 
     Raises:
         MitigateError: the file cannot be read.
     """
-    files = weight_files(Path(source), stem="adapter_model", pickled="adapter_model")
+    if Path(source).is_dir():
+        files = weight_files(Path(source), stem="adapter_model", pickled="adapter_model")
+    else:
+        files = [Path(file)] if (file := hub_weights(source)) else []
     return stored_shapes(file for file in files if file.suffix == ".safetensors")
 
 
@@ -226,6 +230,15 @@ def is_adapter(source: str) -> bool:
     """Whether there is an adapter of this name, in a directory or on the hub."""
     directory = Path(source)
     return (directory / ADAPTER_CONFIG).is_file() if directory.exists() else _hub_config(source) is not None
+
+
+@lru_cache
+def hub_weights(source: str) -> str | None:
+    """Where the safetensors of a hub adapter were put; None if it has none."""
+    try:
+        return hf_hub_download(source, "adapter_model.safetensors")
+    except (OSError, ValueError):
+        return None
 
 
 @lru_cache

@@ -114,8 +114,7 @@ class SharedBase:
         if difference > _tolerance(before) * 10:
             raise MitigateError(
                 f"{summarize(directories)}: merging changes the logits by up to {difference:.3g}; the installed PEFT "
-                "merges "
-                "this kind wrongly: upgrade peft, or save the model that the upper adapter was trained on as a whole"
+                "merges this kind wrongly: upgrade peft, or save the model that the upper adapter was trained on whole"
             )
         cast(torch.nn.Module, merged).to(dtype)
 

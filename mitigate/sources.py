@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import hf_hub_download
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from mitigate.adapters import (
@@ -17,6 +18,7 @@ from mitigate.adapters import (
     MERGE_FIRST,
     OVERLAY_FILE,
     adapter_settings,
+    hub_weights,
     is_adapter,
     read_object,
     settings_that_matter,
@@ -220,6 +222,8 @@ def exists(source: str) -> bool:
         return True
     if not _may_exist(source):
         return False
+    if is_adapter(source):
+        return True
     try:
         AutoConfig.from_pretrained(source)
     except (OSError, ValueError):
@@ -245,6 +249,12 @@ def check_weights(source: str, *, allow_pickle: bool) -> None:
             raise MitigateError(f"{source}: a file; give the directory that holds config.json and the weights")
         if not exists(source):
             raise MitigateError(f"{source}: no such directory, and no such model on the hub; check the path")
+        if is_adapter(source) and not allow_pickle and hub_weights(source) is None:  # of models transformers sees to it
+            raise MitigateError(
+                f"{source}: has no adapter_model.safetensors, and loading pickled weights can run code; convert them "
+                "to "
+                "safetensors, or set models.allow_pickle: true if you trust them"
+            )
         return
     path = Path(source)
     check_digests(path)
@@ -297,10 +307,11 @@ def _key(source: str) -> str:
 
 
 def _commit(source: str) -> str:
+    name = ADAPTER_CONFIG if is_adapter(source) else "config.json"
     try:
-        config = AutoConfig.from_pretrained(source)
+        path = Path(hf_hub_download(source, name))
     except (OSError, ValueError) as error:
         raise MitigateError(
             f"{source}: no such directory, and no such model on the hub; check the path ({first_line(error)})"
         ) from None
-    return f"{source}@{getattr(config, '_commit_hash', None) or 'unknown'}"
+    return f"{source}@{path.parent.name}"  # the file lies in .../snapshots/COMMIT

@@ -486,3 +486,34 @@ def test_what_changes_an_adapter_changes_its_fingerprint(adapter: Path) -> None:
 def test_an_adapter_in_use_elsewhere_is_read_with_peft_alone(adapter: Path, tiny_model: TinyModelFactory) -> None:
     whole = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model("llama")), adapter)
     assert len(whole.peft_config) == 1
+
+
+def test_models_of_the_hub_are_known_by_their_commit_and_never_unpickled(
+    adapter: Path, model: Path, store: ModelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub's cache on the disk, without the hub."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
+
+    def published(name: str, directory: Path, commit: str) -> str:
+        folder = tmp_path / f"models--{name.replace('/', '--')}"
+        shutil.copytree(directory, folder / "snapshots" / commit)
+        (folder / "refs").mkdir()
+        (folder / "refs" / "main").write_text(commit)
+        return name
+
+    base = published("someone/base", model, "b" * 40)
+    edit_json(adapter / "adapter_config.json", base_model_name_or_path=base)
+    first = published("someone/adapter", adapter, "a" * 40)
+    second = published("someone/later", adapter, "c" * 40)
+    loaded = store.load(first)
+    assert loaded.adapters
+    assert loaded.base is store.load(base).base
+    expected = plain_logits(model, adapter, text_of(20))
+    torch.testing.assert_close(logits(store, Path(first), text_of(20)), expected, rtol=0, atol=TOLERANCE)
+    assert len({model_fingerprint(source) for source in (base, first, second)}) == 3
+    (adapter / ADAPTER).unlink()
+    torch.save({}, adapter / "adapter_model.bin")
+    with pytest.raises(MitigateError, match=r"has no adapter_model\.safetensors, and loading pickled weights can run"):
+        store.load(published("someone/pickled", adapter, "d" * 40))
