@@ -149,7 +149,7 @@ def test_run_and_report(mitigate_: Mitigate, world: World) -> None:
     assert ran.status == 0, ran.err
     assert "span AUC" in ran.out
     assert "report: run/report.html" in ran.out
-    assert "    model = peft.AutoPeftModelForCausalLM.from_pretrained('run/adapter')" in ran.out
+    assert "to load it" not in ran.out, "an audit makes no model"
     secrets = [document.text[span.start : span.end] for document in world.documents for span in document.spans]
     page = Path("run/report.html")
     assert not any(secret in page.read_text(encoding="utf-8") for secret in secrets)

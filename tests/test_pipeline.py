@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from soak import ended, forked, without_times
 from test_artifacts import flip_a_bit
-from world import World
+from world import LORA, World
 
 from mitigate.errors import MitigateError
 from mitigate.lab.people import write_jsonl
@@ -554,7 +554,10 @@ def test_finetuned_yaml_runs_on_a_user_s_model(world: World, training_text: Path
     assert report["extraction"]["after"] < report["extraction"]["before"]
     assert (contents(target, "*.safetensors"), contents(world.base, "*.safetensors")) == weights
     adapter = ModelStore(device="cpu").load(tmp_path / "run/adapter")
-    assert len(adapter.adapters) == (1 if method == "full" else 2)
+    assert len(adapter.adapters) == 1
+    config = json.loads((tmp_path / "run/adapter/adapter_config.json").read_text())
+    assert config["r"] == (16 if method == "full" else 16 + LORA.rank), "over an adapter it holds that one too"
+    assert config["base_model_name_or_path"] == str(target if method == "full" else world.base)
 
 
 def test_pretrained_yaml_audits_a_released_model(world: World, training_text: Path, tmp_path: Path) -> None:
