@@ -10,6 +10,7 @@ Place = tuple[int, int, str]  # start, end, kind
 _IBAN = re.compile(
     r"(?<![A-Za-z0-9])[A-Za-z]{2}\d{2}(?:[ -]?[A-Za-z0-9]{4}){2,7}(?:[ -]?[A-Za-z0-9]{1,3})?(?![A-Za-z0-9])"
 )
+_BRITISH = re.compile(r"(?<!\w)[A-Z]{2} ?\d{2} ?\d{2} ?\d{2} ?[A-DT](?!\w)")  # National Insurance number
 _CUED = re.compile(
     r"\b(?:account|acct|konto|compte|cuenta|customer|client|member(?:ship)?|policy|ticket|case|order|invoice|booking|"
     r"reference|ref|patient|mrn|medical record|health card|badge|employee|staff|student|user|passport|"
@@ -53,6 +54,8 @@ def numbers_behind_words(text: str) -> Iterator[Place]:
         number = match[1][:end]
         if sum(map(str.isdigit, number)) >= 3 and not re.fullmatch(r"(?:1[89]|20)\d\d", number):
             yield match.start(1), match.start(1) + end, "number"
+    for match in _BRITISH.finditer(text):
+        yield *match.span(), "ssn"
     for match in _BIRTH.finditer(text):
         yield *match.span(1), "date of birth"
 

@@ -8,8 +8,8 @@ from math import log2
 
 Place = tuple[int, int, str]  # start, end, kind
 
-_RUN = re.compile(r"[A-Za-z0-9]++(?:[-_/.:#+=~][A-Za-z0-9]++)*+=*+")
-_SEPARATOR = re.compile(r"[-_/.:#+=~]")
+_RUN = re.compile(r"[A-Za-z0-9]++(?:[-_/.:#+~][A-Za-z0-9]++)*+=*+")
+_SEPARATOR = re.compile(r"[-_/.:#+~]")
 _YEAR = re.compile(r"(?:1\d|20)\d\d")
 _YEARS = re.compile(r"(?:[A-Za-z]{2,8}-)?(?:1\d|20)\d\d(?:s|[-/.]\w+)")
 _RANDOM = 2.5  # bits a character: above words and numbers of this length

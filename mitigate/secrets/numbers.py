@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 
 # one run: digits, between two of them a separator, or a bracket, or a dash between spaces
 _RUN = re.compile(
@@ -15,7 +16,7 @@ _COORDINATES = re.compile(
     r"|(?<!\d)\d{1,3}[ ]?°[ ]?\d{1,2}[ ]?['′’][ ]?(?:\d{1,2}(?:\.\d{1,6})?[ ]?(?:\"|″|''|”))?[ ]?[NSEWO]\b"
 )
 _MOST_DIGITS = 24  # of one number that is written in groups
-_YEAR = re.compile(r"1\d\d\d|20\d\d")
+_YEAR = re.compile(r"1[5-9]\d\d|20\d\d")
 
 
 def number_runs(text: str) -> Iterator[tuple[int, int, str]]:
@@ -42,7 +43,9 @@ def _sensitive(text: str, start: int, end: int) -> Iterator[tuple[int, int, str]
     digits = sum(map(len, groups))
     if digits >= 6 and not _harmless(run, groups, gaps):
         yield start, end, _kind(run, groups, digits)
-    elif digits >= 6 and len(groups) > 1:  # "2004 3554257252477856": what stands next to each other
+    elif (
+        digits >= 6 and len(groups) > 1 and set(gaps) != {"."}
+    ):  # "2004 3554257252477856": what stands next to each other
         for group in re.finditer(r"\d{6}\d*+", run):
             yield start + group.start(), start + group.end(), _kind(group[0], [group[0]], len(group[0]))
 
@@ -71,8 +74,10 @@ def _harmless(run: str, groups: list[str], gaps: list[str]) -> bool:
         return True
     if len(groups) == 2 and gaps[0].strip() == "." and groups[0][0] != "0":
         return True  # 3.141593
-    if years[0] and (years[1] or (len(groups) == 2 and lengths[1] <= 3)):
-        return True  # 1914-1918, 1998/99, in 1984 200
+    if any(first and second for first, second in pairwise(years)):
+        return True  # 1914-1918
+    if years[0] and len(groups) == 2 and lengths[1] <= 3:
+        return True  # 1998/99, in 1984 200
     if len(groups) == 2 and (len(gaps[0]) == 3 or (max(lengths) <= 3 and gaps[0] not in "- ")):
         return True  # 350 – 1380, 350–380
     if lengths[0] <= 3 and set(lengths[1:]) == {3} and groups[-1] == "000":
@@ -82,7 +87,7 @@ def _harmless(run: str, groups: list[str], gaps: list[str]) -> bool:
     if lengths.count(1) > 1 or max(lengths) < 2:
         return True  # 6-4 6-3
     spaced = all(gap.isspace() for gap in gaps)
-    return groups[0][0] != "0" and ((spaced and sum(lengths) < 7) or (any(years) and len(groups) < 4))
+    return spaced and groups[0][0] != "0" and (sum(lengths) < 7 or years[0] or (years[-1] and len(groups) == 2))
 
 
 def _is_date(groups: list[str], gaps: list[str]) -> bool:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 _NAME = r"[^\W\d_a-z][\w'’.-]{0,30}+"  # a word with a capital letter
-_HOUSE = r"\d{1,6}[A-Za-z]?(?:[-/]\d{1,5}[A-Za-z]?)?(?!\w)"
+_HOUSE = r"\d{1,6}[A-Za-z]?(?:[-/]\d{1,5}[A-Za-z]?)?(?!\w|-\d)"
 _WIND = r"(?:N|S|E|W|NE|NW|SE|SW|North|South|East|West)"
 _OF = r"(?:(?:de|do|da|dos|das|del|della|delle|dei|di|du|des|la|las|los|le|les|el|l['’]|d['’]|e|y|et|aux?)[ ]?)"
 
@@ -31,6 +31,7 @@ _COMPOUND = (  # it ends the word: Hauptstraße, Keizersgracht, Puruntie
     "straße", "strasse", "str", "gasse", "weg", "allee", "platz", "ring", "damm", "ufer", "steig", "straat", "laan",
     "gracht", "plein", "dijk", "kade", "singel", "gade", "vej", "vænget", "stræde", "allé", "gatan", "gata", "vägen",
     "väg", "gränd", "torget", "veien", "vegen", "vei", "veg", "plass", "katu", "tie", "polku", "kuja", "raitti",
+    "stigen", "bulevardi", "boulevard", "hof", "faret", "bakken",
 )  # fmt: skip
 _LAST = (  # it follows the name: Király u. 15, Narva mnt 7
     "u|utca|út|útja|tér|köz|tänav|tn|mnt|maantee|tee|puiestee|pst|straße|strasse|str|platz|weg|allee|gatan|gade|vej|"
@@ -102,5 +103,9 @@ def _streets(text: str) -> Iterator[tuple[int, int]]:
             if not (_YEAR.fullmatch(first) and not _KIND.fullmatch(last)):  # 2010 Final Four Run
                 yield match.span()
     for match in _WORD_AND_HOUSE.finditer(text):  # Hauptstraße 12, Puruntie 82; not Spring 1979
-        if match[1].lower().endswith(_COMPOUND) and not _YEAR.fullmatch(match[2]):
+        word = match[1].lower()
+        name = (
+            max(len(word) - len(kind) for kind in _COMPOUND if word.endswith(kind)) if word.endswith(_COMPOUND) else 0
+        )
+        if name >= 3 and not _YEAR.fullmatch(match[2]):
             yield match.span()
