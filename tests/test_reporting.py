@@ -328,14 +328,15 @@ def test_masked_mode_leaks_no_span_text_anywhere(render: str) -> None:
     for text in (secret, name, "0123", "lee"):
         assert text.lower() not in plain
     assert BULLET * len(secret) in page
-    assert "Call" in page
+    assert "now" in page
+    assert ">half<" in page
     shown = heat_map(audits[0], text="all") if render == "fragment" else render_report(report, *audits, text="all")
     assert secret in shown
 
 
 def test_masked_text_keeps_its_length_and_the_rest_of_the_document() -> None:
     sides = Page(heat_map(pair()[0], text="masked")).sides
-    assert sides[0] == "Call Ann " + BULLET * 11 + " now"
+    assert sides[0] == BULLET * 8 + " " + BULLET * 11 + " now", "Call Ann may be a name"
 
 
 @pytest.mark.parametrize(
