@@ -45,7 +45,7 @@ def besides(part: str, oracle: float | None = None) -> dict[str, Any]:
     control = {"oracle": oracle, "oracle_interval": None if oracle is None else [0.0, 0.05]}
     shares = {"before": 0.5, "before_interval": [0.4, 0.6], "after": 0.4, "after_interval": [0.3, 0.5]}
     report = good()
-    report["extraction"] |= {part: {**shares, **control, "secrets": 60}, **control}
+    report["extraction"] |= {part: {**shares, **control, "secrets": 160}, **control}
     return report
 
 
@@ -82,9 +82,9 @@ def test_a_report_that_is_good_in_every_figure_is_good() -> None:
         (good(extraction={"untried": {"context": 2, "not drawn": 9}}), "cannot_tell", None, "2 sensitive values could"),
         (good(skipped=["x:1: malformed"]), "cannot_tell", None, "1 document was skipped"),
         (good(judges_kept_out=False), "cannot_tell", None, "trained against"),
-        (besides("all", oracle=0.0), "caution", True, "Of all 60 values, shorter ones included, 40.0 % come back"),
+        (besides("all", oracle=0.0), "caution", True, "Of all 160 values, shorter ones included, 40.0 % come back"),
         (besides("all"), "cannot_tell", None, "no more than 10 %"),
-        (besides("names"), "cannot_tell", None, "Of 60 names in found spans, 40.0 % come back"),
+        (besides("names"), "cannot_tell", None, "Of 160 names in found spans, 40.0 % come back"),
     ],
 )
 def test_one_figure_that_is_not_good_is_enough(
