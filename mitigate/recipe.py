@@ -233,7 +233,8 @@ def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recip
 
     Args:
         path: the file; None starts from the defaults.
-        overrides (*optional*): dotted keys, values in YAML: `detect.spans.threshold=1.5`, `lab=null`.
+        overrides (*optional*): dotted keys, values in YAML: `detect.spans.threshold=1.5`, `lab=null`. The number
+            after a list's last adds to it: `data.documents.1={path: unseen.jsonl, assign: holdout}`.
 
     Raises:
         MitigateError: with every mistake, each naming its key, the nearest known key and the remedy.
@@ -293,7 +294,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
     *parents, last = key.split(".")
     place: Any = values
     for parent in parents:
-        if isinstance(place, list) and parent.isdigit() and int(parent) < len(place):
+        if isinstance(place, list) and parent.isdigit() and int(parent) <= len(place):
+            if int(parent) == len(place):
+                place.append({})
             place = place[int(parent)]
             continue
         if not isinstance(place, dict):
@@ -301,8 +304,8 @@ def _apply(values: dict[str, Any], override: str) -> None:
         if not isinstance(place.get(parent), (dict, list)):
             place[parent] = {}
         place = place[parent]
-    if isinstance(place, list) and last.isdigit() and int(last) < len(place):
-        place[int(last)] = value
+    if isinstance(place, list) and last.isdigit() and int(last) <= len(place):
+        place[int(last) : int(last) + 1] = [value]  # one after the last is a new one
     elif isinstance(place, dict):
         place[last] = value
     else:

@@ -111,6 +111,17 @@ def test_overrides_reach_into_sections_and_lists_and_are_yaml() -> None:
     assert recipe.name == "12"
 
 
+def test_the_number_after_a_list_s_last_adds_to_it() -> None:
+    more = ["data.documents.1={path: unseen.jsonl, assign: holdout}", "data.documents.2.path=c.csv"]
+    recipe = load_recipe(None, [*OWN_MODEL, *more])
+    assert [(source.path, source.assign) for source in recipe.data.documents[1:]] == [
+        ("unseen.jsonl", "holdout"),
+        ("c.csv", None),
+    ]
+    with pytest.raises(MitigateError, match="'5' is not"):
+        load_recipe(None, [*OWN_MODEL, "data.documents.5.path=x"])
+
+
 def test_an_override_may_hold_equals_signs() -> None:
     recipe = load_recipe(None, [*OWN_MODEL, "unlearn.objective=hinge=1,distill=0.5"])
     assert recipe.unlearn is not None
