@@ -22,7 +22,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from mitigate.adapters import adapter_config, adapter_shapes, is_dora, is_overlay, leaves_base, takes_lora_over_it
-from mitigate.errors import MitigateError, summarize
+from mitigate.errors import MitigateError, first_line, summarize
 from mitigate.mixture import Mixture
 from mitigate.probes import check_probe, longest_text, probe_logits
 from mitigate.runtime import resolve_device
@@ -30,7 +30,6 @@ from mitigate.shared_base import SharedBase
 from mitigate.sources import (
     check_weights,
     exists,
-    first_line,
     load_tokenizer,
     mixture_members,
     model_fingerprint,
@@ -201,7 +200,10 @@ class ModelStore:
             names: tuple[str, ...] = ()
             for number, directory in enumerate(stack[:own]):
                 if number and _to_be_merged(stack, number):
-                    base.merge(names)
+                    base.merge(
+                        names, instead="save the model that the adapter over it was trained on whole, and give that"
+                    )
+                    base.source = stack[number - 1]
                     base.fingerprint, names = model_fingerprint(base.source, base=self.base), ()
                 names = (*names, base.change(directory, over=names))
             self._bases[key] = base

@@ -25,7 +25,7 @@ from mitigate.adapters import (
     takes_lora_over_it,
 )
 from mitigate.artifacts import check_digests, fingerprint, fingerprint_files
-from mitigate.errors import MitigateError
+from mitigate.errors import MitigateError, first_line
 from mitigate.tokens.rules import tokenizer_rules
 from mitigate.weights import weight_files
 
@@ -270,11 +270,6 @@ def check_weights(source: str, *, allow_pickle: bool) -> None:
             f"{source}: its weights are pickled, and loading them can run code; convert them to safetensors, "
             f"or set models.allow_pickle: true if you trust them ({files[0].name})"
         )
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, for a message of ours."""
-    return (str(error).strip() or type(error).__name__).split("\n", maxsplit=1)[0][:200]
 
 
 def _weights(path: Path) -> list[Path]:
