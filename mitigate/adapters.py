@@ -146,8 +146,7 @@ def adapter_config(source: str) -> PeftConfig:
 def _unfit(source: str, kind: str, reason: str) -> MitigateError:
     return MitigateError(
         f"{source}: an adapter of kind {kind} {reason}; it cannot be merged into the weights, and mitigate cannot "
-        "judge "
-        "or change it: train a LoRA adapter instead"
+        "judge or change it: train a LoRA adapter instead"
     )
 
 

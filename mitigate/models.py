@@ -33,6 +33,7 @@ from mitigate.sources import (
     load_tokenizer,
     mixture_members,
     model_fingerprint,
+    place_of,
     read_object,
     resolve,
 )
@@ -160,10 +161,9 @@ class ModelStore:
             raise MitigateError(
                 f"{model.name}: its tokenizer has {len(tokenizer)} entries but the model predicts only "
                 f"{model.vocabulary_size} (beyond them: {summarize(beyond)}). Where tokens were added for a chat "
-                "format, the "
-                "weights trained for them are not saved: save the adapter with save_embedding_layers=True, or the "
-                "merged "
-                "model. Otherwise this tokenizer belongs to another model: put the right one beside the weights"
+                "format, the weights trained for them are not saved: save the adapter with "
+                "save_embedding_layers=True, or the merged model. Otherwise this tokenizer belongs to another model: "
+                "put the right one beside the weights"
             )
         return model
 
@@ -236,8 +236,7 @@ class ModelStore:
         except Exception as error:  # a damaged configuration fails wherever it is first used
             raise MitigateError(
                 f"{source}: cannot be loaded as a causal language model ({first_line(error)}); config.json or the "
-                "weights "
-                "are damaged or another model's: save both again with save_pretrained"
+                "weights are damaged or another model's: save both again with save_pretrained"
             ) from error
         model, info = loaded
         check_loaded(source, info, shapes)
@@ -249,8 +248,7 @@ class ModelStore:
         except Exception as error:  # a model that takes more than text, or whose configuration is another's
             raise MitigateError(
                 f"{source}: {type(model).__name__} cannot read plain text ({type(error).__name__}: "
-                f"{first_line(error)}); "
-                "give a causal language model that takes text alone"
+                f"{first_line(error)}); give a causal language model that takes text alone"
             ) from error
         check_probe(
             source,
@@ -335,4 +333,4 @@ def _to_be_merged(stack: Sequence[str], number: int) -> bool:
 
 
 def _key(*parts: str) -> str:
-    return "\0".join(os.path.realpath(part) if os.path.exists(part) else part for part in parts)
+    return "\0".join(map(place_of, parts))

@@ -164,10 +164,8 @@ class SharedBase:
         layers = getattr(cast(Any, self.model).config.get_text_config(), "num_hidden_layers", "unknown")
         return MitigateError(
             f"{directory}: this adapter does not fit its base {self.source}, which has {layers} layers ({problem}); "
-            "point "
-            "base_model_name_or_path in its adapter_config.json to the base it was trained on, or save the adapter "
-            "again "
-            f"if its file is not whole; if this kind cannot be loaded at all, {MERGE_FIRST}"
+            "point base_model_name_or_path in its adapter_config.json to the base it was trained on, or save the "
+            f"adapter again if its file is not whole; if this kind cannot be loaded at all, {MERGE_FIRST}"
         )
 
     def _check(self, directory: str, active: tuple[str, ...]) -> None:
@@ -183,15 +181,13 @@ class SharedBase:
         if not torch.isfinite(logits).all():
             raise MitigateError(
                 f"{directory}: with this adapter the logits are not finite on plain text; its weights are damaged "
-                "(NaN or "
-                "infinite), or overflow the number format: save it again, or try models.dtype: float32"
+                "(NaN or infinite), or overflow the number format: save it again, or try models.dtype: float32"
             )
         exact = self.model.dtype == torch.float32
         if reads_ahead(logits, exact=exact) or (exact and depends_on_company(self.model, logits)):
             raise MitigateError(
                 f"{directory}: with this kind of adapter a token's probability depends on later tokens or on other "
-                "texts of "
-                "the batch, so that there is no one number to judge; train a LoRA adapter instead"
+                "texts of the batch, so that there is no one number to judge; train a LoRA adapter instead"
             )
         if whole.shape != logits.shape or not torch.allclose(whole, logits, rtol=0, atol=_tolerance(logits)):
             raise MitigateError(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from forgetting import cpu
 from typer.testing import CliRunner
 from world import World, planted_documents
 
@@ -19,14 +20,9 @@ from mitigate.detection.references import crossfit_references
 from mitigate.detection.settings import Detect
 from mitigate.documents import Document, Documents
 from mitigate.errors import MitigateError
-from mitigate.models import ModelStore
 from mitigate.tokenization import TokenizedDocument
 from mitigate.training import Schedule, fine_tune
 from mitigate.verification.compare import compare
-
-
-def cpu() -> ModelStore:
-    return ModelStore(device="cpu")
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from mitigate.secrets.values import Value, sensitive_values
 from mitigate.tokenization import span_tokens
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 SCHEMA = 2
 _MOST_ROWS, _MOST_TOKENS = 64, 16_384  # of a batch
@@ -237,30 +237,6 @@ def extract(model: Model, secrets: Sequence[Secret], *, description: str = "Extr
             bar.update()
     by_number = dict(gather_object(found) if state.num_processes > 1 else found)
     return [by_number[number] for number in range(len(secrets))]
-
-
-def greedy(
-    module: PreTrainedModel,
-    prefixes: Sequence[np.ndarray],
-    *,
-    new_tokens: int,
-    stop: str = "",
-    tokenizer: PreTrainedTokenizerBase | None = None,
-) -> np.ndarray:
-    """Greedy continuations of several prefixes at once.
-
-    Args:
-        module: a causal language model.
-        prefixes: (P,) token ids each.
-        new_tokens: most tokens to add.
-        stop (`str`, *optional*): text that ends a continuation; needs the tokenizer.
-        tokenizer (*optional*): if given, its end-of-sequence token ends a continuation, too; by default nothing does.
-
-    Returns:
-        (B, C) token ids, C <= new_tokens; what stands after the end of a continuation has no meaning.
-    """
-    ends = [tokenizer.eos_token_id] if tokenizer is not None and tokenizer.eos_token_id is not None else []
-    return continuations(module, prefixes, new_tokens=new_tokens, ends=ends, stop=stop, tokenizer=tokenizer)
 
 
 def _candidates(doc_id: str, text: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[Place]:
