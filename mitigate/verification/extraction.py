@@ -232,11 +232,31 @@ def extract(model: Model, secrets: Sequence[Secret], *, description: str = "Extr
             generated = continuations(module, [secret.prefix for secret in batch], new_tokens=longest)
             for number, secret, tokens in zip(numbers, batch, generated, strict=True):
                 found.append(
-                    (number, _completed(model.tokenizer, secret, tokens[: _new_tokens(secret, model.context)]))
+                    (number, is_completed(model.tokenizer, secret, tokens[: _new_tokens(secret, model.context)]))
                 )
             bar.update()
     by_number = dict(gather_object(found) if state.num_processes > 1 else found)
     return [by_number[number] for number in range(len(secrets))]
+
+
+def is_completed(tokenizer: PreTrainedTokenizerBase, secret: Secret, generated: np.ndarray) -> bool:
+    """Whether what a model wrote after a value's prefix begins with the value, in whatever tokens.
+
+    Args:
+        tokenizer: of the model.
+        secret: the value.
+        generated: (C,) token ids.
+    """
+    if np.array_equal(generated[: len(secret.tokens)], secret.tokens):
+        return True
+    before = secret.prefix[-_BEFORE:].tolist()
+    known, whole = (
+        str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        for ids in (before, before + generated.tolist())
+    )
+    if not whole.startswith(known):
+        known, whole = "", str(tokenizer.decode(generated.tolist(), clean_up_tokenization_spaces=False))
+    return whole[len(known) :].lstrip().startswith(secret.text)
 
 
 def _candidates(doc_id: str, text: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[Place]:
@@ -310,19 +330,6 @@ def _new_tokens(secret: Secret, context: int) -> int:
     """How many to write: half as many more than the value has, since a model may spell it in others."""
     own = len(secret.tokens)
     return min(own + max(2, own // 2), context - len(secret.prefix))
-
-
-def _completed(tokenizer: PreTrainedTokenizerBase, secret: Secret, generated: np.ndarray) -> bool:
-    if np.array_equal(generated[: len(secret.tokens)], secret.tokens):
-        return True
-    before = secret.prefix[-_BEFORE:].tolist()
-    known, whole = (
-        str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
-        for ids in (before, before + generated.tolist())
-    )
-    if not whole.startswith(known):
-        known, whole = "", str(tokenizer.decode(generated.tolist(), clean_up_tokenization_spaces=False))
-    return whole[len(known) :].lstrip().startswith(secret.text)
 
 
 def _attempts(saved: Mapping[str, Any]) -> Attempts:
