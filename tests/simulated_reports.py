@@ -93,15 +93,22 @@ class World:
             references[np.ix_(tokens == number, draw.permutation(REFERENCES)[: REFERENCES // 2])] = np.nan
         references[place == 0] = np.nan
         table = {"tokens": tokens, "place": place, "secret": secret, "person": person, "starts": starts}
+        first = self._audit(table, before, references, origin=None)
         return (
-            self._audit(table, before, references, origin=None),
-            self._audit(table, after, references, origin={"by": None, "scope": "token"}),
+            first,
+            self._audit(table, after, references, again=first.fingerprint, origin={"by": None, "scope": "token"}),
             np.where(place == 0, np.nan, model()),
             self._extraction(table, leak),
         )
 
     def _audit(
-        self, table: dict[str, Any], log_prob: np.ndarray, references: np.ndarray, *, origin: dict[str, Any] | None
+        self,
+        table: dict[str, Any],
+        log_prob: np.ndarray,
+        references: np.ndarray,
+        *,
+        origin: dict[str, Any] | None,
+        again: str | None = None,
     ) -> Audit:
         place, secret, person = table["place"], table["secret"], table["person"]
         first = place == 0
@@ -157,6 +164,7 @@ class World:
             "skipped": [],
             "coverage": {"known_spans": len(spans), "known_spans_outside": 0, "values_outside": 0},
             "origin": origin,
+            "again": again,
         }
         return Audit(tokens, documents, pa.Table.from_pylist(spans), metadata)
 
@@ -189,8 +197,6 @@ def simulated(seed: int, *, leak: str, people: str, oracle: bool) -> dict[str, A
     """A report whose truth is known."""
     world = World(np.random.default_rng([seed, len(leak), len(people)]), PEOPLE[people], NEVER_SEEN[people])
     before, after, never_saw, extraction = world.tables(LEAKS[leak])
-    if after is not None:
-        after.metadata["again"] = before.fingerprint
     report = compare(before, after, oracle_log_probs=never_saw if oracle else None).report
     if not oracle:
         extraction |= {"oracle": None, "oracle_interval": None}

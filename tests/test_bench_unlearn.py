@@ -59,7 +59,7 @@ SETTINGS = UnlearnBenchSettings(
     copies={2: 0.1},
     anchors=6,
     prose=6,
-    schedule=FineTuning(epochs=15, learning_rate=1e-2, batch_size=4),
+    schedule=FineTuning(epochs=8, learning_rate=1e-2, batch_size=4),
     base=TinyModel(
         vocabulary=400,
         hidden_size=32,

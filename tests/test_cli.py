@@ -439,6 +439,7 @@ def test_what_a_scheduler_sends_ends_a_command_as_ctrl_c_does(
             (made / "private").write_text("text")
             os.kill(os.getpid(), sent)
 
+    signal.signal(sent, signal.SIG_DFL)  # of nohup, which has SIGHUP ignored, the command leaves it so
     handlers = signal.getsignal(sent)
     before = set(folder.iterdir())
     monkeypatch.setattr("mitigate.documents.written.write_jsonl", stopped)

@@ -198,7 +198,7 @@ def combine_adapters(directories: Sequence[Path], *, weight: float, out: Path, b
     config.base_model_name_or_path = base or config.base_model_name_or_path
     write_adapter(config, tensors, out)
     for file in directories[0].iterdir():  # the tokenizer's
-        if file.is_file() and file.name not in (_SHARD, OVERLAY_FILE, _WEIGHTS, "adapter_config.json"):
+        if file.is_file() and file.name not in (_SHARD, OVERLAY_FILE, _WEIGHTS, DIGESTS, "adapter_config.json"):
             shutil.copy(file, out / file.name)
 
 
