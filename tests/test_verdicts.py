@@ -25,6 +25,9 @@ from mitigate.training import Schedule, fine_tune
 from mitigate.verification.compare import compare
 
 
+EACH = 20  # people in each set: as few as holdout documents may be to calibrate by
+
+
 @dataclass(frozen=True)
 class Calibrated:
     """Enough people to calibrate on, a target, and four cross-fitted references."""
@@ -40,7 +43,7 @@ class Calibrated:
 @pytest.fixture(scope="module")
 def calibrated(world: World, tmp_path_factory: pytest.TempPathFactory) -> Calibrated:
     root = tmp_path_factory.mktemp("calibrated")
-    documents = planted_documents(each=24, seed=3)
+    documents = planted_documents(each=EACH, seed=3)
     schedule = Schedule(epochs=30, learning_rate=5e-3, batch_size=8)
     crossfit_references(
         world.base,
@@ -91,7 +94,7 @@ def test_selected_spans_keep_to_the_false_discovery_rate_and_reach_the_secrets(b
     assert all(row["q"] <= 0.1 for row in chosen)
     assert all(by_shadows.sets()[row["doc_id"]] == "forget" for row in chosen)
     reached = {row["doc_id"] for row in chosen if "code" in row["label"]}
-    assert len(reached) > 0.7 * 24
+    assert len(reached) > 0.7 * EACH
     q = [row["q"] for row in rows_of(by_shadows, "found", sets=("forget",))]
     p = [row["probability"] for row in rows_of(by_shadows, "found", sets=("forget",))]
     order = np.argsort(p)
