@@ -24,7 +24,6 @@ from mitigate.tokenization import TokenizedDocument
 from mitigate.training import Schedule, fine_tune
 from mitigate.verification.compare import compare
 
-
 EACH = 20  # people in each set: as few as holdout documents may be to calibrate by
 
 
