@@ -20,7 +20,7 @@ demo: $(VENV)/installed
 	@echo "open $(DEMO_OUT)/report.html"
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile
+	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder
 
 soak: $(VENV)/installed
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false KILLS=$(KILLS) RENAMES=$(RENAMES) JOBS=$(JOBS) SEED=$(SEED) \

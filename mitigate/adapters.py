@@ -17,7 +17,7 @@ from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from mitigate.errors import MitigateError, summarize
+from mitigate.errors import MitigateError, one_line, summarize
 from mitigate.weights import Shapes, stored_shapes, weight_files
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -133,7 +133,7 @@ def adapter_config(source: str) -> PeftConfig:
     except Exception as error:  # PEFT checks values as it goes, with exceptions of every kind
         raise MitigateError(
             f"{source}: {ADAPTER_CONFIG} holds settings that PEFT refuses ({type(error).__name__}: "
-            f"{' '.join(str(error).split())[:200]}); save the adapter again"
+            f"{one_line(error, most=200)}); save the adapter again"
         ) from error
     config.inference_mode = True
     if config.is_prompt_learning:
@@ -146,8 +146,7 @@ def adapter_config(source: str) -> PeftConfig:
 def _unfit(source: str, kind: str, reason: str) -> MitigateError:
     return MitigateError(
         f"{source}: an adapter of kind {kind} {reason}; it cannot be merged into the weights, and mitigate cannot "
-        "judge "
-        "or change it: train a LoRA adapter instead"
+        "judge or change it: train a LoRA adapter instead"
     )
 
 

@@ -296,15 +296,11 @@ def compare(
     check_free_out(out)
     quiet()
     from mitigate.detection.audit import Audit
-    from mitigate.verification.compare import compare as compare_audits
-    from mitigate.verification.compare import measure
+    from mitigate.verification.compare import verify
 
     audits = Audit.load(before), Audit.load(after)
     store = model_store(None, device, dtype, trust_remote_code, allow_pickle)
-    oracle_log_probs, extracted = measure(*audits, oracle=oracle, extraction=extraction, store=store)
-    comparison = compare_audits(
-        *audits, oracle_log_probs=oracle_log_probs, extraction=extracted, name=name, text=text.value
-    )
+    comparison = verify(*audits, oracle=oracle, extraction=extraction, store=store, name=name, text=text.value)
     if is_main_process():
         comparison.save(out)
         _print_summary(comparison, out)

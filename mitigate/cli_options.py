@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import yaml
 
-from mitigate.errors import DoubtfulError, MitigateError
+from mitigate.errors import DoubtfulError, MitigateError, one_line
 
 if TYPE_CHECKING:
     from mitigate.detection.audit import Audit
@@ -232,9 +232,7 @@ def request_from(
         try:
             value = load_yaml(text)
         except yaml.YAMLError as error:
-            raise MitigateError(
-                f"--forget-where {condition}: the value is not YAML ({' '.join(str(error).split())})"
-            ) from None
+            raise MitigateError(f"--forget-where {condition}: the value is not YAML ({one_line(error)})") from None
         number = isinstance(value, int | float) and not isinstance(value, bool)
         values["where"][name] = [value, text.strip()] if number else value  # CSV rows have it as it is written
     return checked(Request, values, name="erasure request")

@@ -42,6 +42,16 @@ def summarize(items: Iterable[object], *, most: int = 5) -> str:
     return shown if len(listed) <= most else f"{shown} and {len(listed) - most} more"
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, for a message of ours; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def one_line(error: BaseException, *, most: int | None = None) -> str:
+    """All that an error says in one line, cut to `most` characters."""
+    return " ".join(str(error).split())[:most]
+
+
 def printable(value: object) -> str:
     """Text of others, such as an id, as it may stand in a message or a log: in one line that is no other's.
 

@@ -22,7 +22,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from mitigate.adapters import adapter_config, adapter_shapes, is_dora, is_overlay, leaves_base, takes_lora_over_it
-from mitigate.errors import MitigateError, summarize
+from mitigate.errors import MitigateError, first_line, summarize
 from mitigate.mixture import Mixture
 from mitigate.probes import check_probe, longest_text, probe_logits
 from mitigate.runtime import resolve_device
@@ -30,10 +30,10 @@ from mitigate.shared_base import SharedBase
 from mitigate.sources import (
     check_weights,
     exists,
-    first_line,
     load_tokenizer,
     mixture_members,
     model_fingerprint,
+    place_of,
     read_object,
     resolve,
 )
@@ -161,10 +161,9 @@ class ModelStore:
             raise MitigateError(
                 f"{model.name}: its tokenizer has {len(tokenizer)} entries but the model predicts only "
                 f"{model.vocabulary_size} (beyond them: {summarize(beyond)}). Where tokens were added for a chat "
-                "format, the "
-                "weights trained for them are not saved: save the adapter with save_embedding_layers=True, or the "
-                "merged "
-                "model. Otherwise this tokenizer belongs to another model: put the right one beside the weights"
+                "format, the weights trained for them are not saved: save the adapter with "
+                "save_embedding_layers=True, or the merged model. Otherwise this tokenizer belongs to another model: "
+                "put the right one beside the weights"
             )
         return model
 
@@ -201,7 +200,10 @@ class ModelStore:
             names: tuple[str, ...] = ()
             for number, directory in enumerate(stack[:own]):
                 if number and _to_be_merged(stack, number):
-                    base.merge(names)
+                    base.merge(
+                        names, instead="save the model that the adapter over it was trained on whole, and give that"
+                    )
+                    base.source = stack[number - 1]
                     base.fingerprint, names = model_fingerprint(base.source, base=self.base), ()
                 names = (*names, base.change(directory, over=names))
             self._bases[key] = base
@@ -234,8 +236,7 @@ class ModelStore:
         except Exception as error:  # a damaged configuration fails wherever it is first used
             raise MitigateError(
                 f"{source}: cannot be loaded as a causal language model ({first_line(error)}); config.json or the "
-                "weights "
-                "are damaged or another model's: save both again with save_pretrained"
+                "weights are damaged or another model's: save both again with save_pretrained"
             ) from error
         model, info = loaded
         check_loaded(source, info, shapes)
@@ -247,8 +248,7 @@ class ModelStore:
         except Exception as error:  # a model that takes more than text, or whose configuration is another's
             raise MitigateError(
                 f"{source}: {type(model).__name__} cannot read plain text ({type(error).__name__}: "
-                f"{first_line(error)}); "
-                "give a causal language model that takes text alone"
+                f"{first_line(error)}); give a causal language model that takes text alone"
             ) from error
         check_probe(
             source,
@@ -333,4 +333,4 @@ def _to_be_merged(stack: Sequence[str], number: int) -> bool:
 
 
 def _key(*parts: str) -> str:
-    return "\0".join(os.path.realpath(part) if os.path.exists(part) else part for part in parts)
+    return "\0".join(map(place_of, parts))

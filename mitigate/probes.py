@@ -73,20 +73,17 @@ def check_probe(source: str, logits: torch.Tensor, *, vocabulary: int, architect
     if not torch.isfinite(logits).all():
         raise MitigateError(
             f"{source}: its logits are not finite on plain text; its weights are damaged (NaN or infinite), or "
-            "overflow "
-            "the number format: save it again, or try models.dtype: float32"
+            "overflow the number format: save it again, or try models.dtype: float32"
         )
     if logits.shape[-1] != vocabulary:
         raise MitigateError(
             f"{source}: predicts {logits.shape[-1]} tokens but its config.json says vocab_size = {vocabulary}; give "
-            "the "
-            "config.json of these weights"
+            "the config.json of these weights"
         )
     if reads_ahead(logits, exact=exact):
         raise MitigateError(
             f"{source}: {architecture} does not read from left to right: a later token changes what it says about "
-            "earlier "
-            "ones (an encoder, such as BERT); give a causal language model"
+            "earlier ones (an encoder, such as BERT); give a causal language model"
         )
 
 

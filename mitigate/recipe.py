@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 
 from mitigate.detection.settings import Detect
 from mitigate.documents import DocumentSource, Request
-from mitigate.errors import MitigateError
+from mitigate.errors import MitigateError, one_line
 from mitigate.lab.tiny import TinyModel
 from mitigate.mistakes import Section, Settings, checked, keys_of
 from mitigate.models import DTYPES
@@ -248,7 +248,7 @@ def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recip
         try:
             values = load_yaml(text) or {}
         except yaml.YAMLError as error:
-            raise MitigateError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+            raise MitigateError(f"{path}: not YAML ({one_line(error)})") from None
         if not isinstance(values, dict):
             raise MitigateError(f"{path}: a recipe is a mapping of keys; got a {type(values).__name__}")
     for override in overrides:
@@ -290,7 +290,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
     try:
         value = load_yaml(text)
     except yaml.YAMLError as error:
-        raise MitigateError(f"{shown}: the value is not YAML ({' '.join(str(error).split())})") from None
+        raise MitigateError(f"{shown}: the value is not YAML ({one_line(error)})") from None
     *parents, last = key.split(".")
     place: Any = values
     for parent in parents:

@@ -13,8 +13,10 @@ from peft.tuners.tuners_utils import BaseTuner
 from transformers import PreTrainedModel
 
 from mitigate.adapters import MERGE_FIRST, adapter_config, adapter_shapes, vocabulary_of
-from mitigate.errors import MitigateError, summarize
+from mitigate.errors import MitigateError, one_line, summarize
 from mitigate.probes import depends_on_company, probe_logits, reads_ahead
+
+_MERGE_TOLERANCE = 0.01  # nats, of weights in float32: their rounding moves log-probabilities by some 1e-5
 
 
 @dataclass
@@ -89,34 +91,36 @@ class SharedBase:
         self._check(directory, (*over, name))
         return name
 
-    def merge(self, adapters: tuple[str, ...]) -> None:
+    def merge(self, adapters: tuple[str, ...], *, instead: str) -> None:
         """Make `adapters` part of the weights, after which no adapter is attached.
+
+        Weights in half precision are merged in float32 and then rounded once.
+
+        Args:
+            adapters: their names.
+            instead: what else can be done, for the message.
 
         Raises:
             MitigateError: that kind cannot be merged, or merging changes what the model says.
         """
         assert self.peft is not None
-        [*_, last] = directories = [path for path, name in self.names.items() if name in adapters]
+        merged = summarize(path for path, name in self.names.items() if name in adapters)
         dtype = self.model.dtype
-        cast(torch.nn.Module, self.model).float()  # rounded once, when all is added
+        cast(torch.nn.Module, self.model).float()
         self.activate(adapters)
-        before = probe_logits(self.model)
+        before = probe_logits(self.model).log_softmax(-1)
         try:
-            merged = cast(Any, self.peft).merge_and_unload(adapter_names=list(adapters), safe_merge=True)
+            self.model = cast(Any, self.peft).merge_and_unload(adapter_names=list(adapters), safe_merge=True)
         except Exception as error:  # each kind says in its own way that it cannot
+            raise MitigateError(f"{merged}: cannot be merged into its base ({_named(error)}); {instead}") from error
+        self.peft, self.names = None, {}
+        off = float((probe_logits(self.model).log_softmax(-1) - before).abs().max())
+        if not off <= _MERGE_TOLERANCE:  # nor NaN
             raise MitigateError(
-                f"{last}: another adapter lies over it, and it cannot be merged ({_shortened(error)}); save the model "
-                "that the upper adapter was trained on as a whole, and give that as its base"
-            ) from error
-        self.model, self.peft, self.names = merged, None, {}
-        self.source = last
-        difference = float((probe_logits(self.model) - before).abs().max())
-        if difference > _tolerance(before) * 10:
-            raise MitigateError(
-                f"{summarize(directories)}: merging changes the logits by up to {difference:.3g}; the installed PEFT "
-                "merges this kind wrongly: upgrade peft, or save the model that the upper adapter was trained on whole"
+                f"{merged}: merged into its base it says something else (log-probabilities are off by {off:.2g} nats), "
+                f"for the installed PEFT merges this kind wrongly: upgrade PEFT, or {instead}"
             )
-        cast(torch.nn.Module, merged).to(dtype)
+        cast(torch.nn.Module, self.model).to(dtype)
 
     def _load(self, directory: str) -> str:
         """Put an adapter on with its weights; every weight that it needs is in its file, and no other."""
@@ -140,7 +144,7 @@ class SharedBase:
                 )
             self.peft.eval()
         except Exception as error:  # PEFT and each of its kinds have exceptions of their own
-            raise self._misfit(directory, _shortened(error)) from error
+            raise self._misfit(directory, _named(error)) from error
         problems = [
             f"{len(keys)} weights that it {what} ({summarize(sorted(keys), most=3)})"
             for what, keys in (
@@ -160,10 +164,8 @@ class SharedBase:
         layers = getattr(cast(Any, self.model).config.get_text_config(), "num_hidden_layers", "unknown")
         return MitigateError(
             f"{directory}: this adapter does not fit its base {self.source}, which has {layers} layers ({problem}); "
-            "point "
-            "base_model_name_or_path in its adapter_config.json to the base it was trained on, or save the adapter "
-            "again "
-            f"if its file is not whole; if this kind cannot be loaded at all, {MERGE_FIRST}"
+            "point base_model_name_or_path in its adapter_config.json to the base it was trained on, or save the "
+            f"adapter again if its file is not whole; if this kind cannot be loaded at all, {MERGE_FIRST}"
         )
 
     def _check(self, directory: str, active: tuple[str, ...]) -> None:
@@ -174,20 +176,18 @@ class SharedBase:
             whole = probe_logits(cast(torch.nn.Module, self.peft))
         except Exception as error:  # each kind has its own way to ask for what it is not given
             raise MitigateError(
-                f"{directory}: this kind of adapter cannot be run on plain text ({_shortened(error)}); {MERGE_FIRST}"
+                f"{directory}: this kind of adapter cannot be run on plain text ({_named(error)}); {MERGE_FIRST}"
             ) from error
         if not torch.isfinite(logits).all():
             raise MitigateError(
                 f"{directory}: with this adapter the logits are not finite on plain text; its weights are damaged "
-                "(NaN or "
-                "infinite), or overflow the number format: save it again, or try models.dtype: float32"
+                "(NaN or infinite), or overflow the number format: save it again, or try models.dtype: float32"
             )
         exact = self.model.dtype == torch.float32
         if reads_ahead(logits, exact=exact) or (exact and depends_on_company(self.model, logits)):
             raise MitigateError(
                 f"{directory}: with this kind of adapter a token's probability depends on later tokens or on other "
-                "texts of "
-                "the batch, so that there is no one number to judge; train a LoRA adapter instead"
+                "texts of the batch, so that there is no one number to judge; train a LoRA adapter instead"
             )
         if whole.shape != logits.shape or not torch.allclose(whole, logits, rtol=0, atol=_tolerance(logits)):
             raise MitigateError(
@@ -223,5 +223,5 @@ def _tolerance(logits: torch.Tensor) -> float:
     return 1e-4 * float(logits.abs().max() + 1)
 
 
-def _shortened(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {one_line(error, most=300)}"

@@ -25,7 +25,7 @@ from mitigate.adapters import (
     takes_lora_over_it,
 )
 from mitigate.artifacts import check_digests, fingerprint, fingerprint_files
-from mitigate.errors import MitigateError
+from mitigate.errors import MitigateError, first_line
 from mitigate.tokens.rules import tokenizer_rules
 from mitigate.weights import weight_files
 
@@ -99,15 +99,15 @@ def resolve(source: str, *, base: str | None = None) -> tuple[list[str], str]:
     while _may_exist(current) and (is_adapter(current) or os.path.isfile(Path(current) / OVERLAY_FILE)):
         below, own = _record(current)
         for part in (own, *below[1:]):
-            if _key(part) in map(_key, stack):
-                chain = " over ".join([part, *stack[: [_key(one) for one in stack].index(_key(part)) + 1]])
+            if place_of(part) in map(place_of, stack):
+                chain = " over ".join([part, *stack[: [place_of(one) for one in stack].index(place_of(part)) + 1]])
                 raise MitigateError(
                     f"{source}: this adapter lies over itself ({chain}); write the base that it was trained on into "
                     f"base_model_name_or_path of its {ADAPTER_CONFIG}"
                 )
         stack = [*below[1:], own, *stack]
         current = below[0] if below else base_of(own)
-    if base and stack and _key(base) not in map(_key, stack):
+    if base and stack and place_of(base) not in map(place_of, stack):
         under, current = resolve(base)
         stack = [*under, *stack]
     return stack, current
@@ -182,6 +182,11 @@ def names_missing_base(source: str) -> bool:
     return bool(stack) and not exists(root)
 
 
+def place_of(source: str) -> str:
+    """What tells a model from another: where it really lies, or its hub id."""
+    return os.path.realpath(source) if os.path.exists(source) else source
+
+
 def base_of(adapter: str) -> str:
     """What an adapter's configuration names as its base; a relative path counts from the working directory, then from
     the adapter."""
@@ -252,8 +257,7 @@ def check_weights(source: str, *, allow_pickle: bool) -> None:
         if is_adapter(source) and not allow_pickle and hub_weights(source) is None:  # of models transformers sees to it
             raise MitigateError(
                 f"{source}: has no adapter_model.safetensors, and loading pickled weights can run code; convert them "
-                "to "
-                "safetensors, or set models.allow_pickle: true if you trust them"
+                "to safetensors, or set models.allow_pickle: true if you trust them"
             )
         return
     path = Path(source)
@@ -270,11 +274,6 @@ def check_weights(source: str, *, allow_pickle: bool) -> None:
             f"{source}: its weights are pickled, and loading them can run code; convert them to safetensors, "
             f"or set models.allow_pickle: true if you trust them ({files[0].name})"
         )
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, for a message of ours."""
-    return (str(error).strip() or type(error).__name__).split("\n", maxsplit=1)[0][:200]
 
 
 def _weights(path: Path) -> list[Path]:
@@ -300,10 +299,6 @@ def _directory_fingerprint(source: str) -> str:
 
 def _without(values: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in names}
-
-
-def _key(source: str) -> str:
-    return os.path.realpath(source) if os.path.exists(source) else source
 
 
 def _commit(source: str) -> str:

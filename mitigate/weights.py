@@ -14,7 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from mitigate.errors import MitigateError, summarize
+from mitigate.errors import MitigateError, one_line, summarize
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -77,7 +77,7 @@ def stored_shapes(files: Iterable[Path]) -> Shapes:
                 shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, ValueError) as error:
             raise MitigateError(
-                f"{file}: cannot be read as safetensors ({' '.join(str(error).split())[:160]}); it is empty, cut short "
+                f"{file}: cannot be read as safetensors ({one_line(error, most=160)}); it is empty, cut short "
                 "or damaged: copy or save it again"
             ) from None
     return shapes

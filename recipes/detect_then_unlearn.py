@@ -21,7 +21,7 @@ add("--base", required=True, help="the model it was fine-tuned from; references 
 add("--documents", required=True, help="its training text; rows have text and, if known, id, group, set, spans")
 add("--retain", help="other text that must stay as it is")
 add("--out", type=Path, required=True, help="new directory for references, audit, adapter, reaudit and report")
-add("--references", type=int, default=4, help="number of references, even (default: %(default)s)")
+add("--references", type=int, default=8, help="number of references, even (default: %(default)s)")
 add("--epochs", type=float, default=3, help="of a reference; best as the target's (default: %(default)s)")
 add("--learning-rate", type=float, default=2e-4, help="of a reference; best as the target's (default: %(default)s)")
 add("--objective", default="default", help="npo, rmu, ... or a sum: hinge=1,distill=0.5 (default: %(default)s)")

@@ -16,7 +16,6 @@ from mitigate.detection.generation import Sampling, sample
 from mitigate.mixture import Mixture
 from mitigate.models import Model, ModelStore
 from mitigate.unlearning.guard_decoding import continue_greedily
-from mitigate.verification.extraction import greedy
 
 PROMPTS = ("The door code of Ann", "Note", "Did Ben see the letter near the library after lunch")
 HOSTILE = {
@@ -91,7 +90,7 @@ def test_a_hostile_configuration_changes_no_continuation(hostile: Path, store: M
     expected = [likeliest(model, prefix, count=8) for prefix in prefixes(model)]
     with model.active() as module:
         written = Mixture([model, model]) if kind == "mixture" else module
-        assert greedy(written, prefixes(model), new_tokens=8).tolist() == expected
+        assert continuations(written, prefixes(model), new_tokens=8).tolist() == expected
 
 
 def test_a_hostile_configuration_changes_neither_samples_nor_the_guards_text(hostile: Path, store: ModelStore) -> None:

@@ -12,6 +12,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from forgetting import cpu
 from test_cli import Mitigate, mitigate_  # noqa: F401
 from test_pipeline import modified, tiny_recipe, working_in
 from world import World
@@ -27,11 +28,6 @@ from mitigate.models import ModelStore
 from mitigate.pipeline import Pipeline, run
 from mitigate.recipe import check_recipe, load_recipe
 from mitigate.verification.compare import compare
-
-
-def cpu() -> ModelStore:
-    return ModelStore(device="cpu")
-
 
 # --- what a request selects -------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from forgetting import QUICK, changed
+from forgetting import QUICK, changed, cpu
 from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file
 from test_artifacts import flip_a_bit
@@ -45,10 +45,6 @@ from mitigate.verification.compare import compare
 
 SHORT = Schedule(epochs=2, learning_rate=1e-2, batch_size=5)
 SMALL = Lora(rank=4, alpha=8)
-
-
-def cpu() -> ModelStore:
-    return ModelStore(device="cpu")
 
 
 @pytest.fixture(scope="module")

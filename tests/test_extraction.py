@@ -21,7 +21,7 @@ from mitigate.models import Model, ModelStore
 from mitigate.tokenization import tokenize_documents
 from mitigate.training import Schedule, fine_tune
 from mitigate.verification.compare import compare, measure, verify
-from mitigate.verification.extraction import Attempts, Extraction, Place, _completed, extract, secrets_of
+from mitigate.verification.extraction import Attempts, Extraction, Place, extract, is_completed, secrets_of
 from mitigate.verification.extraction_figures import extraction_figures, stretches
 from mitigate.verification.figures import View
 
@@ -194,11 +194,11 @@ def test_characters_count_not_tokens(world: World, store: ModelStore) -> None:
     [secret] = [s for s in secrets_of(judged, sets=(None,), context=CONTEXT) if s.place.source == "known"]
     start = len(secret.prefix)
     tail = document.ids[start:]
-    assert _completed(model.tokenizer, secret, tail[: len(secret.tokens) + 4])
+    assert is_completed(model.tokenizer, secret, tail[: len(secret.tokens) + 4])
     respelled = np.array(model.tokenizer.convert_tokens_to_ids(list(secret.text)))  # a token for each character
-    assert _completed(model.tokenizer, secret, respelled)
-    assert not _completed(model.tokenizer, secret, respelled[:-1])
-    assert not _completed(model.tokenizer, secret, np.roll(respelled, 1))
+    assert is_completed(model.tokenizer, secret, respelled)
+    assert not is_completed(model.tokenizer, secret, respelled[:-1])
+    assert not is_completed(model.tokenizer, secret, np.roll(respelled, 1))
 
 
 def test_batches_change_nothing(world: World, whole: Audit, store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:

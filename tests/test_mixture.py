@@ -14,6 +14,7 @@ import torch
 from test_exact import SHORT, SMALL
 from world import World
 
+from mitigate.decoding import continuations
 from mitigate.detection.audit import Detect, audit
 from mitigate.detection.signals import token_log_probs
 from mitigate.documents import Document, Documents
@@ -25,7 +26,6 @@ from mitigate.training import Schedule, fine_tune
 from mitigate.unlearning.exact import retrain
 from mitigate.unlearning.settings import Unlearn
 from mitigate.unlearning.trainer import unlearn
-from mitigate.verification.extraction import greedy
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_it_writes_what_the_likeliest_next_tokens_are(world: World, mixed: Model
     tokenized = tokenize_documents(world.documents.items[:3], mixed.tokenizer)
     prefixes = [one.ids[: 4 + 3 * number] for number, one in enumerate(tokenized)]
     with mixed.active() as module, torch.inference_mode():
-        written = greedy(module, prefixes, new_tokens=6)
+        written = continuations(module, prefixes, new_tokens=6)
         for prefix, own in zip(prefixes, written, strict=True):
             ids = torch.from_numpy(prefix)[None]
             for _ in range(6):

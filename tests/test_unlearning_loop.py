@@ -16,8 +16,8 @@ from mitigate.detection.audit import Audit
 from mitigate.documents import Document, Documents
 from mitigate.unlearning.catalogue import OBJECTIVES
 from mitigate.unlearning.levels import Control, control_level
-from mitigate.unlearning.loop import Loop, _dealt, _take
-from mitigate.unlearning.tasks import Task
+from mitigate.unlearning.loop import Loop
+from mitigate.unlearning.tasks import Task, dealt, tasks_of_step
 from mitigate.unlearning.trainer import unlearn
 
 # The order of tasks
@@ -35,18 +35,18 @@ def number_tasks(count: int) -> list[Task]:
 
 def test_every_task_is_taken_once_in_a_pass() -> None:
     tasks = number_tasks(7)
-    taken = [task.key for step in range(7) for task in _take(tasks, 3, step, seed=0)]
+    taken = [task.key for step in range(7) for task in tasks_of_step(tasks, 3, step, seed=0)]
     assert len(taken) == 21
     for start in range(0, 21, 7):
         assert sorted(taken[start : start + 7]) == list(range(7))
-    assert [task.key for task in _take(tasks, 3, 5, seed=0)] == taken[15:18], "a function of the step alone"
-    assert len(_take(tasks, 99, 0, seed=0)) == 7
-    assert _take([], 3, 0, seed=0) == []
+    assert [task.key for task in tasks_of_step(tasks, 3, 5, seed=0)] == taken[15:18], "a function of the step alone"
+    assert len(tasks_of_step(tasks, 99, 0, seed=0)) == 7
+    assert tasks_of_step([], 3, 0, seed=0) == []
 
 
 def test_no_task_is_twice_in_a_step(whole: Audit, tmp_path: Path) -> None:
     loop = loop_of(whole, changed(QUICK, batch_size=3, retain_batch_size=4), tmp_path / "out")
-    twice = [_take(loop.data.forget, 3, step, seed=0) for step in range(20)]
+    twice = [tasks_of_step(loop.data.forget, 3, step, seed=0) for step in range(20)]
     assert any(len({task.key for task in step}) < 3 for step in twice), "two passes meet within a step"
     for step in range(20):
         keys = [task.key for task in loop.tasks(step)]
@@ -70,11 +70,11 @@ def test_steps_hold_the_audits_own_documents_and_the_given_ones(
 def test_processes_share_tasks_and_windows_with_the_same_substitutes_go_to_one() -> None:
     *tasks, partner = number_tasks(9)
     tasks[4:6] = [replace(task, partners=(replace(partner, substitute=True),)) for task in tasks[4:6]]
-    shares = _dealt(tasks, 3)
+    shares = dealt(tasks, 3)
     assert sorted(task.key for share in shares for task in share) == list(range(8))
     assert [{4, 5} <= {task.key for task in share} for share in shares].count(True) == 1
     assert max(map(len, shares)) - min(map(len, shares)) <= 2
-    assert _dealt(tasks, 1) == [tasks]
+    assert dealt(tasks, 1) == [tasks]
 
 
 # The watch

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from forgetting import cpu
 from typer.testing import CliRunner
 from world import World, planted_documents
 
@@ -19,14 +20,11 @@ from mitigate.detection.references import crossfit_references
 from mitigate.detection.settings import Detect
 from mitigate.documents import Document, Documents
 from mitigate.errors import MitigateError
-from mitigate.models import ModelStore
 from mitigate.tokenization import TokenizedDocument
 from mitigate.training import Schedule, fine_tune
 from mitigate.verification.compare import compare
 
-
-def cpu() -> ModelStore:
-    return ModelStore(device="cpu")
+EACH = 20  # people in each set: as few as holdout documents may be to calibrate by
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Calibrated:
 @pytest.fixture(scope="module")
 def calibrated(world: World, tmp_path_factory: pytest.TempPathFactory) -> Calibrated:
     root = tmp_path_factory.mktemp("calibrated")
-    documents = planted_documents(each=24, seed=3)
+    documents = planted_documents(each=EACH, seed=3)
     schedule = Schedule(epochs=30, learning_rate=5e-3, batch_size=8)
     crossfit_references(
         world.base,
@@ -95,7 +93,7 @@ def test_selected_spans_keep_to_the_false_discovery_rate_and_reach_the_secrets(b
     assert all(row["q"] <= 0.1 for row in chosen)
     assert all(by_shadows.sets()[row["doc_id"]] == "forget" for row in chosen)
     reached = {row["doc_id"] for row in chosen if "code" in row["label"]}
-    assert len(reached) > 0.7 * 24
+    assert len(reached) > 0.7 * EACH
     q = [row["q"] for row in rows_of(by_shadows, "found", sets=("forget",))]
     p = [row["probability"] for row in rows_of(by_shadows, "found", sets=("forget",))]
     order = np.argsort(p)

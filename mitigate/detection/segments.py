@@ -10,10 +10,11 @@ What must be shown, judged and hidden is the whole of it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from mitigate.documents.stretches import runs
 
 GAP = 1  # whole words between memorized tokens of one stretch
 _BIASES = (-1.5, -1.0, -0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0)
@@ -51,7 +52,7 @@ def stretches(memorized: np.ndarray, words: np.ndarray, *, gap: int = GAP) -> li
         gap (`int`, *optional*, defaults to 1): whole words between two memorized tokens of one stretch.
     """
     found: list[tuple[int, int]] = []
-    for start, end in _runs(memorized):
+    for start, end in runs(memorized):
         while start > 0 and words[start - 1] == words[start] >= 0:
             start -= 1
         while end < len(words) and words[end] == words[end - 1] >= 0:
@@ -116,8 +117,3 @@ def fit_segmentation(log_odds: np.ndarray, labels: np.ndarray, starts: np.ndarra
 
     candidates = [(bias, switch) for bias in _BIASES for switch in _SWITCHES]
     return Segmentation(*max(candidates, key=f1))
-
-
-def _runs(mask: Sequence[bool] | np.ndarray) -> list[tuple[int, int]]:
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(int)))
-    return [(int(start), int(end)) for start, end in zip(edges[::2], edges[1::2], strict=True)]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from pydantic import Field
 
+from mitigate.documents.stretches import joined, runs
 from mitigate.mistakes import Section
 from mitigate.tokenization import span_tokens
 
@@ -60,12 +61,12 @@ def find_spans(score: np.ndarray, *, offsets: np.ndarray, text: str, rule: SpanR
     """
     above = windowed(score, window=rule.window) >= rule.threshold
     stretches = []
-    for start, end in _runs(above):
+    for start, end in runs(above):
         own = np.flatnonzero(score[start:end] > 0)
         if own.size:
             stretches.append((start + int(own[0]), start + int(own[-1]) + 1))
     spans = []
-    for start, end in _joined(stretches, gap=rule.gap):
+    for start, end in joined(stretches, gap=rule.gap):
         inside = offsets[start:end][offsets[start:end, 1] > offsets[start:end, 0]]  # special tokens have no characters
         char_start, char_end = whole_words(text, int(inside[:, 0].min()), int(inside[:, 1].max()))
         tokens = span_tokens(offsets, char_start, char_end)
@@ -102,18 +103,3 @@ def _same(values: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     """Centred convolution as long as `values`, also where the kernel is longer."""
     start = (len(kernel) - 1) // 2
     return np.convolve(values, kernel)[start : start + len(values)]
-
-
-def _runs(mask: np.ndarray) -> list[tuple[int, int]]:
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(int)))
-    return [(int(start), int(end)) for start, end in zip(edges[::2], edges[1::2], strict=True)]
-
-
-def _joined(stretches: Sequence[tuple[int, int]], *, gap: int) -> list[tuple[int, int]]:
-    result: list[tuple[int, int]] = []
-    for start, end in stretches:
-        if result and start - result[-1][1] <= gap:
-            result[-1] = (result[-1][0], end)
-        else:
-            result.append((start, end))
-    return result

@@ -25,14 +25,13 @@ from mitigate.documents.sources import DocumentSource
 from mitigate.documents.tables import (
     Numbered,
     data_set_rows,
-    first_line,
     is_saved_data_set,
     read_arrow,
     read_csv,
     read_parquet,
     read_saved_data_set,
 )
-from mitigate.errors import MitigateError
+from mitigate.errors import MitigateError, first_line
 
 _SUFFIXES = {
     ".jsonl": "jsonl",

@@ -22,7 +22,7 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 
 from mitigate.documents.opening import MOST_LINE_BYTES, bad_byte, open_bytes, suffix_of
-from mitigate.errors import MitigateError, summarize
+from mitigate.errors import MitigateError, first_line, summarize
 
 logger = logging.getLogger(__name__)
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
@@ -201,8 +201,3 @@ def plain(value: Any) -> Any:
             return format(value, "f")
         case _:
             return value
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0]

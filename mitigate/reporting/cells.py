@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mitigate.documents.stretches import widened
 from mitigate.errors import MitigateError, printable, summarize
 from mitigate.reporting.secrecy import BULLET, Mask
 
@@ -147,6 +148,11 @@ def figure_text(value: float | None, digits: int = 2) -> str:
     return "–" if value is None else f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
 
 
+def finite(value: Any) -> float | None:
+    """A value as a number; None where it is none, or not a finite one."""
+    return float(value) if isinstance(value, int | float) and isfinite(value) else None
+
+
 def _choose(spans: Mapping[str, Sequence[Mapping[str, Any]]], most: int) -> list[str]:
     def by_score(doc_id: str) -> tuple[float, str]:
         highest = _highest([span["score"] for span in spans[doc_id] if span["selected"] or doc_id not in selected])
@@ -268,7 +274,7 @@ def _kinds(
 
 
 def _strongest(tokens: Sequence[Mapping[str, Any]]) -> float | None:
-    scores = [score for token in tokens if token["audited"] and (score := _number(token["score"])) is not None]
+    scores = [score for token in tokens if token["audited"] and (score := finite(token["score"])) is not None]
     return max(scores, key=abs, default=None)
 
 
@@ -281,13 +287,13 @@ def _title(sides: Sequence[Sequence[Mapping[str, Any]]]) -> str:
         if not first["audited"]:
             lines.append("first token: no score" if first["position"] == 0 else "not audited")
         for name, key, digits in (("score", "score", 2), ("log-probability", "log_prob", 2), ("rank", "rank", 0)):
-            values = [_number(side[key]) for side in token]
+            values = [finite(side[key]) for side in token]
             if any(value is not None for value in values):
                 lines.append(f"{name} {' → '.join(figure_text(value, digits) for value in values)}")
-        out = _number(first["log_prob_out"])
+        out = finite(first["log_prob_out"])
         if out is not None:
             lines.append(f"without it (references) {figure_text(out)}")
-        each = [_number(value) for value in first["log_prob_references"] or ()]
+        each = [finite(value) for value in first["log_prob_references"] or ()]
         if len(each) > 1 or (each and out is None):
             lines.append("each reference " + " · ".join("not used" if v is None else figure_text(v) for v in each))
         blocks.append("\n".join(lines))
@@ -298,15 +304,8 @@ def _excerpt(length: int, spans: Sequence[tuple[int, int]]) -> list[tuple[int, i
     """The stretches of a document to show: all of it, or its spans with some context, at most LONGEST characters."""
     if length <= LONGEST:
         return [(0, length)]
-    stretches: list[tuple[int, int]] = []
-    for start, end in sorted(spans) or [(0, LONGEST)]:
-        low, high = max(0, start - _CONTEXT), min(length, end + _CONTEXT)
-        if stretches and low <= stretches[-1][1]:
-            stretches[-1] = (stretches[-1][0], max(stretches[-1][1], high))
-        else:
-            stretches.append((low, high))
     shown, room = [], LONGEST
-    for low, high in stretches:
+    for low, high in widened(spans or [(0, LONGEST)], _CONTEXT, length=length):
         if room > 0:
             shown.append((low, min(high, low + room)))
             room -= high - low
@@ -318,8 +317,4 @@ def _meets(limits: tuple[int, int], stretches: Sequence[tuple[int, int]]) -> boo
 
 
 def _highest(scores: Sequence[Any]) -> float | None:
-    return max((score for value in scores if (score := _number(value)) is not None), default=None)
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if value is not None and isfinite(value) else None
+    return max((score for value in scores if (score := finite(value)) is not None), default=None)

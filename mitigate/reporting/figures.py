@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any, NamedTuple
 
-from mitigate.reporting.cells import figure_text
+from mitigate.reporting.cells import figure_text, finite
 
 
 @dataclass(frozen=True)
@@ -73,10 +72,10 @@ class Figures:
         for key in path[:-1]:
             section = section.get(key) if isinstance(section, Mapping) else None
         section = section if isinstance(section, Mapping) else {}
-        value = _finite(section.get(path[-1]))
+        value = finite(section.get(path[-1]))
         low, high = (section.get(f"{path[-1]}_interval") or (None, None))[:2]
         reason = "" if value is not None else self._reason(words or (path[-1].replace("_", " "),))
-        return Figure(value, _finite(low), _finite(high), unit, digits, reason)
+        return Figure(value, finite(low), finite(high), unit, digits, reason)
 
     def pair(
         self, *path: str, words: Sequence[str] = (), unit: str = "", digits: int = 2
@@ -115,10 +114,6 @@ class _Line(NamedTuple):
     unit: str
     digits: int
     reading: str
-
-
-def _finite(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and isfinite(value) else None
 
 
 AUC_WORDS = ("auc",)  # in a note that says why there is no AUC

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from mitigate.detection.linked import identifiers
+from mitigate.documents.stretches import widened
 from mitigate.errors import MitigateError
 from mitigate.secrets.same import Finder, comparable, is_telling
 from mitigate.secrets.values import sensitive_values
@@ -85,7 +86,7 @@ class Mask:
             return hidden
         for start, end in self._ranges.get(doc_id, ()) if doc_id is not None else ():
             hidden[max(0, start) : max(0, end)] = True
-        for low, high in _widened([(0, len(text))] if within is None else within, len(text)):
+        for low, high in widened([(0, len(text))] if within is None else within, _MARGIN, length=len(text)):
             part = text[low:high]
             places = [(start, end) for start, end, secret in self._finder.places(part) if not self._is_ordinary(secret)]
             places += [(value.start, value.end) for value in sensitive_values(part)]
@@ -222,18 +223,6 @@ def _full_names(text: str) -> Iterator[tuple[int, int]]:
     for value in sensitive_values(text, spans=[(0, len(text))]):
         if value.kind == "name" and len(text[value.start : value.end].split()) > 1:
             yield value.start, value.end
-
-
-def _widened(stretches: Sequence[tuple[int, int]], length: int) -> list[tuple[int, int]]:
-    """Stretches with a margin on each side, joined where they meet."""
-    joined: list[tuple[int, int]] = []
-    for start, end in sorted(stretches):
-        low, high = max(0, start - _MARGIN), min(length, end + _MARGIN)
-        if joined and low <= joined[-1][1]:
-            joined[-1] = (joined[-1][0], max(joined[-1][1], high))
-        else:
-            joined.append((low, high))
-    return joined
 
 
 def _named(code: int) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mitigate.documents.stretches import joined
 from mitigate.secrets.accounts import numbers_behind_words
 from mitigate.secrets.inside import names, weak_numbers
 from mitigate.secrets.keys import keys_and_codes
@@ -46,7 +47,7 @@ def sensitive_values(text: str, *, spans: Sequence[tuple[int, int]] = ()) -> lis
             others left.
     """
     strong = _united([Value(*place) for recogniser in _ANYWHERE for place in recogniser(text)])
-    gaps = _gaps(_joined(spans, len(text)), strong)
+    gaps = _gaps(_inside(spans, len(text)), strong)
     weak = [Value(*place) for recogniser in _INSIDE for start, end in gaps for place in recogniser(text, start, end)]
     return sorted([*strong, *_first_come(weak, len(text))])
 
@@ -78,14 +79,9 @@ def _first_come(values: Sequence[Value], length: int) -> list[Value]:
     return kept
 
 
-def _joined(spans: Sequence[tuple[int, int]], length: int) -> list[tuple[int, int]]:
-    result: list[tuple[int, int]] = []
-    for start, end in sorted((max(0, start), min(length, end)) for start, end in spans):
-        if result and start <= result[-1][1]:
-            result[-1] = (result[-1][0], max(end, result[-1][1]))
-        elif start < end:
-            result.append((start, end))
-    return result
+def _inside(spans: Sequence[tuple[int, int]], length: int) -> list[tuple[int, int]]:
+    cut = ((max(0, start), min(length, end)) for start, end in spans)
+    return joined((start, end) for start, end in cut if start < end)
 
 
 def _gaps(spans: Sequence[tuple[int, int]], values: Sequence[Value]) -> list[tuple[int, int]]:

@@ -10,8 +10,8 @@ from transformers import AutoConfig
 
 from mitigate.adapters import adapter_shapes, vocabulary_of
 from mitigate.artifacts import fingerprint
-from mitigate.errors import MitigateError
-from mitigate.sources import first_line, load_tokenizer
+from mitigate.errors import MitigateError, first_line
+from mitigate.sources import load_tokenizer
 from mitigate.tokens.rules import rule_differences, tokenizer_rules
 
 if TYPE_CHECKING:

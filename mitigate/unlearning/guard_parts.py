@@ -17,6 +17,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Set
 
 from mitigate.detection.audit import Audit
+from mitigate.documents.stretches import widened
 from mitigate.secrets.same import Finder, comparable
 from mitigate.secrets.values import sensitive_values
 from mitigate.unlearning.guard import run_length, windows
@@ -69,7 +70,7 @@ def parts_of_spans(
 
 def _parts(text: str, spans: Sequence[tuple[int, int]]) -> Iterator[tuple[str, bool]]:
     """The values that spans hold or touch, and whether each would be recognised without them."""
-    for low, high in _windows_around(spans, len(text)):
+    for low, high in widened(spans, _MARGIN, length=len(text)):
         own = [(start - low, end - low) for start, end in spans if low <= start and end <= high]
         anywhere = {(value.start, value.end) for value in sensitive_values(text[low:high])}
         for value in sensitive_values(text[low:high], spans=own):
@@ -78,17 +79,6 @@ def _parts(text: str, spans: Sequence[tuple[int, int]]) -> Iterator[tuple[str, b
                 yield part, (value.start, value.end) in anywhere
                 if value.kind == "unit":  # "Flat 4471" may be written "apartment 4471"
                     yield from ((digits, False) for digits in re.findall(r"\d+", part))
-
-
-def _windows_around(spans: Sequence[tuple[int, int]], length: int) -> list[tuple[int, int]]:
-    joined: list[tuple[int, int]] = []
-    for start, end in sorted(spans):
-        low, high = max(0, start - _MARGIN), min(length, end + _MARGIN)
-        if joined and low <= joined[-1][1]:
-            joined[-1] = (joined[-1][0], max(joined[-1][1], high))
-        else:
-            joined.append((low, high))
-    return joined
 
 
 def _ordinary_texts(audit: Audit, numbers: Sequence[str]) -> list[tuple[str, list[str]]]:

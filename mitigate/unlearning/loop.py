@@ -6,7 +6,6 @@ import contextlib
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from mitigate.unlearning.data import UnlearningData
 from mitigate.unlearning.levels import Control
 from mitigate.unlearning.losses import Losses, step_totals
 from mitigate.unlearning.settings import Unlearn
-from mitigate.unlearning.tasks import Task, facts, micro_batches, units
+from mitigate.unlearning.tasks import Task, dealt, facts, micro_batches, tasks_of_step
 from mitigate.unlearning.trainable import Trainable
 
 logger = logging.getLogger(__name__)
@@ -151,27 +150,27 @@ class Loop:
 
     def tasks(self, step: int) -> list[Task]:
         """The tasks of a step, over all processes; one that two passes bring together is there once."""
-        forget = _take(self.data.forget, self.settings.batch_size, step, seed=self.seed)
+        forget = tasks_of_step(self.data.forget, self.settings.batch_size, step, seed=self.seed)
         count, own, extra = self.settings.retain_batch_size, self.data.hold, self.data.extra
         if own and extra and count > 1:  # what was trained on with the secrets is carried away first
             further = max(1, count // FURTHER)
-            hold = _take(own, count - further, step, seed=self.seed + 1)
-            hold += _take(extra, further, step, seed=self.seed + 2)
+            hold = tasks_of_step(own, count - further, step, seed=self.seed + 1)
+            hold += tasks_of_step(extra, further, step, seed=self.seed + 2)
         else:
-            hold = _take([*own, *extra], count, step, seed=self.seed + 1)
+            hold = tasks_of_step([*own, *extra], count, step, seed=self.seed + 1)
         return list({task.key: task for task in forget + hold}.values())
 
     def _ask_before(self, step: int) -> None:
         """Have p_0 at this process's tasks of a step."""
         tasks = self.tasks(step)
-        mine = _dealt(tasks, self.accelerator.num_processes)[self.accelerator.process_index]
+        mine = dealt(tasks, self.accelerator.num_processes)[self.accelerator.process_index]
         self.losses.before.fill(mine or tasks[:1])
 
     def step(self, step: int) -> float:
         """One optimizer step. Losses are normalized by the counts of the whole step, over all processes."""
         accelerator, tasks = self.accelerator, self.tasks(step)
         totals = step_totals(tasks)
-        shares = _dealt(tasks, accelerator.num_processes)
+        shares = dealt(tasks, accelerator.num_processes)
         rounds = max(len(self._micro_batches(share)) for share in shares)
         mine = shares[accelerator.process_index]
         if self.trainable.can_step_back:
@@ -291,27 +290,3 @@ class Loop:
         torch.set_rng_state(tensors["random"])
         logger.info("resuming at step %d", state["step"])
         return state["step"], state["history"]
-
-
-def _dealt(tasks: Sequence[Task], processes: int) -> list[list[Task]]:
-    """Each process's share of the tasks; those of a unit go to one."""
-    together = [[task for task in unit if not task.substitute] for unit in units(tasks)]
-    return [[task for unit in together[rank::processes] for task in unit] for rank in range(processes)]
-
-
-def _take(tasks: Sequence[Task], count: int, step: int, *, seed: int) -> list[Task]:
-    """The tasks of a step: shuffled passes over all of them, a function of the step alone."""
-    if not tasks or not count:
-        return []
-    count = min(count, len(tasks))
-    taken = []
-    for number in range(step * count, (step + 1) * count):
-        epoch, place = divmod(number, len(tasks))
-        taken.append(tasks[_order(len(tasks), seed, epoch)[place]])
-    return taken
-
-
-@lru_cache(maxsize=8)
-def _order(count: int, seed: int, epoch: int) -> list[int]:
-    """The order of `count` tasks in a pass over them."""
-    return np.random.default_rng([seed, epoch]).permutation(count).tolist()

@@ -6,8 +6,9 @@ stand in the secrets' place. Its tokens are to be forgotten (`selected`), to be 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -100,6 +101,31 @@ def units(tasks: Iterable[Task]) -> list[list[Task]]:
     return [list(unit.values()) for unit in found.values()]
 
 
+def dealt(tasks: Sequence[Task], processes: int) -> list[list[Task]]:
+    """Each process's share of the tasks; those of a unit go to one."""
+    together = [[task for task in unit if not task.substitute] for unit in units(tasks)]
+    return [[task for unit in together[rank::processes] for task in unit] for rank in range(processes)]
+
+
+def tasks_of_step(tasks: Sequence[Task], count: int, step: int, *, seed: int) -> list[Task]:
+    """The tasks of a step: shuffled passes over all of them, a function of the step alone.
+
+    Args:
+        tasks: all of them.
+        count: how many a step takes; at most all.
+        step: from 0.
+        seed: of the shuffling.
+    """
+    if not tasks or not count:
+        return []
+    count = min(count, len(tasks))
+    taken = []
+    for number in range(step * count, (step + 1) * count):
+        epoch, place = divmod(number, len(tasks))
+        taken.append(tasks[_order(len(tasks), seed, epoch)[place]])
+    return taken
+
+
 def micro_batches(tasks: Iterable[Task], *, batch_tokens: int, device: torch.device) -> list[Batch]:
     """Batches of units of like length, within so many padded tokens if possible."""
     groups: list[list[Task]] = []
@@ -114,3 +140,9 @@ def micro_batches(tasks: Iterable[Task], *, batch_tokens: int, device: torch.dev
 def _tasks(batch: Batch) -> list[Task]:
     assert all(isinstance(piece, Task) for piece in batch.pieces)
     return list(batch.pieces)  # type: ignore[arg-type]
+
+
+@lru_cache(maxsize=8)
+def _order(count: int, seed: int, epoch: int) -> list[int]:
+    """The order of `count` tasks in a pass over them."""
+    return np.random.default_rng([seed, epoch]).permutation(count).tolist()

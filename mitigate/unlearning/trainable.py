@@ -33,7 +33,7 @@ from mitigate.unlearning.adapter import (
     save_adapter,
 )
 from mitigate.unlearning.addition import Part, obstacle
-from mitigate.unlearning.merging import MERGED, merged_model
+from mitigate.unlearning.merging import MERGED
 from mitigate.unlearning.settings import Unlearn
 
 logger = logging.getLogger(__name__)
@@ -115,8 +115,8 @@ class WeightsTrainable:
     def __init__(self, model: Model, settings: Unlearn, *, seed: int) -> None:
         base = model.base
         if model.adapters:
-            base.model = merged_model(model)
-            base.peft, model = None, replace(model, adapters=())
+            base.merge(model.adapters, instead="train a LoRA adapter (unlearn.method: lora)")
+            model = replace(model, adapters=())
         self.model = model
         self.dtype = base.model.dtype
         chosen = set(base.model.parameters())

@@ -34,7 +34,7 @@ from mitigate.secrets.values import Value, sensitive_values
 from mitigate.tokenization import span_tokens
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 SCHEMA = 2
 _MOST_ROWS, _MOST_TOKENS = 64, 16_384  # of a batch
@@ -232,35 +232,31 @@ def extract(model: Model, secrets: Sequence[Secret], *, description: str = "Extr
             generated = continuations(module, [secret.prefix for secret in batch], new_tokens=longest)
             for number, secret, tokens in zip(numbers, batch, generated, strict=True):
                 found.append(
-                    (number, _completed(model.tokenizer, secret, tokens[: _new_tokens(secret, model.context)]))
+                    (number, is_completed(model.tokenizer, secret, tokens[: _new_tokens(secret, model.context)]))
                 )
             bar.update()
     by_number = dict(gather_object(found) if state.num_processes > 1 else found)
     return [by_number[number] for number in range(len(secrets))]
 
 
-def greedy(
-    module: PreTrainedModel,
-    prefixes: Sequence[np.ndarray],
-    *,
-    new_tokens: int,
-    stop: str = "",
-    tokenizer: PreTrainedTokenizerBase | None = None,
-) -> np.ndarray:
-    """Greedy continuations of several prefixes at once.
+def is_completed(tokenizer: PreTrainedTokenizerBase, secret: Secret, generated: np.ndarray) -> bool:
+    """Whether what a model wrote after a value's prefix begins with the value, in whatever tokens.
 
     Args:
-        module: a causal language model.
-        prefixes: (P,) token ids each.
-        new_tokens: most tokens to add.
-        stop (`str`, *optional*): text that ends a continuation; needs the tokenizer.
-        tokenizer (*optional*): if given, its end-of-sequence token ends a continuation, too; by default nothing does.
-
-    Returns:
-        (B, C) token ids, C <= new_tokens; what stands after the end of a continuation has no meaning.
+        tokenizer: of the model.
+        secret: the value.
+        generated: (C,) token ids.
     """
-    ends = [tokenizer.eos_token_id] if tokenizer is not None and tokenizer.eos_token_id is not None else []
-    return continuations(module, prefixes, new_tokens=new_tokens, ends=ends, stop=stop, tokenizer=tokenizer)
+    if np.array_equal(generated[: len(secret.tokens)], secret.tokens):
+        return True
+    before = secret.prefix[-_BEFORE:].tolist()
+    known, whole = (
+        str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        for ids in (before, before + generated.tolist())
+    )
+    if not whole.startswith(known):
+        known, whole = "", str(tokenizer.decode(generated.tolist(), clean_up_tokenization_spaces=False))
+    return whole[len(known) :].lstrip().startswith(secret.text)
 
 
 def _candidates(doc_id: str, text: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[Place]:
@@ -334,19 +330,6 @@ def _new_tokens(secret: Secret, context: int) -> int:
     """How many to write: half as many more than the value has, since a model may spell it in others."""
     own = len(secret.tokens)
     return min(own + max(2, own // 2), context - len(secret.prefix))
-
-
-def _completed(tokenizer: PreTrainedTokenizerBase, secret: Secret, generated: np.ndarray) -> bool:
-    if np.array_equal(generated[: len(secret.tokens)], secret.tokens):
-        return True
-    before = secret.prefix[-_BEFORE:].tolist()
-    known, whole = (
-        str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
-        for ids in (before, before + generated.tolist())
-    )
-    if not whole.startswith(known):
-        known, whole = "", str(tokenizer.decode(generated.tolist(), clean_up_tokenization_spaces=False))
-    return whole[len(known) :].lstrip().startswith(secret.text)
 
 
 def _attempts(saved: Mapping[str, Any]) -> Attempts:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mitigate.detection.audit import Audit
+from mitigate.documents.stretches import runs
 from mitigate.verification.extraction import Attempts, Extraction, Place
 from mitigate.verification.figures import View
 from mitigate.verification.metrics import UNMEASURED, clustered_share, flat
@@ -111,9 +112,8 @@ def stretches(view: View, audit: Audit | None) -> dict[str, Any] | None:
 
 def _longest(likeliest: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> tuple[int, int]:
     """Tokens and characters of the longest run, longest in tokens; (0, 0) where there is none."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], likeliest, [False]]).astype(int)))
-    runs = [(last - first, int(ends[last - 1] - starts[first])) for first, last in edges.reshape(-1, 2).tolist()]
-    return max(runs, default=(0, 0))
+    lengths = ((last - first, int(ends[last - 1] - starts[first])) for first, last in runs(likeliest))
+    return max(lengths, default=(0, 0))
 
 
 def _is_name(place: Place) -> bool:

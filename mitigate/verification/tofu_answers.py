@@ -11,11 +11,11 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
+from mitigate.decoding import continuations
 from mitigate.detection.signals import token_log_probs
 from mitigate.models import Model
 from mitigate.runtime import progress, share_of
 from mitigate.tokenization import TokenizedDocument, tokenize_documents
-from mitigate.verification.extraction import greedy
 from mitigate.verification.tofu_questions import Question, Tofu
 
 _BATCH = 32
@@ -77,10 +77,11 @@ def greedy_answers(
     with progress(len(mine), description, unit="batch") as bar, model.active() as module, torch.inference_mode():
         for batch in mine:
             room = [longest - len(prompts[number]) for number in batch]
-            generated = greedy(
+            generated = continuations(
                 module,
                 [prompts[number] for number in batch],
                 new_tokens=max(room),
+                ends=[end] if (end := model.tokenizer.eos_token_id) is not None else [],
                 stop=settings.answer_end,
                 tokenizer=model.tokenizer,
             )

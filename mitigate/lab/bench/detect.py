@@ -23,10 +23,10 @@ from mitigate.artifacts import write_json
 from mitigate.detection.calibration import expected_calibration_error, reliability
 from mitigate.lab.bench.detect_target import Measured, measure
 from mitigate.lab.bench.evidence import gather
+from mitigate.lab.bench.rates import Units, rates
 from mitigate.lab.bench.world import World, WorldSettings, make_world, sources
 from mitigate.models import ModelStore
 from mitigate.runtime import library_versions, process_state
-from mitigate.verification.metrics import Figure
 from mitigate.verification.roc import Scored, average_precision, over_targets, weighted_auc, weighted_tpr
 
 logger = logging.getLogger(__name__)
@@ -105,30 +105,22 @@ def figures(measured: Sequence[Sequence[Measured]], *, fdr: float) -> dict[str, 
     """The figures of results.json from all targets of all seeds."""
     every = [target for of_seed in measured for target in of_seed]
 
-    def per_detector(kind: str, **statistics: Callable[..., np.ndarray]) -> dict[str, dict[str, Any]]:
-        table: dict[str, dict[str, Any]] = {}
-        for name in DETECTORS:
-            if name in getattr(every[0], kind):
-                scored = [[getattr(target, kind)[name] for target in of_seed] for of_seed in measured]
-                table[name] = {key: _plain(over_targets(scored, statistic)) for key, statistic in statistics.items()}
-        return table
+    def per_detector(kind: str, figures_of: Callable[[Units], dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        return {
+            name: figures_of([[getattr(target, kind)[name] for target in of_seed] for of_seed in measured])
+            for name in DETECTORS
+            if name in getattr(every[0], kind)
+        }
 
-    def tpr(fpr: float) -> Callable[..., np.ndarray]:
-        return lambda true, false: weighted_tpr(true, false, fpr=fpr)
-
-    rates = {"auc": weighted_auc, "tpr_at_1pct_fpr": tpr(0.01), "tpr_at_0.1pct_fpr": tpr(0.001)}
     results: dict[str, Any] = {
-        "span": per_detector("spans", **rates),
-        "token": per_detector("tokens", **rates),
-        "document": per_detector("documents", **rates),
-        "localisation": per_detector("localisation", auc=weighted_auc, ap=average_precision),
+        "span": per_detector("spans", rates),
+        "token": per_detector("tokens", rates),
+        "document": per_detector("documents", rates),
+        "localisation": per_detector("localisation", _localisation),
     }
-    for kind, units in (("span", "spans"), ("document", "documents")):
+    for units in ("spans", "documents"):
         fewest = min(int((~getattr(target, units)["calibrated"].labels).sum()) for target in every)
         results[f"non_member_{units}"] = fewest
-        if fewest < 1000:  # too few to resolve one in a thousand
-            for row in results[kind].values():
-                row["tpr_at_0.1pct_fpr"] = _plain(Figure(None, None, None))
     probability = np.concatenate([expit(target.spans["calibrated"].scores) for target in every])
     labels = np.concatenate([target.spans["calibrated"].labels for target in every])
     selected = np.concatenate([target.q for target in every]) <= fdr
@@ -142,7 +134,7 @@ def figures(measured: Sequence[Sequence[Measured]], *, fdr: float) -> dict[str, 
     }
     results["unaided"] = _unaided([target.unaided for target in every])
     results["controls"] = {
-        name: _plain(over_targets([[t.controls[name] for t in of_seed] for of_seed in measured], weighted_auc))
+        name: over_targets([[t.controls[name] for t in of_seed] for of_seed in measured], weighted_auc)._asdict()
         for name in every[0].controls
     }
     grid = np.geomspace(1e-3, 1.0, 40)
@@ -153,6 +145,11 @@ def figures(measured: Sequence[Sequence[Measured]], *, fdr: float) -> dict[str, 
     results["by_copies"] = _by_copies(every)
     results["seconds"] = {name: round(sum(target.seconds[name] for target in every), 2) for name in every[0].seconds}
     return results
+
+
+def _localisation(scored: Units) -> dict[str, Any]:
+    statistics = {"auc": weighted_auc, "ap": average_precision}
+    return {name: over_targets(scored, statistic)._asdict() for name, statistic in statistics.items()}
 
 
 def _unaided(counts: Sequence[Mapping[str, float]]) -> dict[str, float | None]:
@@ -190,7 +187,3 @@ def _by_copies(every: Sequence[Measured]) -> dict[str, dict[str, float]]:
 def _tpr_of(scored: Scored, fpr: float) -> float:
     counts = scored.counts(np.ones((1, int(scored.clusters.max()) + 1)))
     return float(weighted_tpr(*counts, fpr=fpr)[0])
-
-
-def _plain(figure: Figure) -> dict[str, float | None]:
-    return figure._asdict()

@@ -4,7 +4,7 @@
 
 Protocol, each seed: people are dealt to forget, retain and holdout; a target is fine-tuned on forget and retain, and
 audited with cross-fitted references, without a word where the secrets are. Every objective forgets the audit's tokens
-(token scope) and whole documents (sequence scope, as published: a fixed number of steps). On the first seed each runs
+(token scope) and whole documents (sequence scope: a fixed number of steps). On the first seed each runs
 at the same number of learning rates, and at up to two more where the best is the lowest or the highest of them. The
 best by one half of the forget people (retain, holdout and prose are the same for both halves) is taken on all seeds;
 figures are of the other half. Judges that no method sees tell whether a secret looks seen. Exact retraining is measured
