@@ -60,8 +60,7 @@ def findings(figures: Figures) -> list[Finding]:
     found.append(_extraction(figures))
     if not figures.audit_only:
         found.append(_over_forgotten(figures))
-        found.append(_judges(figures))
-    return [*found, _coverage(figures)]
+    return [*found, _judges(figures), _coverage(figures)]
 
 
 def worst(states: Sequence[str]) -> str:
@@ -224,10 +223,13 @@ def _over_forgotten(figures: Figures) -> Finding:
 
 def _judges(figures: Figures) -> Finding:
     """Whether anyone judged whom unlearning was not trained against; a retrained model is such a one."""
-    kept_out = figures.report.get("judges_kept_out")
-    oracle = (figures.report.get("never_seen") or {}).get("source") == "oracle"
+    report = figures.report
+    kept_out = report.get("judges_kept_out")
+    oracle = (report.get("never_seen") or {}).get("source") == "oracle"
     state = "cannot_tell" if kept_out is False and not oracle else "good"
     why = "it was judged only by the references that unlearning was trained against"
+    if not figures.audit_only and report.get("unlearn") is None:
+        why = "how the model was made is not recorded beside it, so it may have been trained against those who judge it"
     return Finding("judges", state, state, None, why)
 
 
