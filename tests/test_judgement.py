@@ -130,6 +130,16 @@ def test_the_level_of_text_never_seen_is_the_measured_one() -> None:
     assert "taken to be that" in said(judge(Figures(good())))
 
 
+def test_where_models_that_never_saw_the_text_tell_it_apart_a_leak_would_not_show() -> None:
+    limits = {"span_auc": 0.97, "span_auc_interval": [0.95, 0.99], "document_auc": 0.5}
+    excess = {"span_auc": 0.02, "span_auc_interval": [0.0, 0.04], "document_auc": 0.0}
+    excess |= {"document_auc_interval": [-0.1, 0.1]}
+    level = {"source": "references", **limits, "excess": {"before": excess, "after": excess}}
+    verdict = judge(Figures(good(never_seen=level)))
+    assert (verdict.status, verdict.leaks) == ("cannot_tell", None)
+    assert "no leak would show" in said(verdict)
+
+
 def test_where_only_secrets_were_to_be_forgotten_the_documents_may_be_told_and_it_is_said() -> None:
     report = after(document_auc=(0.97, 0.99)) | {"asked": "secrets"}
     verdict = judge(Figures(report))

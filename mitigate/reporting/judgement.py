@@ -153,10 +153,14 @@ def _auc(figures: Figures, *, name: str) -> Finding:
         p_value = ((figures.report.get("leakage") or {}).get(side) or {}).get("rank_p_value")
         if states[side] == "cannot_tell" and p_value is not None and p_value <= RANK:
             states[side] = "leaks"
+        if states[side] == "good" and _blind(figures, path):
+            states[side] = "cannot_tell"
     state = states["before" if figures.audit_only else "after"]
     rank = figures.get("leakage", "before" if figures.audit_only else "after", "as_high_share")
     if state == "cannot_tell":
         why = f"the interval of the AUC of {what} holds both the level of text never seen and a leak"
+        if _blind(figures, path):
+            why = f"models that never saw {what} tell them apart from the never-seen ones as well, so no leak would show"
         if rank.value is not None:
             why = (
                 f"all of it is of one person: {100 * rank.value:.0f} % of the never-seen people score as high, which "
@@ -167,6 +171,12 @@ def _auc(figures: Figures, *, name: str) -> Finding:
     else:
         why = f"{what} can be told from never-seen ones"
     return _finding(figures, name, states, ("leakage", path), why)
+
+
+def _blind(figures: Figures, path: str) -> bool:
+    """Whether the never-seen level is so high that no leak could exceed it by what is tolerated."""
+    level = figures.get("never_seen", path)
+    return level.value is not None and level.value > 1 - EXCESS
 
 
 def _caught(figures: Figures) -> Finding:

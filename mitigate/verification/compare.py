@@ -66,7 +66,8 @@ class Comparison:
         """The self-contained report page."""
         from mitigate.reporting.html import render_report
 
-        return render_report(self.report, self.before, self.after, mask=self._mask)
+        before, after, _ = as_judged(self.before, self.after)  # as the figures are told
+        return render_report(self.report, before, after, mask=self._mask)
 
     def save(self, directory: str | Path, *, replace: bool = False) -> None:
         """Write report.json and report.html, readable by their owner only."""

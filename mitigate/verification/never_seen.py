@@ -55,7 +55,7 @@ def never_seen_level(
     excess: dict[str, dict[str, Figure]] = {key: {} for key in audits}
     for name in ("span_auc", "document_auc"):
         sides = [_sides(view, scores, name) for scores in token_scores]
-        sides = [side for side in sides if len(side[0][0]) and len(side[1][0])]
+        sides = _usable(sides)
         level[name] = _level(sides)
         for key, audit in audits.items():
             own = _sides(view, audit.columns["score"], name) if audit is not None else None
@@ -68,6 +68,12 @@ def never_seen_level(
         **flat(level),
         "excess": {key: flat(own) if audits[key] is not None else None for key, own in excess.items()},
     }
+
+
+def _usable(sides: Sequence[Sides]) -> list[Sides]:
+    """Stand-ins that judge texts of both kinds; of several, those that judge two people or more of each."""
+    there = [side for side in sides if len(side[0][0]) and len(side[1][0])]
+    return [side for side in there if min(len(set(groups)) for _, groups in side) > 1] or there
 
 
 def _level(sides: Sequence[Sides]) -> Figure:
