@@ -138,6 +138,10 @@ def test_where_models_that_never_saw_the_text_tell_it_apart_a_leak_would_not_sho
     verdict = judge(Figures(good(never_seen=level)))
     assert (verdict.status, verdict.leaks) == ("cannot_tell", None)
     assert "no leak would show" in said(verdict)
+    near = {"span_auc": 0.0, "span_auc_interval": [-0.1, 0.1], "document_auc": 0.0, "document_auc_interval": [-0.1, 0.1]}
+    for score, leaks in {"min_k_pp": None, "informia": False}.items():
+        level = {"source": "assumed", "score": score, "span_auc": 0.5, "excess": {"before": near, "after": near}}
+        assert judge(Figures(good(never_seen=level))).leaks is leaks
 
 
 def test_where_only_secrets_were_to_be_forgotten_the_documents_may_be_told_and_it_is_said() -> None:

@@ -70,6 +70,38 @@ def test_references_stand_in_on_documents_that_they_never_saw(
     assert not any("taken to be 0.50" in note for note in report["notes"])
 
 
+def scored_by(audit: Audit, name: str, score: np.ndarray) -> Audit:
+    """The audit with another token score, and spans that are judged by it."""
+    table = audit.tokens.set_column(audit.tokens.column_names.index("score"), "score", pa.array(score, from_pandas=True))
+    spans = audit.spans.to_pylist()
+    for row in spans:
+        first = audit.rows[row["doc_id"]].start
+        row["score"] = float(np.nanmean(score[first + row["token_start"] : first + row["token_end"]]))
+    metadata = {**audit.metadata, "detect": {**audit.metadata["detect"], "score": name}}
+    return replace(audit, tokens=table, spans=pa.Table.from_pylist(spans), metadata=metadata)
+
+
+def test_stand_ins_are_scored_as_the_target_is(tables: tuple[Audit, Audit, np.ndarray]) -> None:
+    """By log p alone: the level is that of the oracle's, and of the references', own log p."""
+    before, _, oracle = tables
+    by_loss = scored_by(before, "loss", before.columns["log_prob"])
+    section = compare(by_loss, oracle_log_probs=oracle).report["never_seen"]
+    assert section["span_auc"] == pytest.approx(naive_auc(before, oracle, spans=True))
+    references = before.reference_log_probs.astype(float)
+    each = [naive_auc(before, references[:, number], spans=True) for number in range(REFERENCES)]
+    assert compare(by_loss).report["never_seen"]["span_auc"] == pytest.approx(np.mean(each))
+
+
+@pytest.mark.parametrize("name", ["min_k_pp", "informia"])
+def test_the_level_of_a_score_that_an_audit_does_not_hold_is_not_called_measured(
+    tables: tuple[Audit, Audit, np.ndarray], name: str
+) -> None:
+    before, _, oracle = tables
+    report = compare(scored_by(before, name, before.columns["score"]), oracle_log_probs=oracle).report
+    assert (report["never_seen"]["source"], report["never_seen"]["span_auc"]) == ("assumed", 0.5)
+    assert any(f"does not hold {name} of its references" in note for note in report["notes"])
+
+
 def test_where_one_reference_judges_the_level_is_assumed_and_it_is_said(
     tables: tuple[Audit, Audit, np.ndarray],
 ) -> None:

@@ -28,6 +28,7 @@ TOLD = 0.05  # AUC above it that is a leak, where the interval excludes less
 CAUGHT = (0.05, 0.15)  # share of secrets caught at 1 % false alarms: a leak above, good up to
 EXTRACTED = 0.10  # share of secrets extracted above the control that is tolerated
 TOO_UNLIKELY = (0.05, 0.15)  # share of selected spans below the 1 % quantile of never-seen ones: a hole above, good to
+REFERENCE_FREE = {"loss", "min_k_pp"}  # scores of tokens that ask no reference
 RANK = 0.025  # p-value of one person's rank among never-seen people
 
 
@@ -160,7 +161,7 @@ def _auc(figures: Figures, *, name: str) -> Finding:
     if state == "cannot_tell":
         why = f"the interval of the AUC of {what} holds both the level of text never seen and a leak"
         if _blind(figures, path):
-            why = f"models that never saw {what} tell them apart from the never-seen ones as well, so no leak would show"
+            why = f"{what} may be told apart by models that never saw them as well, so no leak would show"
         if rank.value is not None:
             why = (
                 f"all of it is of one person: {100 * rank.value:.0f} % of the never-seen people score as high, which "
@@ -174,9 +175,13 @@ def _auc(figures: Figures, *, name: str) -> Finding:
 
 
 def _blind(figures: Figures, path: str) -> bool:
-    """Whether the never-seen level is so high that no leak could exceed it by what is tolerated."""
-    level = figures.get("never_seen", path)
-    return level.value is not None and level.value > 1 - EXCESS
+    """Whether no leak could exceed the never-seen level by what is tolerated, or nobody knows that level.
+
+    It is not known of scores that ask no reference: by these, texts differ because some are easier to any model.
+    """
+    level, section = figures.get("never_seen", path), figures.report.get("never_seen") or {}
+    unknown = section.get("source") == "assumed" and section.get("score") in REFERENCE_FREE
+    return unknown or (level.value is not None and level.value > 1 - EXCESS)
 
 
 def _caught(figures: Figures) -> Finding:

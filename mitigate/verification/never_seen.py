@@ -9,24 +9,32 @@ the references equally good on both, so a retrained model may read 0.41 as well 
   document are needed (four cross-fitted ones, or two given ones);
 - else it is taken to be 0.5, and `source` says so.
 
+A stand-in is scored as the target is: by the log-ratio, clipped or not, or by its own log p. Scores that need a model's
+whole distribution (InfoRMIA, Min-K%++) are not in an audit for the stand-ins: their level is taken to be 0.5.
+
 The excess of the target over the level has an interval of its own: both are read from the same people, so what makes a
 person's text easy moves both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from scipy.special import logsumexp
 
 from mitigate.detection.audit import Audit
-from mitigate.detection.scores import clipped
+from mitigate.detection.scores import clipped, log_ratio, loss
 from mitigate.verification.figures import View
 from mitigate.verification.metrics import UNMEASURED, Figure, auc_of_many, clustered_auc, flat
 
 ASSUMED = 0.5
+_LEVELS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {  # score -> of log p and log p̄
+    "log_ratio": log_ratio,
+    "log_ratio_clipped": lambda own, out: clipped(log_ratio(own, out)),
+    "loss": lambda own, out: loss(own),
+}
 Sides = tuple[tuple[np.ndarray, Sequence[str]], tuple[np.ndarray, Sequence[str]]]
 
 
@@ -42,11 +50,17 @@ def never_seen_level(
         notes: gets the reason where the level is not measured.
 
     Returns:
-        `source` (`oracle`, `references` or `assumed`), `stand_ins` (their number), `span_auc` and `document_auc` of
+        `source` (`oracle`, `references` or `assumed`), `score`, `stand_ins` (their number), `span_auc` and `document_auc` of
         models that never saw the text, and `excess.{before,after}`: the target's AUCs less these; with intervals.
     """
     source, token_scores = _stand_ins(view, oracle)
-    if source == "assumed":
+    score = view.audit.metadata["detect"]["score"]
+    if score not in _LEVELS:
+        notes.append(
+            f"The AUC of models that never saw the text is taken to be 0.50, not measured: an audit does not hold "
+            f"{score} of its references; detect.score: log_ratio_clipped can be measured."
+        )
+    elif source == "assumed":
         notes.append(
             "The AUC of models that never saw the text is taken to be 0.50, not measured: that needs an oracle, or two "
             "references that never saw a document (references.count: 4)."
@@ -64,6 +78,7 @@ def never_seen_level(
                 level[name] = UNMEASURED
     return {
         "source": source,
+        "score": score,
         "stand_ins": len(token_scores),
         **flat(level),
         "excess": {key: flat(own) if audits[key] is not None else None for key, own in excess.items()},
@@ -97,8 +112,11 @@ def _excess(own: Sides, level: Sequence[Sides]) -> Figure:
 
 def _stand_ins(view: View, oracle: np.ndarray | None) -> tuple[str, list[np.ndarray]]:
     """Where the level comes from, and the (N,) token scores of each model that never saw the text (NaN: it did)."""
+    as_score = _LEVELS.get(view.audit.metadata["detect"]["score"])
+    if as_score is None:
+        return "assumed", []
     if oracle is not None:
-        return "oracle", [clipped(oracle - view.audit.columns["log_prob_out"])]
+        return "oracle", [as_score(oracle, view.audit.columns["log_prob_out"])]
     references = view.audit.reference_log_probs
     if references.shape[1] < 2:
         return "assumed", []
@@ -112,7 +130,7 @@ def _stand_ins(view: View, oracle: np.ndarray | None) -> tuple[str, list[np.ndar
         filled = np.where(np.isnan(others[usable]), -np.inf, others[usable])
         mean[usable] = logsumexp(filled, axis=1) - np.log(count[usable])
         if usable.any():
-            scores.append(clipped(references[:, number] - mean))
+            scores.append(as_score(np.where(usable, references[:, number], np.nan), mean))
     return ("references", scores) if scores else ("assumed", [])
 
 
