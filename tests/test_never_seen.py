@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 import pytest
-from simulated_reports import CLEAN, REFERENCES, World
+from simulated_reports import CLEAN, REFERENCES, Leak, World
 
 from mitigate.detection.audit import Audit
 from mitigate.verification.compare import compare
@@ -143,3 +143,17 @@ def test_text_that_is_likelier_to_every_model_is_no_leak(tables: tuple[Audit, Au
     assert with_oracle["leakage"]["after"]["span_auc"] > 0.65
     assert with_oracle["verdict"]["findings"]["spans"]["state"] != "leaks"
     assert compare(before, easier).report["verdict"]["findings"]["spans"]["state"] == "leaks"
+
+
+@pytest.mark.parametrize(("leak", "state"), [(CLEAN, "good"), (Leak(secrets=2.0, other=1.0), "leaks")])
+def test_where_all_references_taught_the_oracle_judges(leak: Leak, state: str) -> None:
+    before, after, oracle, _ = World(np.random.default_rng(7), 80, 80).tables(leak)
+    after.metadata.update(origin=None, again=before.fingerprint)
+    report = compare(before, after, oracle_log_probs=oracle).report
+    assert report["judges_kept_out"] is False
+    assert report["verdict"]["findings"]["judges"]["state"] == state
+    own = naive_auc(before, np.clip(after.columns["log_prob"] - oracle, -3, 3), spans=True)
+    references = before.reference_log_probs.astype(float)
+    each = [naive_auc(before, np.clip(references[:, k] - oracle, -3, 3), spans=True) for k in range(REFERENCES)]
+    assert report["never_seen"]["by_oracle"] == pytest.approx(own - np.mean(each))
+    assert compare(before, after).report["verdict"]["findings"]["judges"]["state"] == "cannot_tell"

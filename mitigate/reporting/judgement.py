@@ -10,7 +10,7 @@ that never saw the text would read is measured beside it (`never_seen`, the orac
 | secrets caught at 1 % false alarms | at most 15 % | above 5 % |
 | extraction less that of the control | at most 10 % | above 0 |
 | spans less likely than 99 % of the never-seen ones | at most 15 % | above 5 % (over-forgotten) |
-| judges | not those that unlearning was trained against, or an oracle | - |
+| judges | not those that unlearning was trained against, or the oracle's AUC less that of the references as above | |
 | text outside the audit, skipped documents | none | - |
 """
 
@@ -237,15 +237,19 @@ def _over_forgotten(figures: Figures) -> Finding:
 
 
 def _judges(figures: Figures) -> Finding:
-    """Whether anyone judged whom unlearning was not trained against; a retrained model is such a one."""
+    """Whether anyone judged whom unlearning was not trained against; where none of the references did, the oracle."""
     report = figures.report
-    kept_out = report.get("judges_kept_out")
-    oracle = (report.get("never_seen") or {}).get("source") == "oracle"
-    state = "cannot_tell" if kept_out is False and not oracle else "good"
+    if report.get("judges_kept_out") is not False:
+        return Finding("judges", "good", "good", None)
+    excess = figures.get("never_seen", "by_oracle", words=AUC_WORDS)
+    state = _state(excess, leaks=TOLD, good=EXCESS, hole=EXCESS)
+    if state in ("leaks", "over_forgotten"):
+        why = f"the retrained model tells the text to forget from text never seen (AUC {excess.value or 0:+.2f})"
+        return Finding("judges", state, "good", None, why)
     why = "it was judged only by the references that unlearning was trained against"
     if not figures.audit_only and report.get("unlearn") is None:
         why = "how the model was made is not recorded beside it, so it may have been trained against those who judge it"
-    return Finding("judges", state, state, None, why)
+    return Finding("judges", "good" if state == "good" else "cannot_tell", "good", None, why)
 
 
 def _coverage(figures: Figures) -> Finding:

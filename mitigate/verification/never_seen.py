@@ -52,6 +52,9 @@ def never_seen_level(
     Returns:
         `source` (`oracle`, `references` or `assumed`), `score`, `stand_ins` (their number), `span_auc` and `document_auc` of
         models that never saw the text, and `excess.{before,after}`: the target's AUCs less these; with intervals.
+        `by_oracle`: the same excess of the model after, of span AUC where it is known and else of document AUC, as the
+        oracle tells it, which no unlearning was trained against: all are scored by log p − log p of the oracle, and the
+        references stand in for models that never saw the text. None without an oracle.
     """
     source, token_scores = _stand_ins(view, oracle)
     score = view.audit.metadata["detect"]["score"]
@@ -82,7 +85,20 @@ def never_seen_level(
         "stand_ins": len(token_scores),
         **flat(level),
         "excess": {key: flat(own) if audits[key] is not None else None for key, own in excess.items()},
+        **flat({"by_oracle": _by_oracle(view, audits.get("after"), oracle)}),
     }
+
+
+def _by_oracle(view: View, after: Audit | None, oracle: np.ndarray | None) -> Figure:
+    """How far the oracle tells the texts to forget from never-seen ones, less what it tells of the references."""
+    if after is None or oracle is None:
+        return UNMEASURED
+    name = "span_auc" if all(len(view.places("span_auc", member=member)[0]) for member in (True, False)) else ""
+    name = name or "document_auc"
+    level = [_sides(view, clipped(own - oracle), name) for own in view.audit.reference_log_probs.T]
+    if not (level := _usable(level)):
+        return UNMEASURED
+    return _excess(_sides(view, clipped(after.columns["log_prob"] - oracle), name), level)
 
 
 def _usable(sides: Sequence[Sides]) -> list[Sides]:
