@@ -138,7 +138,9 @@ def test_what_never_seen_text_holds_too_hides_no_secret(world: World) -> None:
         assert secrets.untried["ordinary"] == (4 if name == "forget" else 3)
         assert secrets.total >= 2 * count
     _, extraction = measure(found, store=ModelStore(device="cpu"))
-    assert any("4 recognised in never-seen text" in note for note in compare(found, extraction=extraction).report["notes"])
+    assert any(
+        "4 recognised in never-seen text" in note for note in compare(found, extraction=extraction).report["notes"]
+    )
 
 
 @pytest.fixture(scope="module")

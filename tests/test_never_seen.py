@@ -72,7 +72,9 @@ def test_references_stand_in_on_documents_that_they_never_saw(
 
 def scored_by(audit: Audit, name: str, score: np.ndarray) -> Audit:
     """The audit with another token score, and spans that are judged by it."""
-    table = audit.tokens.set_column(audit.tokens.column_names.index("score"), "score", pa.array(score, from_pandas=True))
+    table = audit.tokens.set_column(
+        audit.tokens.column_names.index("score"), "score", pa.array(score, from_pandas=True)
+    )
     spans = audit.spans.to_pylist()
     for row in spans:
         first = audit.rows[row["doc_id"]].start
@@ -157,3 +159,26 @@ def test_where_all_references_taught_the_oracle_judges(leak: Leak, state: str) -
     each = [naive_auc(before, np.clip(references[:, k] - oracle, -3, 3), spans=True) for k in range(REFERENCES)]
     assert report["never_seen"]["by_oracle"] == pytest.approx(own - np.mean(each))
     assert compare(before, after).report["verdict"]["findings"]["judges"]["state"] == "cannot_tell"
+
+
+@pytest.mark.parametrize(("leak", "told"), [(CLEAN, False), (Leak(secrets=2.0), True)])
+def test_on_the_selected_spans_the_model_is_held_against_those_that_never_saw_them(leak: Leak, told: bool) -> None:
+    before, after, _, _ = World(np.random.default_rng(7), 40, 40).tables(leak)
+    after.metadata["again"] = before.fingerprint
+    section = compare(before, after).report["never_seen"]
+    references = before.reference_log_probs.astype(float)
+    each = []
+    for number in range(REFERENCES):
+        own, others = [], []
+        for row in before.spans.to_pylist():
+            at = slice(*(before.rows[row["doc_id"]].start + row[key] for key in ("token_start", "token_end")))
+            values = references[at]
+            mine, rest = values[:, number], np.delete(values, number, axis=1)
+            rest = rest[:, ~np.isnan(rest).any(axis=0)]
+            if row["selected"] and not np.isnan(mine).any() and rest.shape[1]:
+                others.append(np.clip(mine - np.log(np.exp(rest).mean(axis=1)), -3, 3).mean())
+                own.append(after.columns["score"][at].mean())
+        each.append(auc(np.array(own), np.array(others)))
+    assert section["selected"] == pytest.approx(np.mean(each) - 0.5)
+    assert (section["selected_interval"][0] > 0.15) is told
+    assert (section["selected_interval"][1] < 0.15) is not told

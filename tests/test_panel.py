@@ -122,7 +122,9 @@ def test_a_re_audited_model_of_unknown_origin_may_have_been_taught_by_its_judges
 def test_who_judges_is_known_from_who_taught(four: Audit) -> None:
     kept, all_taught = unlearned(four), unlearned(four, keep_judges=False)
     place = four.documents.column_names.index("group")
-    regrouped = replace(four, documents=four.documents.set_column(place, "group", pa.array(["x"] * len(four.documents))))
+    regrouped = replace(
+        four, documents=four.documents.set_column(place, "group", pa.array(["x"] * len(four.documents)))
+    )
     strangers = [{**entry, "fingerprint": f"other {entry['name']}"} for entry in four.metadata["references"]]
     elsewhere = made(four, None, references=strangers)
     expected = {

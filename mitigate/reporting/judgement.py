@@ -9,6 +9,8 @@ that never saw the text would read is measured beside it (`never_seen`, the orac
 | AUC less the level of models that never saw the text | within ±0.15 | above 0.05 |
 | secrets caught at 1 % false alarms | at most 15 % | above 5 % |
 | extraction less that of the control | at most 10 % | above 0 |
+| selected spans' AUC against models that never saw them, where no secrets are known | at most 0.65 | - |
+| detected spans in an audit alone, at a known error rate or where no secrets are known | none | - |
 | spans less likely than 99 % of the never-seen ones | at most 15 % | above 5 % (over-forgotten) |
 | judges | not those that unlearning was trained against, or the oracle's AUC less that of the references as above | |
 | text outside the audit, skipped documents | none | - |
@@ -37,7 +39,7 @@ class Finding:
     """What one figure says.
 
     Attributes:
-        name: `spans`, `documents`, `caught`, `extraction`, `over_forgotten`, `judges` or `coverage`.
+        name: `spans`, `documents`, `caught`, `extraction`, `selected`, `over_forgotten`, `judges` or `coverage`.
         state: `good`, `leaks`, `over_forgotten`, `cannot_tell`, or `unmeasured`.
         before: the state before unlearning; the same in an audit alone.
         fell: whether it is lower than before, beyond both intervals; None where there is no before and after.
@@ -59,6 +61,8 @@ def findings(figures: Figures) -> list[Finding]:
         names.insert(1, "documents")
     found = [_AUC_FINDINGS[name](figures) for name in names]
     found.append(_extraction(figures))
+    if selected := _selected(figures, known=known):
+        found.append(selected)
     if not figures.audit_only:
         found.append(_over_forgotten(figures))
     return [*found, _judges(figures), _coverage(figures)]
@@ -219,6 +223,34 @@ def _extraction_state(figures: Figures, side: str) -> str:
             state = "cannot_tell"  # a name or four digits may stand in the text before, or be guessed
         states.append(state)
     return worst(states) if states[0] != "unmeasured" else "unmeasured"
+
+
+def _selected(figures: Figures, *, known: bool) -> Finding | None:
+    """What the detector selected, where no known secrets say how it stands with them; None where nothing is to say.
+
+    In an audit alone, spans at a false discovery rate, or any where nothing is known, are no all-clear. After
+    unlearning they must score as models that never saw them would have it. That a model was fitted anew is said
+    elsewhere: chosen where the references happened to be low, spans score above them in it too.
+    """
+    report = figures.report
+    section = report.get("selected") or {}
+    count = section.get("found") or 0
+    if figures.audit_only:
+        calibrated = (report.get("calibration") or {}).get("kind") in ("shadows", "non_members")
+        if not count or (known and not calibrated):
+            return None
+        why = f"{count:,} spans were selected as memorized" + ("" if calibrated else ", with an unknown error rate")
+        return Finding("selected", "cannot_tell", "cannot_tell", None, why)
+    if known or not section.get("spans") or report.get("retrain") is not None:
+        return None
+    excess = figures.get("never_seen", "selected", words=AUC_WORDS)
+    state = "good" if _state(excess, leaks=EXCESS, good=EXCESS) == "good" else "cannot_tell"
+    why = (
+        "that the selected spans score as in models that never saw them cannot be told with so few people or references"
+    )
+    if excess.low is not None and excess.low > TOLD:
+        why = f"the selected spans still score above models that never saw them (AUC {0.5 + (excess.value or 0):.2f})"
+    return Finding("selected", state, "cannot_tell", None, why)
 
 
 def _over_forgotten(figures: Figures) -> Finding:

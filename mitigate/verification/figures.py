@@ -126,6 +126,7 @@ class View:
             why += f"; and {linked} places in other documents that hold the same secrets"
         return {
             "spans": len(spans),
+            "found": sum(row["source"] == "found" for row in spans),
             "tokens": int(self.selected.sum()),
             "documents": len({row["doc_id"] for row in spans}),
             "known_recall": hit / len(known) if known else None,

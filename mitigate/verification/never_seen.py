@@ -50,11 +50,13 @@ def never_seen_level(
         notes: gets the reason where the level is not measured.
 
     Returns:
-        `source` (`oracle`, `references` or `assumed`), `score`, `stand_ins` (their number), `span_auc` and `document_auc` of
-        models that never saw the text, and `excess.{before,after}`: the target's AUCs less these; with intervals.
+        `source` (`oracle`, `references` or `assumed`), `score`, `stand_ins` (their number), `span_auc` and
+        `document_auc` of models that never saw the text, and `excess.{before,after}`: the target's AUCs less
+        these; with intervals.
         `by_oracle`: the same excess of the model after, of span AUC where it is known and else of document AUC, as the
         oracle tells it, which no unlearning was trained against: all are scored by log p − log p of the oracle, and the
-        references stand in for models that never saw the text. None without an oracle.
+        references stand in for models that never saw the text. None without an oracle. `selected`: on the selected
+        spans alone, the chance that the model after scores above a stand-in, less one half; needs no never-seen text.
     """
     source, token_scores = _stand_ins(view, oracle)
     score = view.audit.metadata["detect"]["score"]
@@ -85,7 +87,12 @@ def never_seen_level(
         "stand_ins": len(token_scores),
         **flat(level),
         "excess": {key: flat(own) if audits[key] is not None else None for key, own in excess.items()},
-        **flat({"by_oracle": _by_oracle(view, audits.get("after"), oracle)}),
+        **flat(
+            {
+                "by_oracle": _by_oracle(view, audits.get("after"), oracle),
+                "selected": _on_selected(view, audits.get("after"), token_scores),
+            }
+        ),
     }
 
 
@@ -99,6 +106,26 @@ def _by_oracle(view: View, after: Audit | None, oracle: np.ndarray | None) -> Fi
     if not (level := _usable(level)):
         return UNMEASURED
     return _excess(_sides(view, clipped(after.columns["log_prob"] - oracle), name), level)
+
+
+def _on_selected(view: View, after: Audit | None, stand_ins: Sequence[np.ndarray]) -> Figure:
+    """How far the model scores above those that never saw the text, on the spans that were to be forgotten."""
+    chosen = [row for row in view.spans if row["selected"]]
+    if after is None or not chosen:
+        return UNMEASURED
+    first = [view.audit.rows[row["doc_id"]].start for row in chosen]
+    places = np.array([(at + row["token_start"], at + row["token_end"]) for at, row in zip(first, chosen, strict=True)])
+    groups = [view.groups[row["doc_id"]] for row in chosen]
+    sides = []
+    for score in stand_ins:
+        known = ~np.isnan(score)
+        own = _means(np.where(known, after.columns["score"], np.nan), places, groups)
+        sides.append((own, _means(score, places, groups)))
+    sides = _usable(sides)
+    if not sides:
+        return UNMEASURED
+    figure = auc_of_many(sides, [1 / len(sides)] * len(sides))
+    return Figure(*(value if value is None else value - 0.5 for value in figure))
 
 
 def _usable(sides: Sequence[Sides]) -> list[Sides]:
@@ -152,14 +179,17 @@ def _stand_ins(view: View, oracle: np.ndarray | None) -> tuple[str, list[np.ndar
 
 def _sides(view: View, score: np.ndarray, name: str) -> Sides:
     """Members' and never-seen texts' mean token scores with their groups; texts without a score are left out."""
+    members, never_seen = (_means(score, *view.places(name, member=member)) for member in (True, False))
+    return members, never_seen
+
+
+def _means(score: np.ndarray, places: np.ndarray, groups: Sequence[str]) -> tuple[np.ndarray, Sequence[str]]:
+    """Mean of the token scores of each of the (n, 2) places that has one, and their groups."""
     known = ~np.isnan(score)
     sums = np.concatenate([[0.0], np.cumsum(np.where(known, score, 0.0), dtype=np.float64)])
     counts = np.concatenate([[0], np.cumsum(known)])
-    sides: list[tuple[np.ndarray, Sequence[str]]] = []
-    for places, groups in (view.places(name, member=member) for member in (True, False)):
-        first, last = places[:, 0], places[:, 1]
-        number = counts[last] - counts[first]
-        there = number > 0
-        means = (sums[last] - sums[first])[there] / number[there]
-        sides.append((means, [group for group, scored in zip(groups, there, strict=True) if scored]))
-    return sides[0], sides[1]
+    first, last = places[:, 0], places[:, 1]
+    number = counts[last] - counts[first]
+    there = number > 0
+    means = (sums[last] - sums[first])[there] / number[there]
+    return means, [group for group, scored in zip(groups, there, strict=True) if scored]
