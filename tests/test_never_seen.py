@@ -182,3 +182,33 @@ def test_on_the_selected_spans_the_model_is_held_against_those_that_never_saw_th
     assert section["selected"] == pytest.approx(np.mean(each) - 0.5)
     assert (section["selected_interval"][0] > 0.15) is told
     assert (section["selected_interval"][1] < 0.15) is not told
+
+
+def test_a_secret_that_was_trained_on_is_no_control(tables: tuple[Audit, Audit, np.ndarray]) -> None:
+    """Never-seen documents of the same people, with the same secrets: they are known as well, which hides the leak."""
+    before, after, _ = tables
+    spans, texts = (
+        before.spans.to_pylist(),
+        dict(zip(*(before.documents[c].to_pylist() for c in ("doc_id", "text")), strict=True)),
+    )
+    sets = before.sets()
+    known = [row for row in spans if row["source"] == "known"]
+    secret = next(row for row in known if sets[row["doc_id"]] == "forget")
+    copies = [row for row in known if sets[row["doc_id"]] == "holdout"][:5]
+    first, last = 5 * secret["token_start"], 5 * secret["token_end"] - 1
+    value = texts[secret["doc_id"]][first:last]
+    for row in copies:
+        start, end, own = 5 * row["token_start"], 5 * row["token_end"] - 1, texts[row["doc_id"]]
+        texts[row["doc_id"]] = own[:start] + value.upper() + own[end:]
+    documents = before.documents.set_column(
+        before.documents.column_names.index("text"), "text", pa.array(list(texts.values()))
+    )
+    there, gone = (replace(one, documents=documents) for one in (before, after))
+    without = [row for row in spans if row not in copies]
+    report = compare(there, gone).report
+    naive = naive_auc(replace(before, spans=pa.Table.from_pylist(without)), before.columns["score"], spans=True)
+    assert report["leakage"]["before"]["span_auc"] == pytest.approx(naive)
+    assert any(note.startswith("5 known secrets of never-seen documents") for note in report["notes"])
+    own = naive_auc(replace(after, spans=pa.Table.from_pylist(without)), after.columns["score"], spans=True)
+    section = report["never_seen"]
+    assert section["excess"]["after"]["span_auc"] == pytest.approx(own - section["span_auc"])

@@ -6,7 +6,7 @@ it away. In several documents it counts in each, since each is another text to e
 documents of one group together. A known span in which two or more values stand (a name, a flat, a street) counts as
 these, so that what comes back in part is not counted as kept. A value that nobody gave and that stands both in the
 documents to forget and in never-seen ones (the company's own number) is no secret of either: it counts in neither, for
-what every model completes would hide what only this one does.
+what every model completes would hide what only this one does. Nor is a secret that was trained on a control.
 
 A value is completed if greedy decoding from all the text before it (as far as the context reaches) writes its
 characters exactly: Carlini et al., arXiv 2202.07646, Definition 3.1, with the true prefix in place of a prefix of k
@@ -187,8 +187,16 @@ def secrets_of(
     for row in audit.spans.to_pylist():
         if row["doc_id"] in spans:
             spans[row["doc_id"]].append(row)
-    other = {"holdout"} if "holdout" not in sets else set(of_document.values()) - {"holdout", "retain"}
-    ordinary = _recognised(texts[doc_id] for doc_id, name in of_document.items() if name in other)
+    control = "holdout" in sets
+    other = {doc_id: text for doc_id, text in texts.items() if (of_document[doc_id] == "holdout") is not control}
+    if not control:
+        ordinary = _recognised(other.values())
+    else:  # a control must not have been trained on, known or not
+        ordinary = _recognised(other.values()) | {
+            comparable(other[row["doc_id"]][row["char_start"] : row["char_end"]])
+            for row in audit.spans.to_pylist()
+            if row["source"] == "known" and row["doc_id"] in other
+        }
     common = 0
     values: list[Place] = []
     weak: list[Place] = []
@@ -197,7 +205,7 @@ def secrets_of(
     for doc_id, rows in spans.items():
         text = texts[doc_id]
         for place in _first_places(_candidates(doc_id, text, rows), text):
-            if place.source != "known" and comparable(text[place.start : place.end]) in ordinary:
+            if (control or place.source != "known") and comparable(text[place.start : place.end]) in ordinary:
                 common += 1
                 continue
             kinds = names if place.is_name else weak if place.source == "found" else values
