@@ -422,8 +422,15 @@ def _print_erasure(erasure: Mapping[str, Any] | None) -> None:
 
 
 def _fail_unless_clean(comparison: Comparison) -> None:
-    """End with a status of its own unless the verdict is that nothing leaks."""
+    """End with a status of its own unless the verdict is that nothing leaks.
+
+    All processes of a job end together: a launcher kills the others when one ends so, and the first may be writing.
+    """
     if comparison.report["verdict"]["leaks"] is not False:
+        from mitigate.runtime import process_state
+
+        process_state().wait_for_everyone()
+        leave_processes()
         raise typer.Exit(LEAKS)
 
 

@@ -150,7 +150,8 @@ class World:
                 "selected": secret & member,
             }
         )
-        documents = pa.table({"doc_id": names, "set": sets, "group": [f"p{one}" for one in person]})
+        texts = ["".join(f"{TOKENS * number + at:04x} " for at in range(TOKENS)) for number in range(len(person))]
+        documents = pa.table({"doc_id": names, "set": sets, "group": [f"p{one}" for one in person], "text": texts})
         metadata = {
             "documents": "same",
             "tokenizer": "same",

@@ -14,6 +14,7 @@ from scipy.stats import binom, norm
 
 from mitigate.verification.metrics import (
     Figure,
+    auc_of_many,
     clustered_auc,
     clustered_mean,
     clustered_share,
@@ -121,3 +122,30 @@ def test_events_of_one_person_taken_as_independent_do_not_cover_the_test_can_fai
         return share(int(found.sum()), len(found))
 
     assert covered(simulated(naive, 0), 0.4) < 0.85 * TRIALS
+
+
+@pytest.mark.parametrize("count", [8, 20])
+def test_the_mean_auc_of_stand_ins_covers_though_each_judges_few_people(count: int) -> None:
+    """Four stand-ins, each with scores of its own for half of the people of each side; the truth is 0.5."""
+
+    def one(draw: np.random.Generator) -> Figure:
+        effects = draw.normal(size=(2, count))  # what is the same to all stand-ins
+        comparisons = []
+        for _ in range(4):
+            sides = []
+            for side in effects:
+                chosen = draw.permutation(count)[: count // 2]
+                names = [f"p{number}" for number in chosen]
+                sides.append((0.7 * side[chosen] + 0.7 * draw.normal(size=count // 2), names))
+            comparisons.append((sides[0], sides[1]))
+        return auc_of_many(comparisons, [0.25] * 4)
+
+    figures = simulated(one, count)
+    assert within(covered(figures, 0.5), high=CONSERVATIVE)
+
+
+def test_an_auc_of_one_person_among_many_gives_no_interval() -> None:
+    pair = (np.array([0.1, 0.4, 0.9]), ["a", "b", "c"]), (np.array([0.2, 0.5]), ["x", "y"])
+    alone = (np.array([0.4]), ["b"]), pair[1]
+    assert auc_of_many([pair, alone], [0.5, 0.5])[1:] == (None, None)
+    assert None not in auc_of_many([pair, pair], [0.5, 0.5])

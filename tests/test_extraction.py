@@ -120,6 +120,29 @@ def test_never_seen_people_are_attacked_alike(leaky: Audit) -> None:
     assert report["never_seen"]["after"] is None, "nothing was unlearned"
 
 
+def test_what_never_seen_text_holds_too_hides_no_secret(world: World) -> None:
+    """The company's number stands in every row; own numbers do not; a known span is a secret wherever it stands."""
+    line = "Ring 555-018-7712 or {own}, says Ann."
+    own = [f"555-{number:03d}-{9000 + number}" for number in range(8)]
+    documents = []
+    for number, value in enumerate(own):
+        text = line.format(own=value)
+        spans = (Span(5, 17, "phone"),) if number == 3 else ()
+        documents.append(Document(f"d{number}", text, spans=spans, set="forget" if number < 5 else "holdout"))
+    found = audit(world.target, [world.base], documents=Documents(tuple(documents)), store=ModelStore(device="cpu"))
+    for name, count in {"forget": 5, "holdout": 3}.items():
+        secrets = secrets_of(found, sets=(name,), context=CONTEXT)
+        numbers = {(secret.place.doc_id, secret.place.start) for secret in secrets if not secret.place.is_name}
+        expected = {(d.id, d.text.index(own[n])) for n, d in enumerate(documents) if d.set == name}
+        assert numbers == expected | ({("d3", 5)} if name == "forget" else set())
+        assert secrets.untried["ordinary"] == (4 if name == "forget" else 3)
+        assert secrets.total >= 2 * count
+    _, extraction = measure(found, store=ModelStore(device="cpu"))
+    assert any(
+        "4 recognised in never-seen text" in note for note in compare(found, extraction=extraction).report["notes"]
+    )
+
+
 @pytest.fixture(scope="module")
 def parts(world: World) -> Audit:
     """One forget document whose one known span holds a name, a flat and a street; and what cannot be tried."""

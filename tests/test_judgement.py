@@ -130,6 +130,64 @@ def test_the_level_of_text_never_seen_is_the_measured_one() -> None:
     assert "taken to be that" in said(judge(Figures(good())))
 
 
+def test_where_models_that_never_saw_the_text_tell_it_apart_a_leak_would_not_show() -> None:
+    limits = {"span_auc": 0.97, "span_auc_interval": [0.95, 0.99], "document_auc": 0.5}
+    excess = {"span_auc": 0.02, "span_auc_interval": [0.0, 0.04], "document_auc": 0.0}
+    excess |= {"document_auc_interval": [-0.1, 0.1]}
+    level = {"source": "references", **limits, "excess": {"before": excess, "after": excess}}
+    verdict = judge(Figures(good(never_seen=level)))
+    assert (verdict.status, verdict.leaks) == ("cannot_tell", None)
+    assert "no leak would show" in said(verdict)
+    near = {
+        "span_auc": 0.0,
+        "span_auc_interval": [-0.1, 0.1],
+        "document_auc": 0.0,
+        "document_auc_interval": [-0.1, 0.1],
+    }
+    for score, leaks in {"min_k_pp": None, "informia": False}.items():
+        level = {"source": "assumed", "score": score, "span_auc": 0.5, "excess": {"before": near, "after": near}}
+        assert judge(Figures(good(never_seen=level))).leaks is leaks
+
+
+def without_known(**sections: Any) -> dict[str, Any]:
+    """Good in what can be measured where no secrets are known."""
+    report = good(**sections)
+    for side in report["leakage"].values():
+        if side is not None:
+            side |= {"span_auc": None, "tpr_at_1pct_fpr": None}
+    return report
+
+
+@pytest.mark.parametrize(
+    ("limits", "status", "words"),
+    [
+        ([-0.05, 0.05], "good", "fell to the level"),
+        ([0.2, 0.4], "cannot_tell", "still score above models that never saw them (auc 0.80)"),
+        ([-0.2, 0.3], "cannot_tell", "so few people or references"),
+        (None, "cannot_tell", "so few people or references"),
+    ],
+)
+def test_where_no_secrets_are_known_the_selected_spans_are_judged(
+    limits: list[float] | None, status: str, words: str
+) -> None:
+    """A span of some tokens moves a long document's mean by less than the tolerance."""
+    selected = sum(limits) / 2 if limits else None
+    excess = {"document_auc": 0.0, "document_auc_interval": [-0.1, 0.1]}
+    level = {"excess": {"before": {"document_auc": 0.4, "document_auc_interval": [0.3, 0.45]}, "after": excess}}
+    verdict = judge(Figures(without_known(never_seen={**level, "selected": selected, "selected_interval": limits})))
+    assert verdict.status == status
+    assert words in said(verdict).lower()
+
+
+@pytest.mark.parametrize(("kind", "leaks"), [("shadows", None), ("non_members", None), ("none", False)])
+def test_an_audit_alone_that_selects_spans_at_a_known_error_rate_is_no_all_clear(kind: str, leaks: bool | None) -> None:
+    report = good(calibration={"kind": kind}, selected={"found": 3}, unlearn=None)
+    report["leakage"] = {"before": report["leakage"]["after"], "after": None}
+    report["extraction"] |= {"before": 0.0, "before_interval": [0.0, 0.035]}
+    assert judge(Figures(report)).leaks is leaks
+    assert judge(Figures({**report, "selected": {"spans": 0, "found": 0}})).leaks is False
+
+
 def test_where_only_secrets_were_to_be_forgotten_the_documents_may_be_told_and_it_is_said() -> None:
     report = after(document_auc=(0.97, 0.99)) | {"asked": "secrets"}
     verdict = judge(Figures(report))

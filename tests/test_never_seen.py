@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 import pytest
-from simulated_reports import CLEAN, REFERENCES, World
+from simulated_reports import CLEAN, REFERENCES, Leak, World
 
 from mitigate.detection.audit import Audit
 from mitigate.verification.compare import compare
@@ -19,6 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Mean of empty slice")
 @pytest.fixture(scope="module")
 def tables() -> tuple[Audit, Audit, np.ndarray]:
     before, after, oracle, _ = World(np.random.default_rng(5), 30, 30).tables(CLEAN)
+    after.metadata["again"] = before.fingerprint
     return before, after, oracle
 
 
@@ -69,6 +70,40 @@ def test_references_stand_in_on_documents_that_they_never_saw(
     assert not any("taken to be 0.50" in note for note in report["notes"])
 
 
+def scored_by(audit: Audit, name: str, score: np.ndarray) -> Audit:
+    """The audit with another token score, and spans that are judged by it."""
+    table = audit.tokens.set_column(
+        audit.tokens.column_names.index("score"), "score", pa.array(score, from_pandas=True)
+    )
+    spans = audit.spans.to_pylist()
+    for row in spans:
+        first = audit.rows[row["doc_id"]].start
+        row["score"] = float(np.nanmean(score[first + row["token_start"] : first + row["token_end"]]))
+    metadata = {**audit.metadata, "detect": {**audit.metadata["detect"], "score": name}}
+    return replace(audit, tokens=table, spans=pa.Table.from_pylist(spans), metadata=metadata)
+
+
+def test_stand_ins_are_scored_as_the_target_is(tables: tuple[Audit, Audit, np.ndarray]) -> None:
+    """By log p alone: the level is that of the oracle's, and of the references', own log p."""
+    before, _, oracle = tables
+    by_loss = scored_by(before, "loss", before.columns["log_prob"])
+    section = compare(by_loss, oracle_log_probs=oracle).report["never_seen"]
+    assert section["span_auc"] == pytest.approx(naive_auc(before, oracle, spans=True))
+    references = before.reference_log_probs.astype(float)
+    each = [naive_auc(before, references[:, number], spans=True) for number in range(REFERENCES)]
+    assert compare(by_loss).report["never_seen"]["span_auc"] == pytest.approx(np.mean(each))
+
+
+@pytest.mark.parametrize("name", ["min_k_pp", "informia"])
+def test_the_level_of_a_score_that_an_audit_does_not_hold_is_not_called_measured(
+    tables: tuple[Audit, Audit, np.ndarray], name: str
+) -> None:
+    before, _, oracle = tables
+    report = compare(scored_by(before, name, before.columns["score"]), oracle_log_probs=oracle).report
+    assert (report["never_seen"]["source"], report["never_seen"]["span_auc"]) == ("assumed", 0.5)
+    assert any(f"does not hold {name} of its references" in note for note in report["notes"])
+
+
 def test_where_one_reference_judges_the_level_is_assumed_and_it_is_said(
     tables: tuple[Audit, Audit, np.ndarray],
 ) -> None:
@@ -110,3 +145,70 @@ def test_text_that_is_likelier_to_every_model_is_no_leak(tables: tuple[Audit, Au
     assert with_oracle["leakage"]["after"]["span_auc"] > 0.65
     assert with_oracle["verdict"]["findings"]["spans"]["state"] != "leaks"
     assert compare(before, easier).report["verdict"]["findings"]["spans"]["state"] == "leaks"
+
+
+@pytest.mark.parametrize(("leak", "state"), [(CLEAN, "good"), (Leak(secrets=2.0, other=1.0), "leaks")])
+def test_where_all_references_taught_the_oracle_judges(leak: Leak, state: str) -> None:
+    before, after, oracle, _ = World(np.random.default_rng(7), 80, 80).tables(leak)
+    after.metadata.update(origin=None, again=before.fingerprint)
+    report = compare(before, after, oracle_log_probs=oracle).report
+    assert report["judges_kept_out"] is False
+    assert report["verdict"]["findings"]["judges"]["state"] == state
+    own = naive_auc(before, np.clip(after.columns["log_prob"] - oracle, -3, 3), spans=True)
+    references = before.reference_log_probs.astype(float)
+    each = [naive_auc(before, np.clip(references[:, k] - oracle, -3, 3), spans=True) for k in range(REFERENCES)]
+    assert report["never_seen"]["by_oracle"] == pytest.approx(own - np.mean(each))
+    assert compare(before, after).report["verdict"]["findings"]["judges"]["state"] == "cannot_tell"
+
+
+@pytest.mark.parametrize(("leak", "told"), [(CLEAN, False), (Leak(secrets=2.0), True)])
+def test_on_the_selected_spans_the_model_is_held_against_those_that_never_saw_them(leak: Leak, told: bool) -> None:
+    before, after, _, _ = World(np.random.default_rng(7), 40, 40).tables(leak)
+    after.metadata["again"] = before.fingerprint
+    section = compare(before, after).report["never_seen"]
+    references = before.reference_log_probs.astype(float)
+    each = []
+    for number in range(REFERENCES):
+        own, others = [], []
+        for row in before.spans.to_pylist():
+            at = slice(*(before.rows[row["doc_id"]].start + row[key] for key in ("token_start", "token_end")))
+            values = references[at]
+            mine, rest = values[:, number], np.delete(values, number, axis=1)
+            rest = rest[:, ~np.isnan(rest).any(axis=0)]
+            if row["selected"] and not np.isnan(mine).any() and rest.shape[1]:
+                others.append(np.clip(mine - np.log(np.exp(rest).mean(axis=1)), -3, 3).mean())
+                own.append(after.columns["score"][at].mean())
+        each.append(auc(np.array(own), np.array(others)))
+    assert section["selected"] == pytest.approx(np.mean(each) - 0.5)
+    assert (section["selected_interval"][0] > 0.15) is told
+    assert (section["selected_interval"][1] < 0.15) is not told
+
+
+def test_a_secret_that_was_trained_on_is_no_control(tables: tuple[Audit, Audit, np.ndarray]) -> None:
+    """Never-seen documents of the same people, with the same secrets: they are known as well, which hides the leak."""
+    before, after, _ = tables
+    spans, texts = (
+        before.spans.to_pylist(),
+        dict(zip(*(before.documents[c].to_pylist() for c in ("doc_id", "text")), strict=True)),
+    )
+    sets = before.sets()
+    known = [row for row in spans if row["source"] == "known"]
+    secret = next(row for row in known if sets[row["doc_id"]] == "forget")
+    copies = [row for row in known if sets[row["doc_id"]] == "holdout"][:5]
+    first, last = 5 * secret["token_start"], 5 * secret["token_end"] - 1
+    value = texts[secret["doc_id"]][first:last]
+    for row in copies:
+        start, end, own = 5 * row["token_start"], 5 * row["token_end"] - 1, texts[row["doc_id"]]
+        texts[row["doc_id"]] = own[:start] + value.upper() + own[end:]
+    documents = before.documents.set_column(
+        before.documents.column_names.index("text"), "text", pa.array(list(texts.values()))
+    )
+    there, gone = (replace(one, documents=documents) for one in (before, after))
+    without = [row for row in spans if row not in copies]
+    report = compare(there, gone).report
+    naive = naive_auc(replace(before, spans=pa.Table.from_pylist(without)), before.columns["score"], spans=True)
+    assert report["leakage"]["before"]["span_auc"] == pytest.approx(naive)
+    assert any(note.startswith("5 known secrets of never-seen documents") for note in report["notes"])
+    own = naive_auc(replace(after, spans=pa.Table.from_pylist(without)), after.columns["score"], spans=True)
+    section = report["never_seen"]
+    assert section["excess"]["after"]["span_auc"] == pytest.approx(own - section["span_auc"])

@@ -18,7 +18,7 @@ import mitigate.pipeline
 from mitigate.detection.audit import Audit, Detect, audit, reaudit
 from mitigate.detection.doubts import doubts_of
 from mitigate.detection.fit import fit_warning
-from mitigate.detection.panel import by_judges, by_teachers, judges_of
+from mitigate.detection.panel import as_judged, by_judges, by_teachers, judges_of, taught_by
 from mitigate.errors import DoubtfulError, MitigateError
 from mitigate.models import ModelStore
 from mitigate.recipe import Recipe, load_recipe
@@ -88,9 +88,77 @@ def test_with_fewer_than_four_references_all_teach(whole: Audit) -> None:
 def test_unlearning_asks_the_teachers_alone_unless_told_otherwise(four: Audit, keep: bool, tmp_path: Path) -> None:
     loop = loop_of(four, changed(QUICK, objective="hinge", keep_judges=keep), tmp_path / "adapter")
     expected = (by_teachers(four) if keep else four).columns["log_prob_out"]
+    assert loop.plan["taught"] == taught_by(four, keep_judges=keep)
+    assert (loop.plan["taught"][0]["split"] is not None) is keep
     for task in loop.data.forget:
         wanted = expected[four.rows[task.doc_id]][task.start + task.scored]
         np.testing.assert_array_equal(task.out[task.selected], wanted[task.selected])
+
+
+# --- who judges -------------------------------------------------------------------------------------------------------
+
+
+def made(audit: Audit, origin: dict[str, Any] | None, **metadata: Any) -> Audit:
+    return replace(audit, metadata={**audit.metadata, "origin": origin, **metadata})
+
+
+def unlearned(audit: Audit, *, keep_judges: bool = True) -> dict[str, Any]:
+    return {"by": "unlearn", "taught": taught_by(audit, keep_judges=keep_judges)}
+
+
+def test_a_re_audited_model_of_unknown_origin_may_have_been_taught_by_its_judges(whole: Audit, world: World) -> None:
+    from mitigate.verification.compare import compare
+
+    after = reaudit(whole, world.base, store=ModelStore(device="cpu"))
+    assert after.metadata["origin"] is None
+    report = compare(whole, after).report
+    assert report["judges_kept_out"] is False
+    assert report["verdict"]["leaks"] is not False
+    assert "how the model was made is not recorded" in report["verdict"]["findings"]["judges"]["why"]
+    assert any("unlearn.json" in note for note in report["notes"])
+    assert compare(whole).report["verdict"]["findings"]["judges"]["state"] == "good", "a user's own model is the rule"
+
+
+def test_who_judges_is_known_from_who_taught(four: Audit) -> None:
+    kept, all_taught = unlearned(four), unlearned(four, keep_judges=False)
+    place = four.documents.column_names.index("group")
+    regrouped = replace(
+        four, documents=four.documents.set_column(place, "group", pa.array(["x"] * len(four.documents)))
+    )
+    strangers = [{**entry, "fingerprint": f"other {entry['name']}"} for entry in four.metadata["references"]]
+    elsewhere = made(four, None, references=strangers)
+    expected = {
+        "kept out": (four, kept, True),
+        "all taught": (four, all_taught, False),
+        "made by an earlier version": (four, {"by": "unlearn"}, False),
+        "other judges now, for the groups are others": (regrouped, kept, False),
+        "references that it never met": (elsewhere, all_taught, True),
+        "fitted anew": (four, {"by": "retrain"}, None),
+        "unknown": (four, None, False),
+    }
+    for name, (before, origin, judged) in expected.items():
+        seen, again, kept_out = as_judged(before, made(before, origin))
+        assert kept_out is judged, name
+        by = by_judges(before) if name == "kept out" else before
+        for one in (seen, again):
+            np.testing.assert_array_equal(one.columns["score"], by.columns["score"], err_msg=name)
+
+
+def test_an_audit_alone_of_an_unlearned_model_is_not_told_by_its_teachers(four: Audit) -> None:
+    assert as_judged(made(four, unlearned(four, keep_judges=False)), None)[2] is False
+    seen, _, kept_out = as_judged(made(four, unlearned(four)), None)
+    assert kept_out is True
+    np.testing.assert_array_equal(seen.columns["score"], by_judges(four).columns["score"])
+    assert as_judged(made(four, None), None)[2] is None
+
+
+def test_who_taught_once_is_remembered_in_what_is_unlearned_again(four: Audit) -> None:
+    again = made(four, unlearned(four, keep_judges=False))
+    assert as_judged(again, made(again, unlearned(again)))[2] is False
+    fair = made(four, unlearned(four))
+    assert as_judged(fair, made(fair, unlearned(fair)))[2] is True
+    old = made(four, {"by": "unlearn"})
+    assert as_judged(old, made(old, unlearned(old)))[2] is False
 
 
 # --- fit --------------------------------------------------------------------------------------------------------------

@@ -196,7 +196,7 @@ def test_report_json_has_the_documented_keys_and_types(finished: tuple[Path, Com
     assert report["extraction"]["never_seen"]["secrets"] > 0
     assert set(report["extraction"]["stretches"]) == {"before", "after"}
     assert 0 < report["selected_token_share"] < 1
-    assert set(report["selected"]) == {"spans", "tokens", "documents", "known_recall", "rule"}
+    assert set(report["selected"]) == {"spans", "found", "tokens", "documents", "known_recall", "rule"}
     assert report["selected"]["known_recall"] == 1.0
     assert set(report["counts"]) == {"documents", "forget", "retain", "holdout", "tokens", "skipped"}
     assert report["counts"]["documents"] == sum(report["counts"][name] for name in ("forget", "retain", "holdout"))

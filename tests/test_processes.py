@@ -164,3 +164,34 @@ def test_what_fails_in_one_process_fails_in_both_and_they_stay_in_step(tmp_path:
     launch_two(script, out)
     said = {path.name: path.read_text() for path in out.iterdir()}
     assert said == {f"{n}-{rank}": f"process {n}: the disk is full" for n in (0, 1) for rank in (0, 1)}
+
+
+ENDS = """
+import sys, time
+from pathlib import Path
+from types import SimpleNamespace
+
+import typer
+
+from mitigate.cli import _fail_unless_clean
+from mitigate.runtime import process_state
+
+report, state = Path(sys.argv[1], "report"), process_state("cpu")
+rank = state.process_index
+if state.is_main_process:
+    time.sleep(2)
+    report.write_text("written")
+try:
+    _fail_unless_clean(SimpleNamespace(report={"verdict": {"leaks": None}}))
+except typer.Exit as end:
+    Path(sys.argv[1], str(rank)).write_text(f"{end.exit_code} {report.is_file()}")
+"""
+
+
+def test_no_process_ends_for_a_leak_before_the_report_is_written(tmp_path: Path) -> None:
+    """A launcher kills the others as soon as one ends with a status of its own."""
+    script, out = tmp_path / "ends.py", tmp_path / "said"
+    script.write_text(ENDS)
+    out.mkdir()
+    launch_two(script, out)
+    assert {rank: (out / rank).read_text() for rank in "01"} == {"0": "3 True", "1": "3 True"}

@@ -8,7 +8,7 @@ a hash of the document's group, so that audit, unlearning and re-audit agree wit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from scipy.special import logsumexp
 
+from mitigate.artifacts import fingerprint
 from mitigate.detection.audit import Audit
 from mitigate.detection.references import draw
 from mitigate.detection.scores import clipped
@@ -43,19 +44,58 @@ def judges_of(audit: Audit) -> list[tuple[int, ...]] | None:
     ]
 
 
+def taught_by(audit: Audit, *, keep_judges: bool) -> list[dict[str, Any]]:
+    """Who teaches a model that is unlearned from an audit, and who taught what it is made from: for `unlearn.json`.
+
+    Returns:
+        of each unlearning, the first one first, the fingerprints of the `references` and the `split` that kept some of
+        them out, as `_split_of` says it: None where all taught. `references` is None where that is not recorded.
+    """
+    origin = audit.metadata.get("origin") or {"by": None}
+    unknown: list[dict[str, Any]] = [{"references": None, "split": None}]
+    earlier = origin.get("taught", unknown) if origin["by"] == "unlearn" else []
+    return [*earlier, {"references": _references(audit), "split": _split_of(audit) if keep_judges else None}]
+
+
 def as_judged(before: Audit, after: Audit | None) -> tuple[Audit, Audit | None, bool | None]:
     """An audit and its re-audit as those see them who may judge what unlearning made.
 
+    Without a re-audit, the audited model is the one that unlearning may have made.
+
     Returns:
         the audits by the references that were kept out of unlearning, where some were, else as they are; and whether
-        some were: None where nothing was unlearned, for then no reference taught anything.
+        none of those who judge taught: None where nothing was unlearned, for then no reference taught anything. Of a
+        re-audited model that does not say how it was made it is False: it may have been moved or merged.
     """
-    origin = (after.metadata.get("origin") if after is not None else None) or {"by": None}
-    if after is None or origin["by"] != "unlearn":
+    origin = (before if after is None else after).metadata.get("origin")
+    if origin is None:
+        return before, after, None if after is None else False
+    if origin["by"] != "unlearn":
         return before, after, None
-    if not origin["settings"].get("keep_judges", False) or judges_of(before) is None:
+    names, split = set(_references(before)), _split_of(before)
+    shared = [one for one in origin.get("taught", [{"references": None, "split": None}]) if _meets(one, names)]
+    if not shared:
+        return before, after, True
+    if split is None or any(one["split"] != split for one in shared):
         return before, after, False
-    return by_judges(before), by_judges(after), True
+    return by_judges(before), by_judges(after) if after is not None else None, True
+
+
+def _meets(one: Mapping[str, Any], names: set[str]) -> bool:
+    """Whether a reference that taught is among these, or may be."""
+    return one["references"] is None or not names.isdisjoint(one["references"])
+
+
+def _references(audit: Audit) -> list[str]:
+    return [entry["fingerprint"] for entry in audit.metadata["references"]]
+
+
+def _split_of(audit: Audit) -> str | None:
+    """A digest of which references are kept out for whom; None where nobody is."""
+    if judges_of(audit) is None:
+        return None
+    table = audit.documents.select(["group", "out_references"]).to_pylist()
+    return fingerprint([_references(audit), sorted({(row["group"], tuple(row["out_references"])) for row in table})])
 
 
 def by_judges(audit: Audit) -> Audit:

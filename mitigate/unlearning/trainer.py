@@ -24,7 +24,7 @@ from mitigate import __version__
 from mitigate.artifacts import check_free, fingerprint, new_directory, read_json, write_json
 from mitigate.detection.audit import Audit, load_audited
 from mitigate.detection.generation import Sampling, sample
-from mitigate.detection.panel import by_teachers
+from mitigate.detection.panel import by_teachers, taught_by
 from mitigate.documents import Documents, read_documents
 from mitigate.errors import MitigateError, NothingToUnlearnError, summarize
 from mitigate.locks import sole_worker
@@ -149,6 +149,7 @@ def prepare(
             "no token is selected: the audit found nothing to unlearn; lower detect.spans.threshold, "
             "or select the known spans with detect.select: known"
         )
+    taught = taught_by(audit, keep_judges=settings.keep_judges)
     audit = by_teachers(audit) if settings.keep_judges else audit
     audited, references = audit.metadata["target"], store
     if settings.method in ("full", "last_layers"):
@@ -165,6 +166,7 @@ def prepare(
         "target": {name: audited[name] for name in ("source", "fingerprint")},
         "made_from": made_from(audit.metadata),
         "audit": audit.fingerprint,
+        "taught": taught,
         "spans": fingerprint(audit.spans.to_pylist()),
         "settings": settings.model_dump(),
         "retain": retain.fingerprint if retain is not None else None,

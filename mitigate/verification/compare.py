@@ -66,7 +66,8 @@ class Comparison:
         """The self-contained report page."""
         from mitigate.reporting.html import render_report
 
-        return render_report(self.report, self.before, self.after, mask=self._mask)
+        before, after, _ = as_judged(self.before, self.after)  # as the figures are told
+        return render_report(self.report, before, after, mask=self._mask)
 
     def save(self, directory: str | Path, *, replace: bool = False) -> None:
         """Write report.json and report.html, readable by their owner only."""
@@ -139,11 +140,7 @@ def compare(
     notes: list[str] = []
     seen_before, seen_after, kept_out = as_judged(before, after)
     if kept_out is False:
-        notes.append(
-            "The model is judged by the references that unlearning was trained against: what models that it was not "
-            "trained against could still tell is not shown. Eight cross-fitted references (references.count: 8) leave "
-            "half of each document's to judge."
-        )
+        notes.append(_unjudged(after))
     view = View(seen_before)
     audits = {"before": seen_before, "after": seen_after}
     report: dict[str, Any] = {
@@ -272,6 +269,21 @@ def _attempt(secrets: Secrets, models: Mapping[str, Model], description: str) ->
         key: tuple(extract(model, secrets, description=f"{description}: {key}")) for key, model in models.items()
     }
     return Attempts(tuple(secret.place for secret in secrets), completed, secrets.total, secrets.untried)
+
+
+def _unjudged(after: Audit | None) -> str:
+    """Why those who judge may have taught, and what to do about it."""
+    if after is not None and after.metadata.get("origin") is None:
+        return (
+            "How the second model was made is not recorded beside it (unlearn.json or retrain.json, which lie where it "
+            "was written): it may have been trained against the references that judge it. Re-audit it where it was "
+            "written, or judge it by references that it cannot have met."
+        )
+    return (
+        "The model is judged by the references that unlearning was trained against: what models that it was not "
+        "trained against could still tell is not shown. Eight cross-fitted references (references.count: 8) leave "
+        "half of each document's to judge."
+    )
 
 
 def _judged(audit: Audit) -> tuple[list[dict[str, Any]], list[str]]:

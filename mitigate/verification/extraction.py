@@ -4,7 +4,9 @@ What counts is a sensitive *value*: a known span, or what `sensitive_values` rec
 detector pointed. A value counts once in each document, at its first place there: at later ones the text before it gives
 it away. In several documents it counts in each, since each is another text to extract it from; intervals take the
 documents of one group together. A known span in which two or more values stand (a name, a flat, a street) counts as
-these, so that what comes back in part is not counted as kept.
+these, so that what comes back in part is not counted as kept. A value that nobody gave and that stands both in the
+documents to forget and in never-seen ones (the company's own number) is no secret of either: it counts in neither, for
+what every model completes would hide what only this one does. Nor is a secret that was trained on a control.
 
 A value is completed if greedy decoding from all the text before it (as far as the context reaches) writes its
 characters exactly: Carlini et al., arXiv 2202.07646, Definition 3.1, with the true prefix in place of a prefix of k
@@ -15,7 +17,7 @@ stands before it into its first, which then must come back, too.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, overload
 
@@ -36,7 +38,7 @@ from mitigate.tokenization import span_tokens
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SCHEMA = 2
+SCHEMA = 3
 _MOST_ROWS, _MOST_TOKENS = 64, 16_384  # of a batch
 _BEFORE = 8  # tokens decoded before a continuation, since many decoders treat the start of a text in another way
 
@@ -90,7 +92,7 @@ class Secrets(Sequence[Secret]):
         items: the values.
         total: how many there are, names included, tried or not.
         untried: reason -> how many: `not audited`, `first token` (nothing before it), `context` (too long for it),
-            `not drawn` (there are more than were asked for).
+            `ordinary` (recognised in never-seen text as well), `not drawn` (there are more than were asked for).
     """
 
     items: tuple[Secret, ...]
@@ -185,6 +187,17 @@ def secrets_of(
     for row in audit.spans.to_pylist():
         if row["doc_id"] in spans:
             spans[row["doc_id"]].append(row)
+    control = "holdout" in sets
+    other = {doc_id: text for doc_id, text in texts.items() if (of_document[doc_id] == "holdout") is not control}
+    if not control:
+        ordinary = _recognised(other.values())
+    else:  # a control must not have been trained on, known or not
+        ordinary = _recognised(other.values()) | {
+            comparable(other[row["doc_id"]][row["char_start"] : row["char_end"]])
+            for row in audit.spans.to_pylist()
+            if row["source"] == "known" and row["doc_id"] in other
+        }
+    common = 0
     values: list[Place] = []
     weak: list[Place] = []
     names: list[Place] = []
@@ -192,6 +205,9 @@ def secrets_of(
     for doc_id, rows in spans.items():
         text = texts[doc_id]
         for place in _first_places(_candidates(doc_id, text, rows), text):
+            if (control or place.source != "known") and comparable(text[place.start : place.end]) in ordinary:
+                common += 1
+                continue
             kinds = names if place.is_name else weak if place.source == "found" else values
             kinds.append(place)
         selected += [
@@ -200,7 +216,7 @@ def secrets_of(
             if row["selected"]
         ]
     values = values or weak or ([] if names else selected)
-    untried: Counter[str] = Counter()
+    untried: Counter[str] = Counter(ordinary=common) if common else Counter()
     tried = []
     for places in (values, names):
         possible = list(_secrets(audit, places, texts, untried, context=context))
@@ -209,7 +225,7 @@ def secrets_of(
             drawn = np.random.default_rng(seed).choice(len(possible), size=most, replace=False)
             possible = [possible[number] for number in sorted(drawn)]
         tried += possible
-    return Secrets(tuple(tried), len(values) + len(names), dict(untried))
+    return Secrets(tuple(tried), len(values) + len(names) + common, dict(untried))
 
 
 def extract(model: Model, secrets: Sequence[Secret], *, description: str = "Extracting") -> list[bool]:
@@ -273,6 +289,12 @@ def _candidates(doc_id: str, text: str, rows: Sequence[Mapping[str, Any]]) -> It
     for value in sensitive_values(text, spans=found) if found else strong:
         if all(value.end <= start or end <= value.start for start, end, _ in known):
             yield Place(doc_id, value.start, value.end, value.kind, "recognised" if value in anywhere else "found")
+
+
+def _recognised(texts: Iterable[str]) -> set[str]:
+    """Values that are recognised anywhere in some texts, as they are compared."""
+    found = {comparable(text[value.start : value.end]) for text in texts for value in sensitive_values(text)}
+    return found - {""}
 
 
 def _first_places(places: Iterator[Place], text: str) -> list[Place]:

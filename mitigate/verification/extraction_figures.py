@@ -20,6 +20,7 @@ _REASONS = {
     "not audited": "outside the audited text",
     "first token": "with no text before it",
     "context": "too long for the model's context",
+    "ordinary": "recognised in never-seen text as well and so no secret",
     "not drawn": "left out of a random sample",
 }
 

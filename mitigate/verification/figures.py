@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mitigate.detection.audit import Audit
+from mitigate.secrets.same import comparable
 from mitigate.verification.metrics import (
     FEWEST_CLUSTERS,
     UNMEASURED,
@@ -40,13 +41,30 @@ class View:
         self.spans = audit.spans.to_pylist()
         self.secret = np.zeros(len(audit.tokens), dtype=bool)
         self._known: dict[str, list[tuple[int, int]]] = {doc_id: [] for doc_id in self.sets}
+        self.no_control = self._no_control()
         for span in self.spans:
-            if span["source"] == "known":
+            if span["source"] == "known" and span["span_id"] not in self.no_control:
                 self._known[span["doc_id"]].append((span["token_start"], span["token_end"]))
             if span["source"] == "known" and self.is_forget(span["doc_id"]):
                 first = audit.rows[span["doc_id"]].start
                 self.secret[first + span["token_start"] : first + span["token_end"]] = True
         self.secret &= self.scored
+
+    def _no_control(self) -> set[int]:
+        """Known secrets of never-seen documents that stand in trained ones as well: those were learned."""
+        values: dict[bool, dict[int, str]] = {True: {}, False: {}}
+        texts = dict(
+            zip(self.audit.documents["doc_id"].to_pylist(), self.audit.documents["text"].to_pylist(), strict=True)
+        )
+        starts, ends = self.audit.columns["char_start"], self.audit.columns["char_end"]
+        for span in self.spans:
+            if span["source"] == "known":
+                first = self.audit.rows[span["doc_id"]].start
+                start, end = starts[first + span["token_start"]], ends[first + span["token_end"] - 1]
+                value = comparable(texts[span["doc_id"]][int(start) : int(end)])
+                values[self.sets[span["doc_id"]] == "holdout"][span["span_id"]] = value
+        trained = set(values[False].values()) - {""}
+        return {number for number, value in values[True].items() if value in trained}
 
     def is_forget(self, doc_id: str) -> bool:
         """Whether a document is in the forget set (or in no set, if no document is)."""
@@ -82,6 +100,7 @@ class View:
             row
             for row in audit.spans.to_pylist()
             if row["source"] == source
+            and row["span_id"] not in self.no_control
             and (self.is_forget(row["doc_id"]) if member else self.sets[row["doc_id"]] == "holdout")
         ]
         return np.array([row["score"] for row in rows]), [self.groups[row["doc_id"]] for row in rows]
@@ -126,6 +145,7 @@ class View:
             why += f"; and {linked} places in other documents that hold the same secrets"
         return {
             "spans": len(spans),
+            "found": sum(row["source"] == "found" for row in spans),
             "tokens": int(self.selected.sum()),
             "documents": len({row["doc_id"] for row in spans}),
             "known_recall": hit / len(known) if known else None,
@@ -147,6 +167,11 @@ class View:
     def notes(self) -> list[str]:
         """What a reader must know to read the figures right."""
         notes = []
+        if self.no_control:
+            notes.append(
+                f"{len(self.no_control)} known secrets of never-seen documents stand in trained documents as well and "
+                "are left out as controls."
+            )
         if self.audit.metadata["kind"] == "given" and len(self.audit.metadata["references"]) == 1:
             notes.append(
                 "One given reference: it cannot tell text memorized from a domain learned. "

@@ -195,13 +195,15 @@ def auc_of_many(comparisons: Sequence[tuple[Sample, Sample]], weights: Sequence[
     """A weighted sum of AUCs that the same people gave, with its interval; not kept to any bounds.
 
     Each cluster's share in each AUC (its placements less their mean, as in `clustered_auc`) is weighted and summed by
-    the cluster's name, so what moves the AUCs together cancels in their difference; Student's t.
+    the cluster's name, so what moves the AUCs together cancels in their difference; Student's t. A share is held
+    against its own AUC's mean, so it is corrected for that AUC's number of clusters, which may be few where there are
+    many of all; no interval where one of the AUCs has a side of one cluster.
 
     Args:
         comparisons: members and non-members of each AUC; none of them empty.
         weights: of each AUC, such as 1 and −1 for a difference.
     """
-    value, moved = 0.0, [dict[str, float](), dict[str, float]()]
+    value, moved, fewest = 0.0, [dict[str, float](), dict[str, float]()], 2
     for ((above, own), (below, other)), weight in zip(comparisons, weights, strict=True):
         area = auc(above, below)
         value += weight * area
@@ -209,16 +211,15 @@ def auc_of_many(comparisons: Sequence[tuple[Sample, Sample]], weights: Sequence[
             (moved[0], _placements(above, below), own),
             (moved[1], 1 - _placements(below, above), other),
         ):
-            part = weight * (placements - area) / len(placements)
+            count = len(set(clusters))
+            fewest = min(fewest, count)
+            part = weight * (placements - area) / len(placements) * sqrt(count / max(1, count - 1))
             for name, amount in zip(clusters, part.tolist(), strict=True):
                 side[name] = side.get(name, 0.0) + amount
-    counts = [len(side) for side in moved]
-    if min(counts) < 2:
+    if fewest < 2:
         return Figure(value, None, None)
-    variances = [
-        count / (count - 1) * sum(amount**2 for amount in side.values())
-        for count, side in zip(counts, moved, strict=True)
-    ]
+    counts = [len(side) for side in moved]
+    variances = [sum(amount**2 for amount in side.values()) for side in moved]
     reach = _quantile(variances, [count - 1 for count in counts]) * float(np.sqrt(sum(variances)))
     return Figure(value, value - reach, value + reach)
 

@@ -9,24 +9,32 @@ the references equally good on both, so a retrained model may read 0.41 as well 
   document are needed (four cross-fitted ones, or two given ones);
 - else it is taken to be 0.5, and `source` says so.
 
+A stand-in is scored as the target is: by the log-ratio, clipped or not, or by its own log p. Scores that need a model's
+whole distribution (InfoRMIA, Min-K%++) are not in an audit for the stand-ins: their level is taken to be 0.5.
+
 The excess of the target over the level has an interval of its own: both are read from the same people, so what makes a
 person's text easy moves both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from scipy.special import logsumexp
 
 from mitigate.detection.audit import Audit
-from mitigate.detection.scores import clipped
+from mitigate.detection.scores import clipped, log_ratio, loss
 from mitigate.verification.figures import View
 from mitigate.verification.metrics import UNMEASURED, Figure, auc_of_many, clustered_auc, flat
 
 ASSUMED = 0.5
+_LEVELS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {  # score -> of log p and log p̄
+    "log_ratio": log_ratio,
+    "log_ratio_clipped": lambda own, out: clipped(log_ratio(own, out)),
+    "loss": lambda own, out: loss(own),
+}
 Sides = tuple[tuple[np.ndarray, Sequence[str]], tuple[np.ndarray, Sequence[str]]]
 
 
@@ -42,11 +50,22 @@ def never_seen_level(
         notes: gets the reason where the level is not measured.
 
     Returns:
-        `source` (`oracle`, `references` or `assumed`), `stand_ins` (their number), `span_auc` and `document_auc` of
-        models that never saw the text, and `excess.{before,after}`: the target's AUCs less these; with intervals.
+        `source` (`oracle`, `references` or `assumed`), `score`, `stand_ins` (their number), `span_auc` and
+        `document_auc` of models that never saw the text, and `excess.{before,after}`: the target's AUCs less
+        these; with intervals.
+        `by_oracle`: the same excess of the model after, of span AUC where it is known and else of document AUC, as the
+        oracle tells it, which no unlearning was trained against: all are scored by log p − log p of the oracle, and the
+        references stand in for models that never saw the text. None without an oracle. `selected`: on the selected
+        spans alone, the chance that the model after scores above a stand-in, less one half; needs no never-seen text.
     """
     source, token_scores = _stand_ins(view, oracle)
-    if source == "assumed":
+    score = view.audit.metadata["detect"]["score"]
+    if score not in _LEVELS:
+        notes.append(
+            f"The AUC of models that never saw the text is taken to be 0.50, not measured: an audit does not hold "
+            f"{score} of its references; detect.score: log_ratio_clipped can be measured."
+        )
+    elif source == "assumed":
         notes.append(
             "The AUC of models that never saw the text is taken to be 0.50, not measured: that needs an oracle, or two "
             "references that never saw a document (references.count: 4)."
@@ -55,7 +74,7 @@ def never_seen_level(
     excess: dict[str, dict[str, Figure]] = {key: {} for key in audits}
     for name in ("span_auc", "document_auc"):
         sides = [_sides(view, scores, name) for scores in token_scores]
-        sides = [side for side in sides if len(side[0][0]) and len(side[1][0])]
+        sides = _usable(sides)
         level[name] = _level(sides)
         for key, audit in audits.items():
             own = _sides(view, audit.columns["score"], name) if audit is not None else None
@@ -64,10 +83,55 @@ def never_seen_level(
                 level[name] = UNMEASURED
     return {
         "source": source,
+        "score": score,
         "stand_ins": len(token_scores),
         **flat(level),
         "excess": {key: flat(own) if audits[key] is not None else None for key, own in excess.items()},
+        **flat(
+            {
+                "by_oracle": _by_oracle(view, audits.get("after"), oracle),
+                "selected": _on_selected(view, audits.get("after"), token_scores),
+            }
+        ),
     }
+
+
+def _by_oracle(view: View, after: Audit | None, oracle: np.ndarray | None) -> Figure:
+    """How far the oracle tells the texts to forget from never-seen ones, less what it tells of the references."""
+    if after is None or oracle is None:
+        return UNMEASURED
+    name = "span_auc" if all(len(view.places("span_auc", member=member)[0]) for member in (True, False)) else ""
+    name = name or "document_auc"
+    level = [_sides(view, clipped(own - oracle), name) for own in view.audit.reference_log_probs.T]
+    if not (level := _usable(level)):
+        return UNMEASURED
+    return _excess(_sides(view, clipped(after.columns["log_prob"] - oracle), name), level)
+
+
+def _on_selected(view: View, after: Audit | None, stand_ins: Sequence[np.ndarray]) -> Figure:
+    """How far the model scores above those that never saw the text, on the spans that were to be forgotten."""
+    chosen = [row for row in view.spans if row["selected"]]
+    if after is None or not chosen:
+        return UNMEASURED
+    first = [view.audit.rows[row["doc_id"]].start for row in chosen]
+    places = np.array([(at + row["token_start"], at + row["token_end"]) for at, row in zip(first, chosen, strict=True)])
+    groups = [view.groups[row["doc_id"]] for row in chosen]
+    sides = []
+    for score in stand_ins:
+        known = ~np.isnan(score)
+        own = _means(np.where(known, after.columns["score"], np.nan), places, groups)
+        sides.append((own, _means(score, places, groups)))
+    sides = _usable(sides)
+    if not sides:
+        return UNMEASURED
+    figure = auc_of_many(sides, [1 / len(sides)] * len(sides))
+    return Figure(*(value if value is None else value - 0.5 for value in figure))
+
+
+def _usable(sides: Sequence[Sides]) -> list[Sides]:
+    """Stand-ins that judge texts of both kinds; of several, those that judge two people or more of each."""
+    there = [side for side in sides if len(side[0][0]) and len(side[1][0])]
+    return [side for side in there if min(len(set(groups)) for _, groups in side) > 1] or there
 
 
 def _level(sides: Sequence[Sides]) -> Figure:
@@ -91,8 +155,11 @@ def _excess(own: Sides, level: Sequence[Sides]) -> Figure:
 
 def _stand_ins(view: View, oracle: np.ndarray | None) -> tuple[str, list[np.ndarray]]:
     """Where the level comes from, and the (N,) token scores of each model that never saw the text (NaN: it did)."""
+    as_score = _LEVELS.get(view.audit.metadata["detect"]["score"])
+    if as_score is None:
+        return "assumed", []
     if oracle is not None:
-        return "oracle", [clipped(oracle - view.audit.columns["log_prob_out"])]
+        return "oracle", [as_score(oracle, view.audit.columns["log_prob_out"])]
     references = view.audit.reference_log_probs
     if references.shape[1] < 2:
         return "assumed", []
@@ -106,20 +173,23 @@ def _stand_ins(view: View, oracle: np.ndarray | None) -> tuple[str, list[np.ndar
         filled = np.where(np.isnan(others[usable]), -np.inf, others[usable])
         mean[usable] = logsumexp(filled, axis=1) - np.log(count[usable])
         if usable.any():
-            scores.append(clipped(references[:, number] - mean))
+            scores.append(as_score(np.where(usable, references[:, number], np.nan), mean))
     return ("references", scores) if scores else ("assumed", [])
 
 
 def _sides(view: View, score: np.ndarray, name: str) -> Sides:
     """Members' and never-seen texts' mean token scores with their groups; texts without a score are left out."""
+    members, never_seen = (_means(score, *view.places(name, member=member)) for member in (True, False))
+    return members, never_seen
+
+
+def _means(score: np.ndarray, places: np.ndarray, groups: Sequence[str]) -> tuple[np.ndarray, Sequence[str]]:
+    """Mean of the token scores of each of the (n, 2) places that has one, and their groups."""
     known = ~np.isnan(score)
     sums = np.concatenate([[0.0], np.cumsum(np.where(known, score, 0.0), dtype=np.float64)])
     counts = np.concatenate([[0], np.cumsum(known)])
-    sides: list[tuple[np.ndarray, Sequence[str]]] = []
-    for places, groups in (view.places(name, member=member) for member in (True, False)):
-        first, last = places[:, 0], places[:, 1]
-        number = counts[last] - counts[first]
-        there = number > 0
-        means = (sums[last] - sums[first])[there] / number[there]
-        sides.append((means, [group for group, scored in zip(groups, there, strict=True) if scored]))
-    return sides[0], sides[1]
+    first, last = places[:, 0], places[:, 1]
+    number = counts[last] - counts[first]
+    there = number > 0
+    means = (sums[last] - sums[first])[there] / number[there]
+    return means, [group for group, scored in zip(groups, there, strict=True) if scored]
