@@ -263,6 +263,7 @@ def test_from_an_adapter_with_its_own_chat_template_to_the_report(
     assert len(own) > 3
     torch.testing.assert_close(own, expected, rtol=0, atol=1e-3, check_dtype=False)
 
+    (given / "digests.json").unlink()
     (given / "tokenizer_config.json").unlink()  # an adapter without one: it reads ids as its base does
     again = reaudit(Audit.load(tmp_path / "run/audit"), given, store=cpu())
     assert again.tokens.equals(comparison.after.tokens)
