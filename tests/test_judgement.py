@@ -258,6 +258,13 @@ def test_an_audit_alone_has_intervals_or_cannot_tell() -> None:
     assert verdict.headline.startswith("Whether the model leaks cannot be told")
 
 
+def test_loss_that_rose_less_than_the_retrained_model_s_did_not_fall() -> None:
+    report = good(utility={"holdout_nll": {"before": 2.09, "after": 2.10, "oracle": 2.27}})
+    assert "fell by" not in said(judge(Figures(report)))
+    report = good(utility={"holdout_nll": {"before": 2.09, "after": 1.80, "oracle": 2.27}})
+    assert "That of never-seen text fell by more than 0.10" in said(judge(Figures(report)))
+
+
 def test_the_verdict_for_machines_is_that_of_the_page() -> None:
     report = after(span_auc=(0.4, 0.72))
     verdict = verdict_of(report)

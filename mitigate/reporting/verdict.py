@@ -324,11 +324,12 @@ def _cost(figures: Figures) -> Card:
         return Card(
             "How good is it now?", status, answer, measure.format(words[known[0]]), before, None, _top(before), True
         )
-    changes, lines = {}, []
+    changes, fell, lines = {}, [], []
     for name, (before, after) in pairs.items():
         if before.value is None or after is None or after.value is None:
             continue
         changes[name] = change = after.value - before.value
+        fell += [name] if change < -TOLERANCE else []
         lines.append(f"{words[name]} text {_change(change)}")
         oracle = figures.get("utility", f"{name}_nll", "oracle", words=("oracle",)).value
         if oracle is not None and (name == "retain" or after.value - oracle < change):  # what it loses too is no cost
@@ -342,17 +343,16 @@ def _cost(figures: Figures) -> Card:
         return Card(question, "unknown", answer, measure, before, after, _top(before, after), True)
     cost = changes[costliest]
     status = "good" if cost <= TOLERANCE else "caution" if cost <= HIGH_COST else "bad"
-    lower_now = [name for name, change in changes.items() if change < -TOLERANCE]
     answer = f"Loss in nats per token on {', on '.join(lines)}."
-    if cost > TOLERANCE or not lower_now:
+    if cost > TOLERANCE or not fell:
         answer += f" {_COST_READING[status]}"
     if cost > TOLERANCE:
         higher = 100 * expm1(min(cost, 20))
         answer += f" The perplexity of {words[costliest]} text is {higher:,.0f} % higher than it should be."
-    for name in lower_now:
+    for name in fell:
         answer += f" That of {words[name]} text fell by more than {TOLERANCE:.2f}: "
         answer += "it was learned further, so it may be memorized more." if name == "retain" else "it became likelier."
-    if "retain" in lower_now and status == "good":
+    if "retain" in fell and status == "good":
         status = "caution"
     lower = tuple(
         f"on {words[name]} text {figure_text(own.value, 3)} → {figure_text(now.value, 3)}"
