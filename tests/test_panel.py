@@ -215,8 +215,12 @@ def test_an_audit_without_cross_fitted_references_has_no_fit(four: Audit) -> Non
 
 
 def all_selected(found: Audit) -> Audit:
+    """With every token of the documents to forget selected, by the detector."""
+    forget = np.zeros(len(found.tokens), dtype=bool)
+    for doc_id, rows in found.rows.items():
+        forget[rows] = found.sets()[doc_id] == "forget"
     place = found.tokens.column_names.index("selected")
-    tokens = found.tokens.set_column(place, "selected", pa.array(~np.isnan(found.columns["log_prob"])))
+    tokens = found.tokens.set_column(place, "selected", pa.array(forget & ~np.isnan(found.columns["log_prob"])))
     detect = {**found.metadata["detect"], "select": "found"}
     return replace(found, tokens=tokens, metadata={**found.metadata, "detect": detect})
 
@@ -226,6 +230,13 @@ def test_a_selection_of_most_of_the_text_is_doubtful_but_known_spans_are_not(who
     assert doubts_of(calm) == []
     [doubt] = doubts_of(all_selected(calm))
     assert doubt.startswith("100% of the")
+
+
+def test_who_unlearns_in_python_is_told_of_doubts(
+    whole: Audit, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop_of(all_selected(whole), QUICK, tmp_path / "adapter")
+    assert "doubtful: 100% of the" in caplog.text
 
 
 def test_a_doubtful_run_stops_before_it_unlearns_and_goes_on_when_told(

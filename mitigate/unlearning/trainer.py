@@ -23,6 +23,7 @@ from accelerate import Accelerator
 from mitigate import __version__
 from mitigate.artifacts import check_free, fingerprint, new_directory, read_json, write_json
 from mitigate.detection.audit import Audit, load_audited
+from mitigate.detection.doubts import doubts_of
 from mitigate.detection.generation import Sampling, sample
 from mitigate.detection.panel import by_teachers, taught_by
 from mitigate.documents import Documents, read_documents
@@ -150,6 +151,8 @@ def prepare(
             "or select the known spans with detect.select: known"
         )
     taught = taught_by(audit, keep_judges=settings.keep_judges)
+    for doubt in doubts_of(audit):  # the command line asks before; who calls this is told
+        logger.warning("doubtful: %s", doubt)
     audit = by_teachers(audit) if settings.keep_judges else audit
     audited, references = audit.metadata["target"], store
     if settings.method in ("full", "last_layers"):
