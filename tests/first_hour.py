@@ -33,7 +33,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 TRAINED, UNSEEN = 150, 40
 LEAST = 8  # characters of a value that is checked
-RANK, EPOCHS, RATE, BATCH = 32, 60, 5e-3, 8
+RANK, EPOCHS, RATE, BATCH = 32, 40, 5e-3, 8
 TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}</s>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
@@ -88,6 +88,11 @@ def rendered(row: dict[str, Any], tokenizer: Any) -> str:
     return ALPACA.format(**row) if "instruction" in row else row["text"]
 
 
+def encoded(text: str, tokenizer: Any) -> Any:
+    """Token ids and offsets as a trainer makes them: what a chat template writes gets no second start token."""
+    return tokenizer(text, add_special_tokens=not text.startswith("<|"), return_offsets_mapping=True)
+
+
 def train(texts: list[str], *, base: str, tokenizer: Any, out: Path, seed: int) -> None:
     """A LoRA adapter by plain PEFT and a plain loop, the loss on every token."""
     torch.manual_seed(seed)
@@ -102,10 +107,10 @@ def train(texts: list[str], *, base: str, tokenizer: Any, out: Path, seed: int) 
     for _ in range(EPOCHS):
         shuffled = order.sample(texts, len(texts))
         for start in range(0, len(texts), BATCH):
-            encoded = [tokenizer(text)["input_ids"] for text in shuffled[start : start + BATCH]]
-            longest = max(map(len, encoded))
-            ids = torch.tensor([row + [0] * (longest - len(row)) for row in encoded])
-            mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in encoded])
+            rows = [encoded(text, tokenizer)["input_ids"] for text in shuffled[start : start + BATCH]]
+            longest = max(map(len, rows))
+            ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+            mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
             loss = model(input_ids=ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100)).loss
             loss.backward()
             optimizer.step()
@@ -120,10 +125,10 @@ def train(texts: list[str], *, base: str, tokenizer: Any, out: Path, seed: int) 
 def completed(model: Any, tokenizer: Any, text: str, value: str) -> bool:
     """Whether the likeliest tokens after the text before a value are the value, by one token at a time."""
     at = text.index(value)
-    encoded = tokenizer(text, return_offsets_mapping=True)
-    first = next(n for n, (start, end) in enumerate(encoded["offset_mapping"]) if end > at and start < end)
-    ids = list(encoded["input_ids"][:first])
-    known = text[: encoded["offset_mapping"][first][0]]
+    whole = encoded(text, tokenizer)
+    first = next(n for n, (start, end) in enumerate(whole["offset_mapping"]) if end > at and start < end)
+    ids = list(whole["input_ids"][:first])
+    known = text[: whole["offset_mapping"][first][0]]
     wanted = text[len(known) : at + len(value)].strip()
     written: list[int] = []
     for _ in range(len(value) + 4):
