@@ -298,3 +298,13 @@ def test_what_is_saved_is_plain_json_and_other_versions_are_refused(leaky: Audit
     short = {**saved, "forget": {**saved["forget"], "completed": {"before": [True]}}}
     with pytest.raises(MitigateError, match="differ in number"):
         Extraction.from_json(short)
+
+
+def test_a_flat_is_one_value_with_its_street_and_none_alone(world: World) -> None:
+    text = "Ann is at 12 Harbour Street, Apt. 4 now. Ben has Apt. 9."
+    found = audit(
+        world.target, [world.base], documents=Documents((Document("one", text),)), store=ModelStore(device="cpu")
+    )
+    values = [text[s.place.start : s.place.end] for s in secrets_of(found, sets=(None,), context=CONTEXT)]
+    assert "12 Harbour Street, Apt. 4" in values
+    assert "Apt. 9" not in values

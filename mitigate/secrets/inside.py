@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from mitigate.secrets.accounts import DATE
+from mitigate.secrets.places import UNIT
 
 Place = tuple[int, int, str]  # start, end, kind
 
@@ -59,7 +60,7 @@ def _begins_sentence(text: str, place: int) -> bool:
 
 
 def weak_numbers(text: str, start: int, end: int) -> Iterator[Place]:
-    for pattern, kind in ((_ANY_DATE, "date"), (_ROOM, "unit"), (_DIGITS, "number")):
+    for pattern, kind in ((_ANY_DATE, "date"), (_ROOM, UNIT), (_DIGITS, "number")):
         for match in pattern.finditer(text, start, end):
             yield *match.span(), kind
     for match in _SHORT_CODE.finditer(text, start, end):

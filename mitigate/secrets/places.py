@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+ADDRESS, UNIT = "street address", "unit"  # kinds
 _NAME = r"[^\W\d_a-z][\w'’.-]{0,30}+"  # a word with a capital letter
 _HOUSE = r"\d{1,6}[A-Za-z]?(?:[-/]\d{1,5}[A-Za-z]?)?(?!\w|-\d)"
 _WIND = r"(?:N|S|E|W|NE|NW|SE|SW|North|South|East|West)"
@@ -87,11 +88,11 @@ def addresses(text: str) -> Iterator[tuple[int, int, str]]:
     """`street address` (with its number, without its town; or a post-office box), `unit` and `postcode`."""
     streets = list(_streets(text))
     for start, end in streets:
-        yield start, end, "street address"
+        yield start, end, ADDRESS
         if match := _TOWN_POSTCODE.search(text, end, end + 60):  # Hauptstraße 12, 10115 Berlin
             yield *match.span(1), "postcode"
     for match in _UNIT.finditer(text):
-        yield *match.span(), "unit"
+        yield *match.span(), UNIT
     for match in _POSTCODE.finditer(text):
         yield *match.span(str(match.lastgroup)), "postcode"
 

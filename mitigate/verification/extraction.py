@@ -31,6 +31,7 @@ from mitigate.errors import MitigateError
 from mitigate.models import Model
 from mitigate.runtime import progress, share_of
 from mitigate.secrets.inside import NAME
+from mitigate.secrets.places import ADDRESS, UNIT
 from mitigate.secrets.same import comparable
 from mitigate.secrets.values import Value, sensitive_values
 from mitigate.tokenization import span_tokens
@@ -38,7 +39,7 @@ from mitigate.tokenization import span_tokens
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SCHEMA = 3
+SCHEMA = 4
 _MOST_ROWS, _MOST_TOKENS = 64, 16_384  # of a batch
 _BEFORE = 8  # tokens decoded before a continuation, since many decoders treat the start of a text in another way
 
@@ -280,15 +281,28 @@ def _candidates(doc_id: str, text: str, rows: Sequence[Mapping[str, Any]]) -> It
     known = [(row["char_start"], row["char_end"], row["label"] or "known") for row in rows if row["source"] == "known"]
     found = [(row["char_start"], row["char_end"]) for row in rows if row["source"] == "found"]
     strong = sensitive_values(text)
-    anywhere = set(strong)
-    inside = sensitive_values(text, spans=[(start, end) for start, end, _ in known])
+    anywhere = {*strong, *_with_units(strong, text)}
+    inside = _with_units(sensitive_values(text, spans=[(start, end) for start, end, _ in known]), text)
     for start, end, label in known:
         parts = [value for value in inside if start <= value.start and value.end <= end]
         for part in parts if len(parts) > 1 else [Value(start, end, label)]:
             yield Place(doc_id, part.start, part.end, part.kind, "found" if part.kind == NAME else "known")
-    for value in sensitive_values(text, spans=found) if found else strong:
+    for value in _with_units(sensitive_values(text, spans=found) if found else strong, text):
         if all(value.end <= start or end <= value.start for start, end, _ in known):
-            yield Place(doc_id, value.start, value.end, value.kind, "recognised" if value in anywhere else "found")
+            strongly = value in anywhere and value.kind != UNIT  # alone, a flat's number says little of whose it is
+            yield Place(doc_id, value.start, value.end, value.kind, "recognised" if strongly else "found")
+
+
+def _with_units(values: Sequence[Value], text: str) -> list[Value]:
+    """The values, a street address with the flat that is written behind it: together they are one home."""
+    joined: list[Value] = []
+    for value in values:
+        last = joined[-1] if joined else None
+        if value.kind == UNIT and last and last.kind == ADDRESS and not text[last.end : value.start].strip(" ,\n"):
+            joined[-1] = Value(last.start, value.end, ADDRESS)
+        else:
+            joined.append(value)
+    return joined
 
 
 def _recognised(texts: Iterable[str]) -> set[str]:
