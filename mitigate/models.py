@@ -41,6 +41,8 @@ from mitigate.tokens.rules import rule_differences, tokenizer_rules
 from mitigate.weights import check_loaded, check_size, stored_shapes, weight_files
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_NO_MEMORY = (MemoryError, torch.OutOfMemoryError)  # says nothing of the model's files
+_TOO_LARGE = "does not fit in memory; free some, take another models.device, or set models.dtype: bfloat16"
 _MASKED_HEAD = hasattr(transformers.modeling_utils, "slice_logits_to_keep")  # logits_to_keep takes a (B, T) bool mask
 
 
@@ -156,7 +158,8 @@ class ModelStore:
             tokenizer=tokenizer,
         )
         size = model.vocabulary_size
-        beyond = [token for token, id in tokenizer.get_vocab().items() if id >= size]
+        ids = sorted((id, token) for token, id in tokenizer.get_vocab().items())  # whose own order is not settled
+        beyond = [token for id, token in ids if id >= size]
         if beyond:
             raise MitigateError(
                 f"{model.name}: its tokenizer has {len(tokenizer)} entries but the model predicts only "
@@ -233,6 +236,8 @@ class ModelStore:
                 use_safetensors=None if self.allow_pickle else True,
                 output_loading_info=True,
             )
+        except _NO_MEMORY as error:
+            raise MitigateError(f"{source}: {_TOO_LARGE} ({first_line(error)})") from error
         except Exception as error:  # a damaged configuration fails wherever it is first used
             raise MitigateError(
                 f"{source}: cannot be loaded as a causal language model ({first_line(error)}); config.json or the "
@@ -245,6 +250,8 @@ class ModelStore:
         base.context = longest_text(model)
         try:
             logits = probe_logits(model)
+        except _NO_MEMORY as error:
+            raise MitigateError(f"{source}: {_TOO_LARGE} ({first_line(error)})") from error
         except Exception as error:  # a model that takes more than text, or whose configuration is another's
             raise MitigateError(
                 f"{source}: {type(model).__name__} cannot read plain text ({type(error).__name__}: "

@@ -21,6 +21,7 @@ from test_models import edit_json
 from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, BertModel, PreTrainedTokenizerFast
 from world import CONTEXT, World, architecture_config
 
+import mitigate.models
 from mitigate.detection.audit import audit
 from mitigate.documents import Documents
 from mitigate.errors import MitigateError
@@ -517,3 +518,15 @@ def test_models_of_the_hub_are_known_by_their_commit_and_never_unpickled(
     torch.save({}, adapter / "adapter_model.bin")
     with pytest.raises(MitigateError, match=r"has no adapter_model\.safetensors, and loading pickled weights can run"):
         store.load(published("someone/pickled", adapter, "d" * 40))
+
+
+@pytest.mark.parametrize("error", [MemoryError("of 24 GiB"), torch.OutOfMemoryError("of 24 GiB")])
+def test_a_model_that_does_not_fit_in_memory_is_not_called_damaged(
+    tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(mitigate.models.AutoModelForCausalLM, "from_pretrained", full)
+    with pytest.raises(MitigateError, match=r"does not fit in memory; .* \(of 24 GiB\)"):
+        ModelStore(device="cpu").load(tiny_model("llama"))

@@ -39,6 +39,7 @@ _ORDINARY = frozenset(
 
 
 def names(text: str, start: int, end: int) -> Iterator[Place]:
+    """Names in text[start:end]: capitalised words, without ordinary ones at their edges: (start, end, kind)."""
     for match in _NAMES.finditer(text, start, end):
         words = list(re.finditer(r"\S+", match[0]))
         while words and words[0][0].lower().rstrip(".") in _ORDINARY:
@@ -60,6 +61,7 @@ def _begins_sentence(text: str, place: int) -> bool:
 
 
 def weak_numbers(text: str, start: int, end: int) -> Iterator[Place]:
+    """Dates, flats, digits and short codes in text[start:end], in characters of the text: (start, end, kind)."""
     for pattern, kind in ((_ANY_DATE, "date"), (_ROOM, UNIT), (_DIGITS, "number")):
         for match in pattern.finditer(text, start, end):
             yield *match.span(), kind
