@@ -1,5 +1,5 @@
 """`python -m mitigate` is `mitigate`."""
 
-from mitigate.cli import main
+from mitigate.cli.app import main
 
 main()

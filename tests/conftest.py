@@ -13,7 +13,7 @@ from world import World, make_world, save_tiny_model, sentences
 
 from mitigate.detection.audit import Audit, Detect, audit
 from mitigate.lab.tiny import train_tokenizer
-from mitigate.models import ModelStore
+from mitigate.models.store import ModelStore
 from mitigate.runtime import quiet_libraries
 
 TinyModelFactory = Callable[..., Path]

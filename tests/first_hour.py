@@ -150,7 +150,7 @@ def share(model: Any, tokenizer: Any, rows: list[tuple[str, list[str]]]) -> tupl
 def mitigate(*arguments: str, log: Path) -> int:
     """The command line; returns its status."""
     with log.open("w", encoding="utf-8") as stream:
-        command = [sys.executable, "-m", "mitigate.cli", *arguments]
+        command = [sys.executable, "-m", "mitigate", *arguments]
         return subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, check=False).returncode
 
 

@@ -31,9 +31,9 @@ from world import sentences
 
 from mitigate.errors import MitigateError
 from mitigate.lab.tiny import train_tokenizer
-from mitigate.models import Model, ModelStore, kept_logits
+from mitigate.models.directory import check_layering
+from mitigate.models.store import Model, ModelStore, kept_logits
 from mitigate.runtime import quiet_libraries
-from mitigate.sources import check_layering
 
 TABLE = Path(__file__).parents[1] / "docs" / "kinds.md"
 CONTEXT = 32

@@ -20,8 +20,8 @@ import numpy as np
 import pyarrow as pa
 
 from mitigate.detection.audit import Audit
+from mitigate.statistics.intervals import clustered_share, flat
 from mitigate.verification.compare import compare
-from mitigate.verification.metrics import clustered_share, flat
 
 TOKENS, SECRET = 16, 3  # tokens of a document, of a secret
 REFERENCES = 4

@@ -51,8 +51,8 @@ def run_tiny() -> None:
     """The whole recipe, in the working directory."""
     import torch
 
-    from mitigate.pipeline import run
-    from mitigate.recipe import check_recipe
+    from mitigate.pipeline.run import run
+    from mitigate.recipe.schema import check_recipe
     from mitigate.runtime import quiet_libraries
 
     torch.set_num_threads(1)
@@ -230,8 +230,8 @@ def soak(root: Path, *, kills: int, renames: int | None, jobs: int, seed: int) -
 def main() -> None:
     """Read the options from the environment."""
     logging.disable(logging.WARNING)
-    import mitigate.pipeline
-    import mitigate.recipe  # noqa: F401 - both before the forks, which then import nothing
+    import mitigate.pipeline.run
+    import mitigate.recipe.schema  # noqa: F401 - both before the forks, which then import nothing
 
     renames = os.environ.get("RENAMES", "all")
     with tempfile.TemporaryDirectory() as root:

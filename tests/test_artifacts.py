@@ -16,7 +16,8 @@ import torch
 from soak import Renames, ended, forked
 from world import World
 
-from mitigate.artifacts import (
+from mitigate.artifacts.digests import file_digest
+from mitigate.artifacts.files import (
     check_digests,
     damage,
     new_directory,
@@ -25,15 +26,14 @@ from mitigate.artifacts import (
     write_json,
     write_record,
 )
+from mitigate.artifacts.locks import sole_worker
+from mitigate.artifacts.temporaries import is_temporary, sweep, temporary_for
 from mitigate.detection.audit import Audit
-from mitigate.detection.references import INDEX, crossfit_references, load_references
-from mitigate.digests import file_digest
+from mitigate.detection.references.crossfit import INDEX, crossfit_references, load_references
 from mitigate.errors import MitigateError
-from mitigate.locks import sole_worker
-from mitigate.models import ModelStore
+from mitigate.models.store import ModelStore
+from mitigate.models.training import Schedule
 from mitigate.runtime import process_state
-from mitigate.temporaries import is_temporary, sweep, temporary_for
-from mitigate.training import Schedule
 from mitigate.unlearning.checkpoints import Checkpoints, optimizer_parts, optimizer_state
 
 

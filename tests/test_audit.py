@@ -16,8 +16,8 @@ from mitigate.detection.audit import Audit, Detect, audit, load_audited, reaudit
 from mitigate.documents import Document, Documents, Span
 from mitigate.errors import MitigateError
 from mitigate.lab.tiny import train_tokenizer
-from mitigate.models import ModelStore
-from mitigate.verification.metrics import auc
+from mitigate.models.store import ModelStore
+from mitigate.statistics.intervals import auc
 
 
 @pytest.fixture(scope="module")

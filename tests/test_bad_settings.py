@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from mitigate.detection.references import load_references
+from mitigate.detection.references.crossfit import load_references
 from mitigate.errors import MitigateError
-from mitigate.recipe import load_recipe
-from mitigate.yaml_text import load_yaml
+from mitigate.recipe.schema import load_recipe
+from mitigate.recipe.yaml12 import load_yaml
 
 FINETUNED = Path(__file__).parents[1] / "recipes" / "finetuned.yaml"
 NINE = "".join(f"{name}: &{name} [{','.join([f'*{before}'] * 9)}]\n" for before, name in pairwise("abcdefghi"))

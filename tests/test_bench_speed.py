@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mitigate.detection.audit import Audit
-from mitigate.errors import MitigateError
-from mitigate.lab.bench.speed import (
+from mitigate.bench.speed import (
     SpeedSettings,
     dense_steps,
     document_order,
@@ -19,9 +17,11 @@ from mitigate.lab.bench.speed import (
     speed_loop,
     speed_table,
 )
+from mitigate.detection.audit import Audit
+from mitigate.errors import MitigateError
 from mitigate.lab.tiny import TinyModel
-from mitigate.models import Model
-from mitigate.training import Lora
+from mitigate.models.store import Model
+from mitigate.models.training import Lora
 
 SETTINGS = SpeedSettings(
     model=TinyModel(vocabulary=600, hidden_size=16, layers=1, heads=2, context=256),

@@ -9,25 +9,25 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mitigate.artifacts import read_json
+from mitigate.artifacts.files import read_json
+from mitigate.bench.population import run as population
+from mitigate.bench.ablation.evidence import Variant, variants
+from mitigate.bench.ablation.run import bench_ablation
+from mitigate.bench.population.evidence import TOKEN_BASED, Sequences, fresh_people, set_aside
+from mitigate.bench.population.run import bench_population, population_results
+from mitigate.bench.rates import compare, difference, rates
+from mitigate.bench.world import WorldSettings, make_world
 from mitigate.detection.scores import TOKEN_SCORES
 from mitigate.detection.signals import token_signals
 from mitigate.documents import Document, Documents, Span, read_documents
 from mitigate.errors import MitigateError
-from mitigate.lab.bench import population
-from mitigate.lab.bench.ablation import bench_ablation
-from mitigate.lab.bench.ablation_evidence import Variant, variants
-from mitigate.lab.bench.population import bench_population, population_results
-from mitigate.lab.bench.population_evidence import TOKEN_BASED, Sequences, fresh_people, set_aside
-from mitigate.lab.bench.rates import compare, difference, rates
-from mitigate.lab.bench.world import WorldSettings, make_world
 from mitigate.lab.people import write_jsonl
 from mitigate.lab.tiny import TinyModel
-from mitigate.models import ModelStore
-from mitigate.tokenization import span_tokens, tokenize_documents
-from mitigate.training import Schedule
-from mitigate.verification.metrics import auc
-from mitigate.verification.roc import Scored, over_targets, weighted_auc
+from mitigate.models.store import ModelStore
+from mitigate.models.training import Schedule
+from mitigate.statistics.intervals import auc
+from mitigate.statistics.roc import Scored, over_targets, weighted_auc
+from mitigate.tokens.tokenization import span_tokens, tokenize_documents
 
 SETTINGS = WorldSettings(
     models=4,

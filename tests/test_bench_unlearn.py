@@ -13,14 +13,9 @@ import pytest
 from typer.testing import CliRunner
 from world import World
 
-from mitigate.artifacts import read_json
-from mitigate.cli import app
-from mitigate.detection.audit import Audit
-from mitigate.documents import Document, Documents, Span
-from mitigate.errors import MitigateError
-from mitigate.lab.bench.unlearn import bench_unlearn, check_methods, run_seed, summarize_seeds
-from mitigate.lab.bench.unlearn_evidence import Evidence, gather_evidence, measure_model
-from mitigate.lab.bench.unlearn_methods import (
+from mitigate.artifacts.files import read_json
+from mitigate.bench.unlearn.evidence import Evidence, gather_evidence, measure_model
+from mitigate.bench.unlearn.methods import (
     METHODS,
     RETRAINED,
     SELECTIONS,
@@ -31,8 +26,9 @@ from mitigate.lab.bench.unlearn_methods import (
     run_method,
     selected_share,
 )
-from mitigate.lab.bench.unlearn_show import draw_unlearn, unlearn_table
-from mitigate.lab.bench.unlearn_world import (
+from mitigate.bench.unlearn.run import bench_unlearn, check_methods, run_seed, summarize_seeds
+from mitigate.bench.unlearn.show import draw_unlearn, unlearn_table
+from mitigate.bench.unlearn.world import (
     FineTuning,
     UnlearnWorld,
     UnlearnWorldSettings,
@@ -41,13 +37,17 @@ from mitigate.lab.bench.unlearn_world import (
     make_unlearn_world,
     without_secrets,
 )
+from mitigate.cli.app import app
+from mitigate.detection.audit import Audit
+from mitigate.documents import Document, Documents, Span
+from mitigate.errors import MitigateError
 from mitigate.lab.people import write_jsonl
 from mitigate.lab.tiny import TinyModel
 from mitigate.mistakes import checked
-from mitigate.models import ModelStore
-from mitigate.sources import load_tokenizer
-from mitigate.tokenization import tokenize_documents
-from mitigate.training import Schedule
+from mitigate.models.directory import load_tokenizer
+from mitigate.models.store import ModelStore
+from mitigate.models.training import Schedule
+from mitigate.tokens.tokenization import tokenize_documents
 from mitigate.verification.extraction import extract, secrets_of
 
 SETTINGS = UnlearnBenchSettings(

@@ -16,7 +16,7 @@ from scipy.stats import false_discovery_control
 from sklearn.metrics import roc_auc_score
 from transformers import PreTrainedTokenizerFast
 
-from mitigate.detection.calibration import (
+from mitigate.detection.calibration.attack import (
     AttackModel,
     expected_calibration_error,
     fit_attack_model,
@@ -26,14 +26,14 @@ from mitigate.detection.calibration import (
     reliability,
     stratified_z,
 )
-from mitigate.detection.features import span_features, token_features
-from mitigate.detection.references import deal_halves
-from mitigate.detection.segments import Segmentation, decode, fit_segmentation, stretches
-from mitigate.detection.shadows import Detector, Judged, Shadow, deal_shadows, fit_detector, out_of
+from mitigate.detection.calibration.features import span_features, token_features
+from mitigate.detection.calibration.shadows import Detector, Judged, Shadow, deal_shadows, fit_detector, out_of
+from mitigate.detection.references.crossfit import deal_halves
 from mitigate.detection.signals import Judgement
+from mitigate.detection.spans.segments import Segmentation, decode, fit_segmentation, stretches
 from mitigate.documents import Document, Documents
 from mitigate.errors import MitigateError
-from mitigate.tokenization import tokenize_documents, word_numbers
+from mitigate.tokens.tokenization import tokenize_documents, word_numbers
 
 NAN = float("nan")
 Signals = dict[str, np.ndarray]

@@ -16,10 +16,11 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from mitigate.documents import Document, DocumentSource, read_documents, template
-from mitigate.documents.chat import render_chat
+from mitigate.documents import Document, DocumentSource, read_documents
+from mitigate.documents.chat import template
+from mitigate.documents.chat.rendering import render_chat
 from mitigate.errors import MitigateError
-from mitigate.tokenization import tokenize_documents
+from mitigate.tokens.tokenization import tokenize_documents
 
 SAID = (
     "My phone is 555-0147",

@@ -22,8 +22,8 @@ import typer
 from safetensors.torch import load_file, save_file
 from world import World
 
-import mitigate.cli
-from mitigate.artifacts import new_directory, read_json, read_record, write_record
+import mitigate.cli.app
+from mitigate.artifacts.files import new_directory, read_json, read_record, write_record
 from mitigate.detection.audit import Audit
 from mitigate.lab.people import write_jsonl
 
@@ -62,7 +62,7 @@ def mitigate_(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(sys, "argv", ["mitigate", *map(str, arguments)])
         capsys.readouterr()
         try:
-            mitigate.cli.main()
+            mitigate.cli.app.main()
             status: Any = 0
         except SystemExit as stop:
             status = stop.code or 0
@@ -165,7 +165,7 @@ def test_each_verb_explains_itself(mitigate_: Mitigate, verb: str) -> None:
     assert shown.status == 0
     assert f"mitigate {verb} [OPTIONS]" in shown.out.splitlines()[0]
     assert "Example: mitigate" in shown.out or verb == "report"
-    command = typer.main.get_command(mitigate.cli.app).commands[verb]  # type: ignore[attr-defined]
+    command = typer.main.get_command(mitigate.cli.app.app).commands[verb]  # type: ignore[attr-defined]
     assert [option.name for option in command.params if not option.help] == []
 
 

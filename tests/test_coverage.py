@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom, norm
 
-from mitigate.verification.metrics import (
+from mitigate.statistics.intervals import (
     Figure,
     auc_of_many,
     clustered_auc,

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from mitigate.decoding import continuations, end_ids
-from mitigate.detection.generation import Sampling, sample
-from mitigate.mixture import Mixture
-from mitigate.models import Model, ModelStore
-from mitigate.unlearning.guard_decoding import continue_greedily
+from mitigate.generation.decoding import continuations, end_ids
+from mitigate.generation.sampling import Sampling, sample
+from mitigate.guard.decoding import continue_greedily
+from mitigate.models.mixture import Mixture
+from mitigate.models.store import Model, ModelStore
 
 PROMPTS = ("The door code of Ann", "Note", "Did Ben see the letter near the library after lunch")
 HOSTILE = {

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import pytest
 import torch
 
-from mitigate.unlearning.distributions import Kept, divergence, keep_likeliest, without_token
+from mitigate.unlearning.objectives.distributions import Kept, divergence, keep_likeliest, without_token
 
 VOCABULARY = 12
 TOKENS = torch.tensor([3, 0, 11, 7, 2, 2])

@@ -17,16 +17,16 @@ from test_cli import Mitigate, mitigate_  # noqa: F401
 from test_pipeline import modified, tiny_recipe, working_in
 from world import World
 
-from mitigate.cli_options import request_from
+from mitigate.cli.options import request_from
 from mitigate.detection.audit import Audit, Detect, audit, reaudit
 from mitigate.detection.linked import Linked, find_linked
 from mitigate.documents import Document, Documents, DocumentSource, Request, Span, read_documents
-from mitigate.documents.folding import fold
 from mitigate.errors import MitigateError
 from mitigate.lab.people import write_jsonl
-from mitigate.models import ModelStore
-from mitigate.pipeline import Pipeline, run
-from mitigate.recipe import check_recipe, load_recipe
+from mitigate.models.store import ModelStore
+from mitigate.pipeline.run import Pipeline, run
+from mitigate.recipe.schema import check_recipe, load_recipe
+from mitigate.text.folding import fold
 from mitigate.verification.compare import compare
 
 # --- what a request selects -------------------------------------------------------------------------------------------

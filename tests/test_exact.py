@@ -23,23 +23,23 @@ from test_processes import launch_two
 from transformers import AutoModelForCausalLM
 from world import LORA, World, save_tiny_model, sentences
 
-import mitigate.cli
+import mitigate.cli.app
+from mitigate.adapters.trained import DIFFERENCE
 from mitigate.detection.audit import Audit, Detect, audit, reaudit
 from mitigate.detection.linked import Linked
 from mitigate.detection.signals import token_log_probs
 from mitigate.documents import Document, Documents, Request, Span
 from mitigate.errors import MitigateError, NothingToUnlearnError
 from mitigate.lab.tiny import train_tokenizer
-from mitigate.models import ModelStore
+from mitigate.models.directory import OVERLAY_FILE, mixture_members
+from mitigate.models.store import ModelStore
+from mitigate.models.training import Lora, Schedule, fine_tune
+from mitigate.retraining.removals import Removal, selected_removals, training_documents, with_copies
+from mitigate.retraining.retrain import Retrained, retrain
+from mitigate.retraining.shards import combine_adapters, deal, shard_of
+from mitigate.secrets.redaction import fake, redact_document
 from mitigate.secrets.same import comparable
-from mitigate.sources import OVERLAY_FILE, mixture_members
-from mitigate.tokenization import span_tokens, tokenize_documents
-from mitigate.training import Lora, Schedule, fine_tune
-from mitigate.unlearning.adapter import DIFFERENCE
-from mitigate.unlearning.exact import Retrained, retrain
-from mitigate.unlearning.redaction import fake, redact_document
-from mitigate.unlearning.removals import Removal, selected_removals, training_documents, with_copies
-from mitigate.unlearning.shards import combine_adapters, deal, shard_of
+from mitigate.tokens.tokenization import span_tokens, tokenize_documents
 from mitigate.unlearning.trainer import unlearn
 from mitigate.verification.compare import compare
 
@@ -776,9 +776,9 @@ TWO = """
 import sys
 from mitigate.detection.audit import Audit
 from mitigate.detection.linked import Linked
-from mitigate.models import ModelStore
-from mitigate.training import Lora, Schedule
-from mitigate.unlearning.exact import retrain
+from mitigate.models.store import ModelStore
+from mitigate.models.training import Lora, Schedule
+from mitigate.retraining.retrain import retrain
 
 audit, base, out = sys.argv[1:]
 retrain(Audit.load(audit), base=base, out=out, redact="fake", shards=3, lora=Lora(rank=4, alpha=8),
@@ -904,7 +904,7 @@ def test_the_verb_says_what_was_removed_and_what_exact_rests_on(
         command += ["--device", "cpu", "--set", "schedule.epochs=1", "--set", "lora.rank=4", *more]
         monkeypatch.setattr(sys, "argv", ["mitigate", *map(str, command)])
         with pytest.raises(SystemExit) as stop:
-            mitigate.cli.main()
+            mitigate.cli.app.main()
         assert (stop.value.code or 0) == (2 if "--seed" in more else 0)
         written = capsys.readouterr()
         return written.out + written.err

@@ -13,17 +13,17 @@ from test_exact import SHORT, SMALL, cpu, secret_of, selecting
 from test_pipeline import contents, tiny_recipe, working_in
 from world import World
 
-from mitigate.artifacts import DIGESTS
+from mitigate.artifacts.files import DIGESTS
 from mitigate.detection.audit import Audit, reaudit
 from mitigate.documents import Document, Documents
 from mitigate.errors import MitigateError
-from mitigate.origin import origin_of
-from mitigate.pipeline import run
-from mitigate.recipe import check_recipe
-from mitigate.reporting.secrecy import Mask
-from mitigate.unlearning.exact import Retrained, retrain
+from mitigate.models.provenance import origin_of
+from mitigate.pipeline.run import run
+from mitigate.recipe.schema import check_recipe
+from mitigate.reporting.masking import Mask
+from mitigate.retraining.retrain import Retrained, retrain
+from mitigate.retraining.shards import shard_of
 from mitigate.unlearning.settings import Unlearn
-from mitigate.unlearning.shards import shard_of
 from mitigate.unlearning.trainer import unlearn
 from mitigate.verification.compare import Comparison, compare
 

@@ -17,9 +17,9 @@ import mitigate
 from mitigate.detection.audit import Audit, Detect, audit
 from mitigate.documents import Document, Documents, Span
 from mitigate.errors import MitigateError
-from mitigate.models import Model, ModelStore
-from mitigate.tokenization import tokenize_documents
-from mitigate.training import Schedule, fine_tune
+from mitigate.models.store import Model, ModelStore
+from mitigate.models.training import Schedule, fine_tune
+from mitigate.tokens.tokenization import tokenize_documents
 from mitigate.verification.compare import compare, measure, verify
 from mitigate.verification.extraction import Attempts, Extraction, Place, extract, is_completed, secrets_of
 from mitigate.verification.extraction_figures import extraction_figures, stretches

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mitigate.documents import Document, DocumentSource, read_documents
 from mitigate.errors import MitigateError
-from mitigate.tokenization import tokenize_documents
+from mitigate.tokens.tokenization import tokenize_documents
 
 NO_INPUT = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"

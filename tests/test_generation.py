@@ -17,14 +17,14 @@ from pydantic import ValidationError
 from world import World
 
 from mitigate.detection.audit import Audit
-from mitigate.detection.generation import Sampling, audit_generated, memorized_stretches, read_prompts, sample
-from mitigate.detection.linking import Link, link, with_groups
-from mitigate.detection.references import References, load_references
+from mitigate.detection.references.crossfit import References, load_references
 from mitigate.documents import Document, Documents
 from mitigate.errors import MitigateError
-from mitigate.models import Model, ModelStore
-from mitigate.tokenization import tokenize_documents
-from mitigate.training import Schedule, fit
+from mitigate.generation.overlaps import Link, link, with_groups
+from mitigate.generation.sampling import Sampling, audit_generated, memorized_stretches, read_prompts, sample
+from mitigate.models.store import Model, ModelStore
+from mitigate.models.training import Schedule, fit
+from mitigate.tokens.tokenization import tokenize_documents
 
 PROMPTS = ["The door", "Did Ann see the small dog near the library before dark? The", "Café", "Note 7"]
 SHORT = Sampling(count=2, max_tokens=12, top_k=None)

@@ -20,14 +20,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from world import LORA
 
+from mitigate.adapters.addition import Part, add, check_sum
+from mitigate.adapters.card import loading_lines
+from mitigate.adapters.merging import merge_adapters
+from mitigate.adapters.trained import ADAPTER, DIFFERENCE
 from mitigate.detection.audit import Audit
 from mitigate.errors import MitigateError
-from mitigate.models import ModelStore
-from mitigate.sources import OVERLAY_FILE
-from mitigate.unlearning.adapter import ADAPTER, DIFFERENCE
-from mitigate.unlearning.addition import Part, add, check_sum
-from mitigate.unlearning.card import loading_lines
-from mitigate.unlearning.merging import merge_adapters
+from mitigate.models.directory import OVERLAY_FILE
+from mitigate.models.store import ModelStore
 from mitigate.unlearning.settings import Unlearn
 from mitigate.unlearning.trainable import AdapterTrainable
 from mitigate.unlearning.trainer import unlearn

@@ -20,16 +20,16 @@ from transformers import AutoModelForCausalLM, ByT5Tokenizer, PreTrainedTokenize
 from typer.testing import CliRunner
 from world import ARCHITECTURES, World, sentences
 
-from mitigate.cli import app
+from mitigate.cli.app import app
 from mitigate.detection.audit import Audit
 from mitigate.documents import Document, Documents, Span
 from mitigate.errors import MitigateError
+from mitigate.guard.decoding import GuardLogitsProcessor, continue_greedily
+from mitigate.guard.guard import NOTICE, Guard
+from mitigate.guard.sources import new_key, read_key, secrets_in_audit, secrets_in_file, spans_in_audit
 from mitigate.lab.people import write_jsonl
-from mitigate.models import ModelStore
+from mitigate.models.store import ModelStore
 from mitigate.secrets.same import comparable
-from mitigate.unlearning.guard import NOTICE, Guard
-from mitigate.unlearning.guard_decoding import GuardLogitsProcessor, continue_greedily
-from mitigate.unlearning.guard_sources import new_key, read_key, secrets_in_audit, secrets_in_file, spans_in_audit
 
 SECRETS = (
     "(555) 123-4567",

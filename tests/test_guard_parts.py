@@ -10,10 +10,10 @@ from transformers import PreTrainedTokenizerFast
 from world import sentences
 
 from mitigate.detection.audit import Audit
+from mitigate.guard.decoding import GuardLogitsProcessor
+from mitigate.guard.guard import Guard
+from mitigate.guard.sources import secrets_in_audit
 from mitigate.secrets.same import comparable
-from mitigate.unlearning.guard import Guard
-from mitigate.unlearning.guard_decoding import GuardLogitsProcessor
-from mitigate.unlearning.guard_sources import secrets_in_audit
 
 
 def audit_of(text: str, span: str, *, known: bool = False, ordinary: list[str] | None = None) -> Audit:

@@ -16,8 +16,9 @@ import pytest
 from pydantic import ValidationError
 from test_documents import write_lines
 
-import mitigate.cli
-from mitigate.documents import DocumentSource, Request, patterns, read_documents, reading
+import mitigate.cli.app
+from mitigate.documents import DocumentSource, Request, read_documents, reading
+from mitigate.text import patterns
 from mitigate.errors import MitigateError
 
 SLOW = r"(a+)+$"
@@ -113,8 +114,8 @@ def test_what_is_no_file_is_refused_without_waiting(tmp_path: Path) -> None:
 
 
 def test_a_line_too_long_to_hold_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mitigate.documents.opening.MOST_LINE_BYTES", 1000)
-    monkeypatch.setattr("mitigate.documents.opening.MOST_FILE_BYTES", 1000)
+    monkeypatch.setattr("mitigate.documents.rows.opening.MOST_LINE_BYTES", 1000)
+    monkeypatch.setattr("mitigate.documents.rows.opening.MOST_FILE_BYTES", 1000)
     (tmp_path / "bomb.jsonl.gz").write_bytes(gzip.compress(b" " * 10**6))
     assert "bomb.jsonl.gz:1: a line of more than" in refused(tmp_path / "bomb.jsonl.gz")
     (tmp_path / "bomb.txt.gz").write_bytes(gzip.compress(b"a " * 10**6))
@@ -256,5 +257,5 @@ def test_rows_left_out_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixt
 def test_documents_are_not_written_over_a_file(tmp_path: Path) -> None:
     (tmp_path / "there.jsonl").write_text("mine")
     with pytest.raises(MitigateError, match=r"there.jsonl: already there, and not written over"):
-        mitigate.cli.documents(tmp_path / "recipe.yaml", [], out=tmp_path / "there.jsonl")
+        mitigate.cli.app.documents(tmp_path / "recipe.yaml", [], out=tmp_path / "there.jsonl")
     assert (tmp_path / "there.jsonl").read_text() == "mine"

@@ -17,19 +17,19 @@ from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 from world import LORA, sentences
 
-from mitigate.batches import cut_pieces
-from mitigate.cli import app
+from mitigate.cli.app import app
 from mitigate.detection.audit import Audit, Detect, audit
 from mitigate.detection.coverage import coverage
-from mitigate.detection.references import crossfit_references
+from mitigate.detection.references.crossfit import crossfit_references
 from mitigate.documents import Document, Documents, DocumentSource, Request, Span, read_documents
 from mitigate.documents.written import write_jsonl
 from mitigate.errors import MitigateError
-from mitigate.models import ModelStore
-from mitigate.tokenization import tokenize_documents
-from mitigate.training import Schedule
-from mitigate.unlearning.removals import training_documents
-from mitigate.unlearning.vocabulary import Vocabulary
+from mitigate.guard.vocabulary import Vocabulary
+from mitigate.models.store import ModelStore
+from mitigate.models.training import Schedule
+from mitigate.retraining.removals import training_documents
+from mitigate.tokens.batches import cut_pieces
+from mitigate.tokens.tokenization import tokenize_documents
 
 PHONE = {"patterns": {"phone": r"555-\d{4}"}}
 ROWS = [

@@ -9,7 +9,7 @@ from simulated_reports import LEAKS, cases, simulated
 from test_reporting import changed, pair
 
 from mitigate.reporting.figures import Figures
-from mitigate.reporting.html import render_report
+from mitigate.reporting.page import render_report
 from mitigate.reporting.verdict import Verdict, judge, verdict_of
 
 

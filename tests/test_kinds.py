@@ -33,7 +33,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from mitigate.models import ModelStore
+from mitigate.models.store import ModelStore
 from mitigate.unlearning.settings import Unlearn
 from mitigate.unlearning.trainable import AdapterTrainable, decoder_layers
 

@@ -11,7 +11,7 @@ from forgetting import log_ratio, selected_of
 from world import World
 
 from mitigate.detection.audit import Audit
-from mitigate.unlearning.levels import Control, control_level, span_floor
+from mitigate.unlearning.control import Control, control_level, span_floor
 
 
 @pytest.mark.parametrize("unseen", [2, 5])

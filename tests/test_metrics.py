@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import binomtest
 from scipy.stats import t as student
 
-from mitigate.verification.metrics import (
+from mitigate.statistics.intervals import (
     UNMEASURED,
     Figure,
     auc,

@@ -14,16 +14,16 @@ import torch
 from test_exact import SHORT, SMALL
 from world import World
 
-from mitigate.decoding import continuations
 from mitigate.detection.audit import Detect, audit
 from mitigate.detection.signals import token_log_probs
 from mitigate.documents import Document, Documents
 from mitigate.errors import MitigateError
-from mitigate.models import Model, ModelStore
-from mitigate.sources import model_fingerprint
-from mitigate.tokenization import TokenizedDocument, tokenize_documents
-from mitigate.training import Schedule, fine_tune
-from mitigate.unlearning.exact import retrain
+from mitigate.generation.decoding import continuations
+from mitigate.models.directory import model_fingerprint
+from mitigate.models.store import Model, ModelStore
+from mitigate.models.training import Schedule, fine_tune
+from mitigate.retraining.retrain import retrain
+from mitigate.tokens.tokenization import TokenizedDocument, tokenize_documents
 from mitigate.unlearning.settings import Unlearn
 from mitigate.unlearning.trainer import unlearn
 

@@ -18,9 +18,15 @@ from world import World, architecture_config, sentences
 from mitigate.detection.signals import token_log_probs
 from mitigate.errors import MitigateError
 from mitigate.lab.tiny import train_tokenizer
-from mitigate.models import Model, ModelStore, check_same_tokenizer
-from mitigate.sources import OVERLAY_FILE, adapter_stack, load_tokenizer, model_fingerprint, tokenizer_fingerprint
-from mitigate.tokenization import tokenize_documents
+from mitigate.models.directory import (
+    OVERLAY_FILE,
+    adapter_stack,
+    load_tokenizer,
+    model_fingerprint,
+    tokenizer_fingerprint,
+)
+from mitigate.models.store import Model, ModelStore, check_same_tokenizer
+from mitigate.tokens.tokenization import tokenize_documents
 
 TinyModel = Callable[..., Path]
 

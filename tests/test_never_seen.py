@@ -10,8 +10,8 @@ import pytest
 from simulated_reports import CLEAN, REFERENCES, Leak, World
 
 from mitigate.detection.audit import Audit
+from mitigate.statistics.intervals import auc
 from mitigate.verification.compare import compare
-from mitigate.verification.metrics import auc
 
 pytestmark = pytest.mark.filterwarnings("ignore:Mean of empty slice")
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from mitigate.errors import MitigateError
-from mitigate.unlearning import objectives
-from mitigate.unlearning.catalogue import (
+from mitigate.unlearning.objectives import formulas as objectives
+from mitigate.unlearning.objectives.catalogue import (
     DEFAULT,
     OBJECTIVES,
     Objective,
@@ -21,7 +21,7 @@ from mitigate.unlearning.catalogue import (
     needs_of,
     parse_objective,
 )
-from mitigate.unlearning.distributions import Kept, keep_likeliest
+from mitigate.unlearning.objectives.distributions import Kept, keep_likeliest
 
 VOCABULARY, WIDTH = 5, 3
 TOKENS = torch.tensor([0, 1, 4, 2])

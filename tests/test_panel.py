@@ -14,14 +14,14 @@ import torch
 from forgetting import QUICK, changed, loop_of
 from world import World
 
-import mitigate.pipeline
+import mitigate.pipeline.run
 from mitigate.detection.audit import Audit, Detect, audit, reaudit
 from mitigate.detection.doubts import doubts_of
-from mitigate.detection.fit import fit_warning
 from mitigate.detection.panel import as_judged, by_judges, by_teachers, judges_of, taught_by
+from mitigate.detection.references.fit import fit_warning
 from mitigate.errors import DoubtfulError, MitigateError
-from mitigate.models import ModelStore
-from mitigate.recipe import Recipe, load_recipe
+from mitigate.models.store import ModelStore
+from mitigate.recipe.schema import Recipe, load_recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -243,7 +243,7 @@ def test_a_doubtful_run_stops_before_it_unlearns_and_goes_on_when_told(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = user_recipe(world, tmp_path)
-    monkeypatch.setattr(mitigate.pipeline, "doubts_of", lambda _: ["everything was selected"])
+    monkeypatch.setattr(mitigate.pipeline.run, "doubts_of", lambda _: ["everything was selected"])
     with pytest.raises(DoubtfulError, match="everything was selected") as stopped:
         mitigate.pipeline.run(recipe)
     assert "--yes" in str(stopped.value)

@@ -21,14 +21,14 @@ from soak import ended, forked, without_times
 from test_artifacts import flip_a_bit
 from world import LORA, World
 
+from mitigate.artifacts.locks import sole_worker
 from mitigate.errors import MitigateError
 from mitigate.lab.people import write_jsonl
-from mitigate.locks import sole_worker
-from mitigate.models import ModelStore
-from mitigate.pipeline import Pipeline, run
-from mitigate.recipe import Recipe, check_recipe, load_recipe
+from mitigate.models.store import ModelStore
+from mitigate.pipeline.run import Pipeline, run
+from mitigate.recipe.schema import Recipe, check_recipe, load_recipe
 from mitigate.runtime import process_state
-from mitigate.unlearning.catalogue import DEFAULT
+from mitigate.unlearning.objectives.catalogue import DEFAULT
 from mitigate.verification.compare import Comparison
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -357,8 +357,8 @@ def test_a_run_interrupted_in_every_stage_ends_in_the_same_bytes(
     finished: tuple[Path, Comparison], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import mitigate.detection.audit
-    import mitigate.pipeline
-    import mitigate.training
+    import mitigate.models.training
+    import mitigate.pipeline.run
     import mitigate.unlearning.loop
     import mitigate.unlearning.trainer
     import mitigate.verification.compare
@@ -386,10 +386,10 @@ def test_a_run_interrupted_in_every_stage_ends_in_the_same_bytes(
             assert not path.name.startswith("."), f"half-written: {path}"
 
     with working_in(tmp_path):
-        interrupt(mitigate.training, "write_json", call=1)  # the target is trained but not yet in its place
+        interrupt(mitigate.models.training, "write_json", call=1)  # the target is trained but not yet in its place
         assert not (tmp_path / "run/lab/target").exists()
-        interrupt(mitigate.training, "write_json", call=3)  # target, oracle, first reference
-        interrupt(mitigate.training, "write_json", call=2)
+        interrupt(mitigate.models.training, "write_json", call=3)  # target, oracle, first reference
+        interrupt(mitigate.models.training, "write_json", call=2)
         assert not (tmp_path / "run/references/reference-1").exists()
         interrupt(mitigate.detection.audit, "write_json", call=1)  # the audit's last file
         assert not (tmp_path / "run/audit").exists()
@@ -397,7 +397,7 @@ def test_a_run_interrupted_in_every_stage_ends_in_the_same_bytes(
         assert (tmp_path / "run/adapter.partial/step-000002/tensors.safetensors").is_file()
         interrupt(mitigate.unlearning.trainer, "write_json", call=1)
         assert not (tmp_path / "run/adapter").exists()
-        interrupt(mitigate.pipeline, "reaudit", call=1)
+        interrupt(mitigate.pipeline.run, "reaudit", call=1)
         interrupt(mitigate.verification.compare, "extract", call=2)
         run(tiny_recipe())
 

@@ -7,12 +7,12 @@ import logging
 import pytest
 from test_reporting import make_audit
 
-import mitigate.cli
-from mitigate.cli_options import ShownText
+import mitigate.cli.app
+from mitigate.cli.options import ShownText
 from mitigate.documents import Document, Documents, Request
 from mitigate.errors import MitigateError, printable, printable_lines, summarize
-from mitigate.reporting.cells import build_heat_map
-from mitigate.reporting.secrecy import TEXTS, Mask
+from mitigate.reporting.heat_map import build_heat_map
+from mitigate.reporting.masking import TEXTS, Mask
 
 EVIL = "a\nmitigate: all clear\r\x1b[32m\u202egood\u2028\x9b1m\u200b"
 
@@ -52,14 +52,14 @@ def test_logs_and_errors_of_the_command_line_move_no_cursor(
     def fail() -> None:
         raise MitigateError(f"two lines\n  - {EVIL!r} and \x1b[2J\u202e")
 
-    monkeypatch.setattr(mitigate.cli, "app", fail)
+    monkeypatch.setattr(mitigate.cli.app, "app", fail)
     with pytest.raises(SystemExit):
-        mitigate.cli.main()
+        mitigate.cli.app.main()
     error = capsys.readouterr().err
     assert error.startswith("mitigate: two lines\n  - ")
     assert error == printable_lines(error)
     record = logging.makeLogRecord({"msg": "%s\x1b[2J", "args": ("id",)})
-    assert mitigate.cli._Plain("%(message)s").format(record) == "id\\x1b[2J"
+    assert mitigate.cli.app._Plain("%(message)s").format(record) == "id\\x1b[2J"
 
 
 def test_the_command_line_and_the_report_know_the_same_amounts_of_text() -> None:

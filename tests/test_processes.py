@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from world import World
 
 from mitigate.detection.audit import Audit, reaudit
-from mitigate.detection.references import load_references
+from mitigate.detection.references.crossfit import load_references
 from mitigate.lab.people import write_jsonl
-from mitigate.models import ModelStore
+from mitigate.models.store import ModelStore
 from mitigate.unlearning.trainer import Unlearned
 
 
@@ -115,10 +115,10 @@ def test_two_processes_train_the_references_that_one_trains(runs: tuple[Path, Pa
 
 WHOLE_MODELS = """
 import sys
-from mitigate.detection.references import crossfit_references
+from mitigate.detection.references.crossfit import crossfit_references
 from mitigate.documents import read_documents
-from mitigate.models import ModelStore
-from mitigate.training import Schedule
+from mitigate.models.store import ModelStore
+from mitigate.models.training import Schedule
 
 base, documents, out = sys.argv[1:]
 schedule, store = Schedule(epochs=1), lambda: ModelStore(device="cpu")
@@ -173,7 +173,7 @@ from types import SimpleNamespace
 
 import typer
 
-from mitigate.cli import _fail_unless_clean
+from mitigate.cli.app import _fail_unless_clean
 from mitigate.runtime import process_state
 
 report, state = Path(sys.argv[1], "report"), process_state("cpu")

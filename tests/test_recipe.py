@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from mitigate.errors import MitigateError
-from mitigate.recipe import check_recipe, check_settings, known_keys, load_recipe
+from mitigate.recipe.schema import check_recipe, check_settings, known_keys, load_recipe
 from mitigate.unlearning.settings import Unlearn
 
 RECIPES = Path(__file__).parents[1] / "recipes"

@@ -13,8 +13,8 @@ import pytest
 from peft import LoraConfig
 from world import World
 
-from mitigate.artifacts import read_json
-from mitigate.detection.references import (
+from mitigate.artifacts.files import read_json
+from mitigate.detection.references.crossfit import (
     INDEX,
     References,
     crossfit_references,
@@ -24,8 +24,8 @@ from mitigate.detection.references import (
 )
 from mitigate.documents import Document, Documents
 from mitigate.errors import MitigateError
-from mitigate.models import ModelStore
-from mitigate.training import Lora, Schedule, sort_sets
+from mitigate.models.store import ModelStore
+from mitigate.models.training import Lora, Schedule, sort_sets
 
 SCHEDULE = Schedule(epochs=1, batch_size=8)
 LORA = Lora(rank=2)

@@ -13,10 +13,10 @@ import pytest
 
 from mitigate.detection.audit import Audit
 from mitigate.errors import MitigateError
-from mitigate.reporting.cells import LEVELS, LONGEST, build_heat_map, level
-from mitigate.reporting.html import heat_map, render_report
+from mitigate.reporting.heat_map import LEVELS, LONGEST, build_heat_map, level
+from mitigate.reporting.masking import BULLET, Mask, visible
+from mitigate.reporting.page import heat_map, render_report
 from mitigate.reporting.plots import against_references, score_distribution
-from mitigate.reporting.secrecy import BULLET, Mask, visible
 
 BIDI = "\u202e"
 

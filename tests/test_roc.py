@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from mitigate.verification.metrics import UNMEASURED, auc, tpr_at_fpr
-from mitigate.verification.roc import Scored, average_precision, over_targets, weighted_auc, weighted_tpr
+from mitigate.statistics.intervals import UNMEASURED, auc, tpr_at_fpr
+from mitigate.statistics.roc import Scored, average_precision, over_targets, weighted_auc, weighted_tpr
 
 Statistic = Callable[[np.ndarray, np.ndarray], np.ndarray]
 FPR = 0.1

@@ -16,12 +16,12 @@ from test_reporting import REPORT, Page, changed, make_audit
 from mitigate.detection.linked import find_linked
 from mitigate.documents import Document, Documents, Span
 from mitigate.errors import MitigateError
-from mitigate.reporting.secrecy import BULLET, Mask
+from mitigate.guard.decoding import completes
+from mitigate.guard.guard import Guard
+from mitigate.reporting.masking import BULLET, Mask
+from mitigate.retraining.removals import Removal, with_copies
+from mitigate.secrets.redaction import fake
 from mitigate.secrets.same import Comparable, Finder, comparable, core, same
-from mitigate.unlearning.guard import Guard
-from mitigate.unlearning.guard_decoding import completes
-from mitigate.unlearning.redaction import fake
-from mitigate.unlearning.removals import Removal, with_copies
 from mitigate.verification.compare import Comparison
 
 

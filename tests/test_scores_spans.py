@@ -10,10 +10,10 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from mitigate.detection import scores
-from mitigate.detection.spans import FoundSpan, SpanRule, find_spans, whole_words, windowed
+from mitigate.detection.spans.threshold import FoundSpan, SpanRule, find_spans, whole_words, windowed
 from mitigate.documents import Document, Documents
 from mitigate.errors import MitigateError
-from mitigate.tokenization import TokenizedDocument, span_tokens, tokenize_documents
+from mitigate.tokens.tokenization import TokenizedDocument, span_tokens, tokenize_documents
 
 NAN = float("nan")
 

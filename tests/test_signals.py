@@ -11,14 +11,14 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from world import ARCHITECTURES, sentences
 
-import mitigate.models
-from mitigate.batches import collate, cut_pieces, make_batches
+import mitigate.models.store
 from mitigate.detection.scores import token_scores
 from mitigate.detection.signals import Judgement, by_model, judge, offline_mixture, token_signals
 from mitigate.documents import Document, Documents
 from mitigate.errors import MitigateError
-from mitigate.models import Model, ModelStore, kept_logits
-from mitigate.tokenization import TokenizedDocument, tokenize_documents
+from mitigate.models.store import Model, ModelStore, kept_logits
+from mitigate.tokens.batches import collate, cut_pieces, make_batches
+from mitigate.tokens.tokenization import TokenizedDocument, tokenize_documents
 
 OUT_REFERENCES = [(0,), (1,), (0, 1), (1,)]  # of four documents
 MODELS = 3  # a target and two references
@@ -126,7 +126,7 @@ def test_signals_equal_a_naive_computation_in_float64(
 def test_kept_logits_equal_dense_logits(
     models: list[Model], tokenized: list[TokenizedDocument], monkeypatch: pytest.MonkeyPatch, masked_head: bool
 ) -> None:
-    monkeypatch.setattr(mitigate.models, "_MASKED_HEAD", masked_head and mitigate.models._MASKED_HEAD)
+    monkeypatch.setattr(mitigate.models.store, "_MASKED_HEAD", masked_head and mitigate.models.store._MASKED_HEAD)
     batch = collate(cut_pieces(tokenized, context=64))
     keep = batch.keep & (torch.arange(batch.keep.shape[1]) % 3 == 1)
     with models[0].active() as module, torch.no_grad():

@@ -18,11 +18,12 @@ from world import World
 
 from mitigate.documents import Document, Documents, DocumentSource, read_documents
 from mitigate.errors import MitigateError
-from mitigate.models import Model, ModelStore
-from mitigate.pipeline import run
-from mitigate.recipe import Recipe, check_recipe
+from mitigate.models.store import Model, ModelStore
+from mitigate.pipeline.run import run
+from mitigate.recipe.schema import Recipe, check_recipe
 from mitigate.reporting.figures import Figures
-from mitigate.verification.tofu import (
+from mitigate.verification.tofu.answers import ask, rouge_l_recall
+from mitigate.verification.tofu.figures import (
     PAPER,
     RELEASED_CODE,
     Answers,
@@ -36,8 +37,7 @@ from mitigate.verification.tofu import (
     truth_ratio,
     utility_parts,
 )
-from mitigate.verification.tofu_answers import ask, rouge_l_recall
-from mitigate.verification.tofu_questions import QUESTION_SETS, Question, Tofu, read_questions, unfamiliar
+from mitigate.verification.tofu.questions import QUESTION_SETS, Question, Tofu, read_questions, unfamiliar
 
 FORM = {"prompt": "{question}\n", "completion": "{answer}\n"}
 THINGS = ("map", "violin", "kettle", "lantern", "basket", "letter")

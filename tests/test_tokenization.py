@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from mitigate.documents import Document, read_documents
 from mitigate.errors import MitigateError
-from mitigate.tokenization import TokenizedDocument, span_tokens, tokenize_documents, windows
+from mitigate.tokens.tokenization import TokenizedDocument, span_tokens, tokenize_documents, windows
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 EMOJI = "Zoë’s  héllo 🎉👩‍👧 call 555-0100\n"

@@ -17,17 +17,17 @@ from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers, proces
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from world import LORA, World, sentences
 
-import mitigate.cli
+import mitigate.cli.app
 from mitigate.detection.audit import Audit, audit, reaudit
 from mitigate.errors import MitigateError
 from mitigate.lab.tiny import train_tokenizer
-from mitigate.models import ModelStore
-from mitigate.pipeline import run
-from mitigate.recipe import Recipe, check_recipe
-from mitigate.sources import tokenizer_fingerprint
-from mitigate.tokens.compatible import check_tokenizers
+from mitigate.models.compatible import check_tokenizers
+from mitigate.models.directory import tokenizer_fingerprint
+from mitigate.models.store import ModelStore
+from mitigate.pipeline.run import run
+from mitigate.recipe.schema import Recipe, check_recipe
+from mitigate.retraining.retrain import retrain
 from mitigate.tokens.rules import rule_differences, tokenizer_rules
-from mitigate.unlearning.exact import retrain
 
 TEXTS = [*sentences(40, seed=7), "  two  spaces, <|x|> and Ünïcödé", ""]
 TEMPLATE = (
@@ -197,7 +197,7 @@ def test_verbs_refuse_another_tokenizer_before_they_train(
     options = ["--base", str(strange), "--target", str(world.target), "--documents", str(tmp_path / "text.jsonl")]
     monkeypatch.setattr("sys.argv", ["mitigate", "references", *options, "--out", str(tmp_path / "references")])
     with pytest.raises(SystemExit) as stopped:
-        mitigate.cli.main()
+        mitigate.cli.app.main()
     assert stopped.value.code == 2
     assert {path.name for path in tmp_path.iterdir()} == {"text.jsonl"}
 
@@ -288,7 +288,7 @@ def test_an_unlearned_model_says_how_it_is_loaded(
     settings = ["--set", "max_steps=1", "--set", "stop_at_control=false", "--set", "learning_rate=0.002"]
     monkeypatch.setattr("sys.argv", ["mitigate", "unlearn", *options, *settings])
     with pytest.raises(SystemExit) as stopped:
-        mitigate.cli.main()
+        mitigate.cli.app.main()
     assert not stopped.value.code
     printed = capsys.readouterr().out
     assert f"    model = peft.AutoPeftModelForCausalLM.from_pretrained('{out}')\n" in printed

@@ -17,14 +17,14 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from world import World, planted_documents
 
-from mitigate.batches import collate
+from mitigate.adapters.trained import ADAPTER, DIFFERENCE, as_before
 from mitigate.detection.audit import Audit, Detect, audit, reaudit
 from mitigate.detection.signals import token_log_probs
 from mitigate.errors import MitigateError
 from mitigate.mistakes import checked
-from mitigate.models import Model, ModelStore
-from mitigate.sources import OVERLAY_FILE
-from mitigate.unlearning.adapter import ADAPTER, DIFFERENCE, as_before
+from mitigate.models.directory import OVERLAY_FILE
+from mitigate.models.store import Model, ModelStore
+from mitigate.tokens.batches import collate
 from mitigate.unlearning.loop import Loop
 from mitigate.unlearning.settings import Unlearn
 from mitigate.unlearning.trainable import Trainable, decoder_layers

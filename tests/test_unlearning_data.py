@@ -14,15 +14,15 @@ import torch
 from forgetting import QUICK, changed, cpu, loop_of
 from world import CONTEXT, World, sentences
 
-from mitigate.batches import collate
 from mitigate.detection.audit import Audit, Detect, audit, load_audited
 from mitigate.documents import Document, Documents
 from mitigate.errors import MitigateError
-from mitigate.models import Model
+from mitigate.models.store import Model
 from mitigate.secrets.same import comparable
+from mitigate.tokens.batches import collate
 from mitigate.unlearning.data import scope_tokens, token_weights, unlearning_data
-from mitigate.unlearning.kept_terms import OutTerms
 from mitigate.unlearning.tasks import Task, facts, micro_batches
+from mitigate.unlearning.teachers import OutTerms
 
 
 @pytest.fixture(scope="module")

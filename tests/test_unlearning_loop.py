@@ -14,9 +14,9 @@ from world import World, sentences
 
 from mitigate.detection.audit import Audit
 from mitigate.documents import Document, Documents
-from mitigate.unlearning.catalogue import OBJECTIVES
-from mitigate.unlearning.levels import Control, control_level
+from mitigate.unlearning.control import Control, control_level
 from mitigate.unlearning.loop import Loop
+from mitigate.unlearning.objectives.catalogue import OBJECTIVES
 from mitigate.unlearning.tasks import Task, dealt, tasks_of_step
 from mitigate.unlearning.trainer import unlearn
 

@@ -20,11 +20,11 @@ from forgetting import QUICK, changed, loop_of, shared
 
 from mitigate.detection.audit import Audit, load_audited
 from mitigate.documents import Document
-from mitigate.tokenization import TokenizedDocument, span_tokens, tokenize_documents
-from mitigate.unlearning.catalogue import OBJECTIVES
+from mitigate.secrets.redaction import replaced
+from mitigate.tokens.tokenization import TokenizedDocument, span_tokens, tokenize_documents
 from mitigate.unlearning.loop import Loop
 from mitigate.unlearning.losses import step_totals
-from mitigate.unlearning.redaction import replaced
+from mitigate.unlearning.objectives.catalogue import OBJECTIVES
 from mitigate.unlearning.tasks import Task, facts, micro_batches, units
 
 EXACT = changed(QUICK, kept_entries=10**4, batch_size=99, retain_batch_size=99)

@@ -12,16 +12,16 @@ from forgetting import cpu
 from typer.testing import CliRunner
 from world import World, planted_documents
 
-from mitigate.artifacts import read_json
-from mitigate.cli import app
+from mitigate.artifacts.files import read_json
+from mitigate.cli.app import app
 from mitigate.detection.audit import Audit, audit, reaudit
-from mitigate.detection.checks import check_references
-from mitigate.detection.references import crossfit_references
+from mitigate.detection.references.checks import check_references
+from mitigate.detection.references.crossfit import crossfit_references
 from mitigate.detection.settings import Detect
 from mitigate.documents import Document, Documents
 from mitigate.errors import MitigateError
-from mitigate.tokenization import TokenizedDocument
-from mitigate.training import Schedule, fine_tune
+from mitigate.models.training import Schedule, fine_tune
+from mitigate.tokens.tokenization import TokenizedDocument
 from mitigate.verification.compare import compare
 
 EACH = 20  # people in each set: as few as holdout documents may be to calibrate by

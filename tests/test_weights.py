@@ -21,14 +21,14 @@ from test_models import edit_json
 from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, BertModel, PreTrainedTokenizerFast
 from world import CONTEXT, World, architecture_config
 
-import mitigate.models
+import mitigate.models.store
 from mitigate.detection.audit import audit
 from mitigate.documents import Documents
 from mitigate.errors import MitigateError
-from mitigate.models import ModelStore
-from mitigate.sources import check_layering, load_tokenizer, model_fingerprint, resolve
-from mitigate.training import Lora, Schedule, fine_tune
-from mitigate.unlearning.exact import retrain
+from mitigate.models.directory import check_layering, load_tokenizer, model_fingerprint, resolve
+from mitigate.models.store import ModelStore
+from mitigate.models.training import Lora, Schedule, fine_tune
+from mitigate.retraining.retrain import retrain
 
 Change = Callable[[Path], None]
 WEIGHTS, ADAPTER, INDEX = "model.safetensors", "adapter_model.safetensors", "model.safetensors.index.json"
@@ -527,6 +527,6 @@ def test_a_model_that_does_not_fit_in_memory_is_not_called_damaged(
     def full(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(mitigate.models.AutoModelForCausalLM, "from_pretrained", full)
+    monkeypatch.setattr(mitigate.models.store.AutoModelForCausalLM, "from_pretrained", full)
     with pytest.raises(MitigateError, match=r"does not fit in memory; .* \(of 24 GiB\)"):
         ModelStore(device="cpu").load(tiny_model("llama"))

@@ -19,13 +19,13 @@ from transformers import (
     Qwen3Config,
 )
 
-from mitigate.artifacts import DIGESTS
+from mitigate.artifacts.files import DIGESTS
 from mitigate.detection.audit import Audit, Detect, audit
-from mitigate.detection.references import crossfit_references
+from mitigate.detection.references.crossfit import crossfit_references
 from mitigate.documents import Document, Documents, Span
 from mitigate.lab.tiny import TinyModel, make_base
-from mitigate.models import ModelStore
-from mitigate.training import Lora, Schedule, fine_tune
+from mitigate.models.store import ModelStore
+from mitigate.models.training import Lora, Schedule, fine_tune
 
 ARCHITECTURES = ("llama", "gpt2", "gpt_neox", "qwen3", "gemma2", "mistral")
 CONTEXT = 64

@@ -21,24 +21,32 @@ import numpy as np
 import pyarrow as pa
 
 from mitigate import __version__
-from mitigate.artifacts import check_digests, fingerprint, new_directory, read_json, read_table, write_json, write_table
-from mitigate.detection.checks import check_references
+from mitigate.artifacts.files import (
+    check_digests,
+    fingerprint,
+    new_directory,
+    read_json,
+    read_table,
+    write_json,
+    write_table,
+)
+from mitigate.detection.assessment import Verdict, judge_documents
 from mitigate.detection.coverage import coverage, warn_of_gaps
-from mitigate.detection.fit import fit_warning, reference_fit
 from mitigate.detection.linked import with_linked
-from mitigate.detection.page import Seen
-from mitigate.detection.references import References, load_references
+from mitigate.detection.references.checks import check_references
+from mitigate.detection.references.crossfit import References, load_references
+from mitigate.detection.references.fit import fit_warning, reference_fit
 from mitigate.detection.settings import Detect
+from mitigate.detection.spans.scored import Seen
 from mitigate.detection.tables import document_table, span_table, token_table
-from mitigate.detection.verdicts import Verdict, judge_documents
 from mitigate.documents import Document, Documents, Request, Span, read_documents
 from mitigate.errors import MitigateError
-from mitigate.models import Model, ModelStore, check_same_tokenizer
-from mitigate.origin import origin_of
+from mitigate.models.compatible import check_audited_tokenizer, check_tokenizers
+from mitigate.models.directory import tokenizer_fingerprint
+from mitigate.models.provenance import origin_of
+from mitigate.models.store import Model, ModelStore, check_same_tokenizer
 from mitigate.runtime import library_versions
-from mitigate.sources import tokenizer_fingerprint
-from mitigate.tokenization import TokenizedDocument
-from mitigate.tokens.compatible import check_audited_tokenizer, check_tokenizers
+from mitigate.tokens.tokenization import TokenizedDocument
 
 logger = logging.getLogger(__name__)
 SCHEMA = 3  # of audit.json and the tables; one of another number is refused
@@ -118,7 +126,7 @@ class Audit:
         """
         from IPython.display import HTML
 
-        from mitigate.reporting.html import heat_map
+        from mitigate.reporting.page import heat_map
 
         return HTML(heat_map(self, text=text, most_documents=most_documents))
 

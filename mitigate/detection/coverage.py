@@ -16,7 +16,7 @@ import numpy as np
 
 from mitigate.documents import Document, Documents
 from mitigate.secrets.values import sensitive_values
-from mitigate.tokenization import TokenizedDocument, span_tokens
+from mitigate.tokens.tokenization import TokenizedDocument, span_tokens
 
 logger = logging.getLogger(__name__)
 USUAL_CUT = 1024  # tokens at which TRL cuts a text, unless it is told otherwise

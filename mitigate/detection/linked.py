@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from mitigate.detection.verdicts import Verdict
+from mitigate.detection.assessment import Verdict
 from mitigate.documents import Documents
 from mitigate.secrets.same import Finder, comparable, is_telling
-from mitigate.tokenization import span_tokens
+from mitigate.tokens.tokenization import span_tokens
 
 LEAST_COPIED = 20  # of a whole span that nobody called sensitive: shorter words in a row are alike by chance
 MOST_SHARE = 0.05  # of the documents may hold a string that nobody called sensitive, but

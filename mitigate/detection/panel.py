@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 from scipy.special import logsumexp
 
-from mitigate.artifacts import fingerprint
+from mitigate.artifacts.files import fingerprint
 from mitigate.detection.audit import Audit
-from mitigate.detection.references import draw
+from mitigate.detection.references.crossfit import draw
 from mitigate.detection.scores import clipped
 from mitigate.errors import MitigateError
 

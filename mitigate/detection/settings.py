@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field, field_validator, model_validator
 
 from mitigate.detection.scores import TOKEN_SCORES
-from mitigate.detection.spans import SpanRule
+from mitigate.detection.spans.threshold import SpanRule
 from mitigate.mistakes import Section
 
 

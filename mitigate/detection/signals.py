@@ -20,11 +20,11 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from mitigate.batches import Batch, cut_pieces, default_batch_tokens, make_batches
 from mitigate.errors import MitigateError, summarize
-from mitigate.models import Model, kept_logits
+from mitigate.models.store import Model, kept_logits
 from mitigate.runtime import progress, share_of
-from mitigate.tokenization import TokenizedDocument
+from mitigate.tokens.batches import Batch, cut_pieces, default_batch_tokens, make_batches
+from mitigate.tokens.tokenization import TokenizedDocument
 
 TARGET_SIGNALS = ("log_prob", "rank", "top_log_prob", "entropy", "log_prob_std")
 REFERENCE_SIGNALS = ("log_prob_out", "entropy_out", "log_ratio", "kl", "log_ratio_variance")

@@ -11,7 +11,7 @@ import pyarrow as pa
 from mitigate.detection.scores import token_scores
 from mitigate.detection.signals import REFERENCE_SIGNALS, TARGET_SIGNALS
 from mitigate.documents import Documents
-from mitigate.tokenization import TokenizedDocument
+from mitigate.tokens.tokenization import TokenizedDocument
 
 
 def token_table(

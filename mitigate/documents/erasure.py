@@ -17,10 +17,10 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from mitigate.documents.duplicates import without_trained_controls
-from mitigate.documents.folding import find_words, fold, in_word
 from mitigate.documents.sources import Where
 from mitigate.documents.types import Documents, Erasure
 from mitigate.errors import MitigateError, summarize
+from mitigate.text.folding import find_words, fold, in_word
 
 logger = logging.getLogger(__name__)
 _NEAREST = 3  # unknown ids for which similar ones are looked up

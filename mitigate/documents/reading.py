@@ -15,12 +15,12 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mitigate.documents.chat import SPOKEN, check_arguments, check_messages, check_tools, render_chat
+from mitigate.documents.chat.rendering import SPOKEN, check_arguments, check_messages, check_tools, render_chat
+from mitigate.documents.chat.turns import UNTOUCHED
 from mitigate.documents.duplicates import key_of, without_trained_controls
-from mitigate.documents.formats import Body, Chat, Format, Pair, Text, Tokens, as_messages, recognise
-from mitigate.documents.patterns import SlowPatternError, find_all, substitute
-from mitigate.documents.places import UNTOUCHED
-from mitigate.documents.rows import Row, read_rows
+from mitigate.documents.rows.formats import Body, Chat, Format, Pair, Text, Tokens, as_messages, recognise
+from mitigate.documents.rows.reader import Row, read_rows
+from mitigate.documents.rows.token_ids import text_of
 from mitigate.documents.sources import (
     DocumentSource,
     SpanSettings,
@@ -31,10 +31,10 @@ from mitigate.documents.sources import (
     template_fields,
 )
 from mitigate.documents.tails import with_tails
-from mitigate.documents.token_ids import text_of
 from mitigate.documents.types import SETS, Document, Documents, Marks, Span
 from mitigate.documents.written import FIELD, as_written
 from mitigate.errors import MitigateError, summarize
+from mitigate.text.patterns import SlowPatternError, find_all, substitute
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from mitigate.documents.patterns import search
+from mitigate.text.patterns import search
 
 SetName = Literal["forget", "retain", "holdout"]
 Audited = Literal["all", "completion", "assistant"] | Annotated[list[str], Field(min_length=1)]

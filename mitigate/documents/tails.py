@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from mitigate.documents.encoding import encode
 from mitigate.documents.types import Document, Span
 from mitigate.errors import MitigateError
+from mitigate.text.encoding import encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

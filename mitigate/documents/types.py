@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, get_args, overload
 
-from mitigate.artifacts import fingerprint
+from mitigate.artifacts.files import fingerprint
 from mitigate.documents.sources import SetName
 from mitigate.errors import MitigateError, summarize
 

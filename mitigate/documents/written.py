@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mitigate.artifacts import new_file
+from mitigate.artifacts.files import new_file
 from mitigate.documents.sources import DocumentSource
 from mitigate.documents.types import Document
 from mitigate.errors import MitigateError

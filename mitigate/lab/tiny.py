@@ -13,12 +13,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from mitigate.artifacts import new_directory, write_json
+from mitigate.artifacts.files import new_directory, write_json
 from mitigate.documents import Document, Documents
 from mitigate.mistakes import Section
+from mitigate.models.training import Schedule, fit
 from mitigate.runtime import resolve_device, seed_everything
-from mitigate.tokenization import tokenize_documents
-from mitigate.training import Schedule, fit
+from mitigate.tokens.tokenization import tokenize_documents
 
 logger = logging.getLogger(__name__)
 

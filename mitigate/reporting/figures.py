@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from mitigate.reporting.cells import figure_text, finite
+from mitigate.reporting.heat_map import figure_text, finite
 
 
 @dataclass(frozen=True)

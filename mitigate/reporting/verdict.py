@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from math import expm1
 from typing import Any
 
-from mitigate.reporting.cells import figure_text
 from mitigate.reporting.figures import AUC_WORDS, Figure, Figures
+from mitigate.reporting.heat_map import figure_text
 from mitigate.reporting.judgement import Finding, control_of, extraction_excess, findings, worst
 
 CLOSER = 0.65  # distance to the oracle after, as a share of before

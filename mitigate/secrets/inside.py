@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from mitigate.secrets.accounts import DATE
-from mitigate.secrets.places import UNIT
+from mitigate.secrets.addresses import UNIT
 
 Place = tuple[int, int, str]  # start, end, kind
 

@@ -27,7 +27,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from mitigate.documents.folding import begins_word
+from mitigate.text.folding import begins_word
 
 LEAST_CHARACTERS = 6  # letters and digits of a string that does not turn up by chance, and
 LEAST_BITS = 8.0  # characters × entropy of their distribution: 000000 has none

@@ -15,13 +15,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mitigate.documents.stretches import joined
 from mitigate.secrets.accounts import numbers_behind_words
+from mitigate.secrets.addresses import addresses
 from mitigate.secrets.inside import names, weak_numbers
 from mitigate.secrets.keys import keys_and_codes
 from mitigate.secrets.networks import network_addresses
 from mitigate.secrets.numbers import coordinates, number_runs
-from mitigate.secrets.places import addresses
+from mitigate.text.stretches import joined
 
 _ANYWHERE = (network_addresses, numbers_behind_words, keys_and_codes, number_runs, coordinates, addresses)
 _INSIDE = (weak_numbers, names)  # the earlier one first

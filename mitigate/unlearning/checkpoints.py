@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from mitigate.artifacts import damage, new_directory, read_json, write_json
-from mitigate.temporaries import discard, remove, sweep
+from mitigate.artifacts.files import damage, new_directory, read_json, write_json
+from mitigate.artifacts.temporaries import discard, remove, sweep
 
 logger = logging.getLogger(__name__)
 _STATE, _TENSORS = "state.json", "tensors.safetensors"

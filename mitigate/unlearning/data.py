@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from mitigate.batches import Piece, cut_pieces
 from mitigate.detection.audit import Audit
 from mitigate.documents import Document, Documents, Span
 from mitigate.errors import MitigateError
-from mitigate.models import Model
-from mitigate.tokenization import TokenizedDocument, span_tokens, tokenize_documents
-from mitigate.unlearning.redaction import replaced
+from mitigate.models.store import Model
+from mitigate.secrets.redaction import replaced
+from mitigate.tokens.batches import Piece, cut_pieces
+from mitigate.tokens.tokenization import TokenizedDocument, span_tokens, tokenize_documents
 from mitigate.unlearning.tasks import Task
 
 

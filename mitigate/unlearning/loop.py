@@ -13,16 +13,16 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from mitigate.artifacts import fingerprint
-from mitigate.batches import Batch
+from mitigate.adapters.trained import is_sharded
+from mitigate.artifacts.files import fingerprint
+from mitigate.artifacts.temporaries import partial_of
 from mitigate.errors import MitigateError, NothingToUnlearnError
+from mitigate.models.training import rate_factor
 from mitigate.runtime import process_state, progress, together
-from mitigate.temporaries import partial_of
-from mitigate.training import rate_factor
-from mitigate.unlearning.adapter import is_sharded
+from mitigate.tokens.batches import Batch
 from mitigate.unlearning.checkpoints import Checkpoints, optimizer_parts, optimizer_state
+from mitigate.unlearning.control import Control
 from mitigate.unlearning.data import UnlearningData
-from mitigate.unlearning.levels import Control
 from mitigate.unlearning.losses import Losses, step_totals
 from mitigate.unlearning.settings import Unlearn
 from mitigate.unlearning.tasks import Task, dealt, facts, micro_batches, tasks_of_step

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from mitigate.batches import Batch, default_batch_tokens
 from mitigate.errors import MitigateError
-from mitigate.models import kept_logits
-from mitigate.unlearning.catalogue import OBJECTIVES, Parameters, Selected, arrived, needs_of
-from mitigate.unlearning.distributions import divergence
-from mitigate.unlearning.kept_terms import BeforeTerms, OutTerms
-from mitigate.unlearning.objectives import hidden_anchor
+from mitigate.models.store import kept_logits
+from mitigate.tokens.batches import Batch, default_batch_tokens
+from mitigate.unlearning.objectives.catalogue import OBJECTIVES, Parameters, Selected, arrived, needs_of
+from mitigate.unlearning.objectives.distributions import divergence
+from mitigate.unlearning.objectives.formulas import hidden_anchor
 from mitigate.unlearning.settings import Unlearn
 from mitigate.unlearning.tasks import Facts, Task, facts
+from mitigate.unlearning.teachers import BeforeTerms, OutTerms
 from mitigate.unlearning.trainable import AdapterTrainable, Trainable, decoder_layers
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from mitigate.mistakes import Section
-from mitigate.training import Lora
+from mitigate.models.training import Lora
 
 
 class Retain(Section):

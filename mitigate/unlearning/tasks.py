@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from mitigate.batches import Batch, Piece, collate
+from mitigate.tokens.batches import Batch, Piece, collate
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,10 +19,9 @@ import torch
 from accelerate import Accelerator
 from peft import set_peft_model_state_dict
 
-from mitigate.adapters import is_adapter
-from mitigate.errors import MitigateError
-from mitigate.models import Model
-from mitigate.unlearning.adapter import (
+from mitigate.adapters.addition import Part, obstacle
+from mitigate.adapters.merging import MERGED
+from mitigate.adapters.trained import (
     ADAPTER,
     adapter_state,
     add_adapter,
@@ -32,8 +31,9 @@ from mitigate.unlearning.adapter import (
     lower_parts,
     save_adapter,
 )
-from mitigate.unlearning.addition import Part, obstacle
-from mitigate.unlearning.merging import MERGED
+from mitigate.errors import MitigateError
+from mitigate.models.adapters import is_adapter
+from mitigate.models.store import Model
 from mitigate.unlearning.settings import Unlearn
 
 logger = logging.getLogger(__name__)

@@ -21,30 +21,30 @@ from typing import Any
 from accelerate import Accelerator
 
 from mitigate import __version__
-from mitigate.artifacts import check_free, fingerprint, new_directory, read_json, write_json
+from mitigate.adapters.card import write_card
+from mitigate.adapters.merging import MERGED, merge_adapters
+from mitigate.artifacts.files import check_free, fingerprint, new_directory, read_json, write_json
+from mitigate.artifacts.locks import sole_worker
+from mitigate.artifacts.temporaries import partial_of
 from mitigate.detection.audit import Audit, load_audited
 from mitigate.detection.doubts import doubts_of
-from mitigate.detection.generation import Sampling, sample
 from mitigate.detection.panel import by_teachers, taught_by
 from mitigate.documents import Documents, read_documents
 from mitigate.errors import MitigateError, NothingToUnlearnError, summarize
-from mitigate.locks import sole_worker
-from mitigate.mixture import FOR_INFERENCE, Mixture
-from mitigate.models import Model, ModelStore
-from mitigate.origin import UNLEARN_RECORD, made_from
+from mitigate.generation.sampling import Sampling, sample
+from mitigate.models.compatible import check_audited_tokenizer
+from mitigate.models.directory import check_layering
+from mitigate.models.mixture import FOR_INFERENCE, Mixture
+from mitigate.models.provenance import UNLEARN_RECORD, made_from
+from mitigate.models.store import Model, ModelStore
 from mitigate.runtime import process_state, seed_everything, together
-from mitigate.sources import check_layering
-from mitigate.temporaries import partial_of
-from mitigate.tokens.compatible import check_audited_tokenizer
-from mitigate.unlearning.card import write_card
-from mitigate.unlearning.catalogue import OBJECTIVES, anchor_of, needs_of, parse_objective
+from mitigate.unlearning.control import control_level, span_floor
 from mitigate.unlearning.data import scope_tokens, unlearning_data
-from mitigate.unlearning.kept_terms import OutTerms
-from mitigate.unlearning.levels import control_level, span_floor
 from mitigate.unlearning.loop import Loop
 from mitigate.unlearning.losses import Losses
-from mitigate.unlearning.merging import MERGED, merge_adapters
+from mitigate.unlearning.objectives.catalogue import OBJECTIVES, anchor_of, needs_of, parse_objective
 from mitigate.unlearning.settings import Unlearn
+from mitigate.unlearning.teachers import OutTerms
 from mitigate.unlearning.trainable import AdapterTrainable, State, Trainable, checkpoint_activations, make_trainable
 
 logger = logging.getLogger(__name__)

@@ -18,16 +18,17 @@ from typing import Any
 
 import numpy as np
 
-from mitigate.artifacts import new_directory, new_file, write_json
+from mitigate.artifacts.files import new_directory, new_file, write_json
 from mitigate.detection.audit import Audit, load_audited
 from mitigate.detection.panel import as_judged
 from mitigate.detection.signals import token_log_probs
 from mitigate.errors import MitigateError
-from mitigate.models import Model, ModelStore
-from mitigate.reporting.secrecy import TEXTS, Mask
+from mitigate.models.compatible import check_audited_tokenizer
+from mitigate.models.store import Model, ModelStore
+from mitigate.reporting.masking import TEXTS, Mask
 from mitigate.reporting.verdict import verdict_of
 from mitigate.runtime import library_versions
-from mitigate.tokens.compatible import check_audited_tokenizer
+from mitigate.statistics.intervals import flat
 from mitigate.verification.erasure import erasure_figures, erasure_notes, without_request
 from mitigate.verification.extraction import Attempts, Extraction, Secrets, extract, secrets_of
 from mitigate.verification.extraction_figures import extraction_figures
@@ -40,10 +41,9 @@ from mitigate.verification.figures import (
     over_forgotten,
     utility,
 )
-from mitigate.verification.metrics import flat
 from mitigate.verification.mitigation import mitigation_figures, mitigation_notes
 from mitigate.verification.never_seen import never_seen_level
-from mitigate.verification.tofu import tofu_notes
+from mitigate.verification.tofu.figures import tofu_notes
 
 MOST_VALUES = 1000  # sensitive values that extraction tries; of more, a random sample: 3 points of interval either way
 
@@ -64,7 +64,7 @@ class Comparison:
 
     def html(self) -> str:
         """The self-contained report page."""
-        from mitigate.reporting.html import render_report
+        from mitigate.reporting.page import render_report
 
         before, after, _ = as_judged(self.before, self.after)  # as the figures are told
         return render_report(self.report, before, after, mask=self._mask)

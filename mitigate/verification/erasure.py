@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mitigate.detection.audit import Audit
-from mitigate.verification.metrics import UNMEASURED, clustered_mean
+from mitigate.statistics.intervals import UNMEASURED, clustered_mean
 
 HIDDEN = "(hidden)"
 

@@ -25,16 +25,16 @@ import numpy as np
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from mitigate.decoding import continuations
 from mitigate.detection.audit import Audit
 from mitigate.errors import MitigateError
-from mitigate.models import Model
+from mitigate.generation.decoding import continuations
+from mitigate.models.store import Model
 from mitigate.runtime import progress, share_of
+from mitigate.secrets.addresses import ADDRESS, UNIT
 from mitigate.secrets.inside import NAME
-from mitigate.secrets.places import ADDRESS, UNIT
 from mitigate.secrets.same import comparable
 from mitigate.secrets.values import Value, sensitive_values
-from mitigate.tokenization import span_tokens
+from mitigate.tokens.tokenization import span_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from mitigate.detection.audit import Audit
-from mitigate.documents.stretches import runs
+from mitigate.statistics.intervals import UNMEASURED, clustered_share, flat
+from mitigate.text.stretches import runs
 from mitigate.verification.extraction import Attempts, Extraction, Place
 from mitigate.verification.figures import View
-from mitigate.verification.metrics import UNMEASURED, clustered_share, flat
 
 _AUDITED = ("before", "after")
 LEAST_CHARACTERS = 8  # of a value that is not completed by chance

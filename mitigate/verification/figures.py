@@ -9,7 +9,7 @@ import numpy as np
 
 from mitigate.detection.audit import Audit
 from mitigate.secrets.same import comparable
-from mitigate.verification.metrics import (
+from mitigate.statistics.intervals import (
     FEWEST_CLUSTERS,
     UNMEASURED,
     Figure,

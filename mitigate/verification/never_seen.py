@@ -26,8 +26,8 @@ from scipy.special import logsumexp
 
 from mitigate.detection.audit import Audit
 from mitigate.detection.scores import clipped, log_ratio, loss
+from mitigate.statistics.intervals import UNMEASURED, Figure, auc_of_many, clustered_auc, flat
 from mitigate.verification.figures import View
-from mitigate.verification.metrics import UNMEASURED, Figure, auc_of_many, clustered_auc, flat
 
 ASSUMED = 0.5
 _LEVELS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {  # score -> of log p and log p̄

@@ -1,0 +1,182 @@
+"""The new adapter over a model: put on, switched, checked, saved. The base under it is never touched."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
+from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
+
+from mitigate.adapters.addition import Part, add, check_sum
+from mitigate.artifacts.files import write_json
+from mitigate.errors import MitigateError
+from mitigate.models.adapters import is_adapter
+from mitigate.models.directory import OVERLAY_FILE
+from mitigate.models.store import Model, SharedBase
+from mitigate.models.training import Lora, beside_saved_modules, sort_sets
+
+DIFFERENCE = "difference"  # directory of an adapter that is of no use without those that it lies over
+_TOTAL = "total"
+ADAPTER = "default"  # PEFT saves an adapter of this name into the directory itself
+
+
+def add_adapter(model: Model, lora: Lora, *, seed: int, dora: bool = False) -> None:
+    """Put a fresh LoRA (or DoRA, Liu et al., arXiv 2402.09353) adapter over the model's own; only it gets gradients."""
+    base, config = model.base, lora.config()
+    config.use_dora = dora
+    if base.peft is not None and ADAPTER in base.peft.peft_config:
+        base.peft.delete_adapter(ADAPTER)  # of an earlier run with this store
+    torch.manual_seed(seed)
+    try:
+        if base.peft is None:
+            base.peft = get_peft_model(base.model, config, adapter_name=ADAPTER)
+        else:
+            base.peft.add_adapter(ADAPTER, beside_saved_modules(config, base.model))
+    except ValueError as error:
+        raise MitigateError(f"unlearn.lora: does not fit this model ({error})") from error
+    _switch(model, on=True)
+
+
+@contextlib.contextmanager
+def as_before(model: Model) -> Iterator[None]:
+    """The model as it was before unlearning, inside the block."""
+    _switch(model, on=False)
+    try:
+        yield
+    finally:
+        _switch(model, on=True)
+
+
+def _switch(model: Model, *, on: bool) -> None:
+    """Turn the new adapter on or off over the target's own adapters, and keep only it trainable."""
+    model.base.activate((*model.adapters, ADAPTER) if on else model.adapters)
+    for name, parameter in model.base.model.named_parameters():
+        parameter.requires_grad_(f".{ADAPTER}." in name)
+
+
+def adapter_state(base: SharedBase, accelerator: Accelerator, module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The new adapter's weights on the CPU, gathered where they are sharded; every process must call it."""
+    assert base.peft is not None
+    whole = accelerator.get_state_dict(module) if is_sharded(base.model) else None
+    if whole is not None:
+        whole = {f"base_model.model.{name}": tensor for name, tensor in whole.items()}
+    return _state(base.peft, ADAPTER, whole)
+
+
+def is_sharded(module: torch.nn.Module) -> bool:
+    """Whether FSDP holds the weights in shards."""
+    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+
+
+def lower_parts(model: Model) -> list[Part]:
+    """The adapters that the model consists of, lowest first, with copies of their weights on the CPU.
+
+    To be read before the weights are sharded.
+    """
+    peft = model.base.peft
+    return [Part(peft.peft_config[name], _state(peft, name)) for name in model.adapters] if peft is not None else []
+
+
+def save_adapter(
+    model: Model,
+    adapter: dict[str, torch.Tensor],
+    directory: Path,
+    *,
+    below: Sequence[Part] = (),
+    difference: bool = False,
+) -> None:
+    """Write the new adapter, and the tokenizer beside it.
+
+    Over a plain model it is written as it is. Over adapters it is written as their sum with the new one, which is to be
+    loaded in their place; or, if only the difference is wanted, into a directory below, with a file beside that that
+    tells `ModelStore` what lies under it: PEFT finds no adapter where it must not be loaded alone.
+
+    Args:
+        model: what the new adapter lies over.
+        adapter: its weights, named as PEFT saves them.
+        directory: an existing one.
+        below: the model's own adapters, from `lower_parts`.
+        difference (`bool`, *optional*, defaults to `False`): write the new adapter alone in every case.
+
+    Raises:
+        MitigateError: the adapters cannot be added, or their sum is not what they do together.
+    """
+    base = model.base
+    assert base.peft is not None
+    config = cast(LoraConfig, base.peft.peft_config[ADAPTER])
+    config.base_model_name_or_path = base.source
+    config.inference_mode = True
+    model.tokenizer.save_pretrained(directory)
+    named = {name: path for path, name in base.names.items()}
+    over = [named[name] for name in model.adapters]
+    if not over and is_adapter(base.source):  # merged into the weights
+        over = [base.source]
+    if not over:
+        write_adapter(config, adapter, directory)
+    elif difference:
+        (directory / DIFFERENCE).mkdir()
+        alone = copy.copy(config)
+        alone.base_model_name_or_path = f"none: lies over {over[-1]}, see README.md"
+        write_adapter(alone, adapter, directory / DIFFERENCE)
+        write_json(directory / OVERLAY_FILE, {"over": over, "adapter": DIFFERENCE})
+    else:
+        added, tensors = add([*below, Part(config, adapter)])
+        added.base_model_name_or_path = base.source
+        if not is_sharded(base.model):  # else no process holds a whole weight
+            _check_added(model, added, tensors)
+        write_adapter(added, tensors, directory)
+
+
+def _check_added(model: Model, config: LoraConfig, tensors: dict[str, torch.Tensor]) -> None:
+    """Let PEFT load a sum beside its parts, and compare their updates."""
+    peft = model.base.peft
+    assert peft is not None
+    config = copy.deepcopy(config)  # and nothing that touches what lies under the adapters, which is as it must be
+    config.bias, config.modules_to_save, config.trainable_token_indices = "none", None, None
+    try:
+        peft.add_adapter(_TOTAL, config)
+        matrices = {name: tensor for name, tensor in tensors.items() if "lora_" in name}
+        set_peft_model_state_dict(peft, matrices, adapter_name=_TOTAL)
+        check_sum(peft, [*model.adapters, ADAPTER], total=_TOTAL)
+    finally:
+        if _TOTAL in peft.peft_config:
+            peft.delete_adapter(_TOTAL)
+        _switch(model, on=True)
+
+
+def write_adapter(config: PeftConfig, tensors: dict[str, torch.Tensor], directory: Path) -> None:
+    """Write a PEFT adapter into an existing directory; equal ones give equal bytes."""
+    sort_sets(config)
+    config.save_pretrained(str(directory))
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, directory / "adapter_model.safetensors")
+
+
+def _state(peft: PeftModel, name: str, whole: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+    embeddings: Any = "auto" if name != ADAPTER else False  # ours never change
+    state = get_peft_model_state_dict(peft, state_dict=whole, adapter_name=name, save_embedding_layers=embeddings)
+    return {key: tensor.detach().cpu().clone() for key, tensor in state.items()}
+
+
+def base_checksum(base: SharedBase) -> str:
+    """Fingerprint of every weight that unlearning must not touch."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(base.model.named_parameters(), key=lambda item: item[0].replace(".base_layer", "")):
+        if "lora_" not in name:
+            local = getattr(parameter, "_local_tensor", parameter)
+            digest.update(local.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,165 @@
+"""Everything that a benchmark of detectors reads from a world's models: judgements for every target, and the truth.
+
+Each of the detector's models is a target in turn, judged by K of the others; for each target, the shadows among the
+others are judged without it. Truth models take part in nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from scipy.special import logsumexp
+
+from mitigate.bench.world import World
+from mitigate.detection.calibration.shadows import Judged, Shadow, deal_shadows, out_of
+from mitigate.detection.signals import Judgement, judge
+from mitigate.documents import Documents
+from mitigate.models.store import Model, ModelStore
+from mitigate.tokens.tokenization import TokenizedDocument, span_tokens, tokenize_documents, word_numbers
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Judgements of one seed's documents.
+
+    Attributes:
+        documents, tokenized: what is judged.
+        groups: for each document the group that must not be split between folds or clusters; twins share one.
+        member: (D, M) bool, which documents trained which of the detector's models.
+        everything: all judgements, each once.
+        log_probs: (document, model) -> (T,) log-probabilities; truth models come after the detector's.
+        references: K, how many OUT references judge.
+        truth_member: (D, truth models) bool.
+    """
+
+    documents: Documents
+    tokenized: Sequence[TokenizedDocument]
+    groups: Sequence[str]
+    member: np.ndarray
+    truth_member: np.ndarray
+    everything: Judged
+    log_probs: dict[tuple[int, int], np.ndarray]
+    references: int
+
+    @cached_property
+    def known(self) -> list[list[tuple[int, int]]]:
+        """For each document, the token indices [start, end) of its known spans."""
+        return [
+            [(int(tokens[0]), int(tokens[-1]) + 1) for span in document.spans if (tokens := _scored(own, span)).size]
+            for document, own in zip(self.documents, self.tokenized, strict=True)
+        ]
+
+    @cached_property
+    def _place(self) -> dict[Judgement, int]:
+        return {judgement: number for number, judgement in enumerate(self.everything.judgements)}
+
+    def available(self, target: int) -> list[int]:
+        """The models that serve as shadows and references for a target."""
+        return [model for model in range(self.member.shape[1]) if model != target]
+
+    def of_target(self, target: int) -> Judged:
+        """Every document judged with the target; a document with fewer than K OUT references is left out."""
+        return self._take(target_judgements(self.member, target, self.references, self._keys))
+
+    def of_reference(self, target: int) -> Judged:
+        """As `of_target`, but with one of the judging references in the target's place: a control without any truth."""
+        judgements = target_judgements(self.member, target, self.references, self._keys)
+        return self._take([Judgement(j.document, j.out[0], j.out) for j in judgements])
+
+    def shadows(self, target: int) -> tuple[list[Shadow], Judged]:
+        """The shadows of a target, and their judgements."""
+        dealt = deal_shadows(self.member, available=self.available(target), count=self.references, keys=self._keys)
+        return dealt, self._take([shadow.judgement for shadow in dealt])
+
+    def counterfactual(self, document: int) -> np.ndarray:
+        """(T,) log of the mean probability under the truth models that never saw a document."""
+        models = self.member.shape[1] + np.flatnonzero(~self.truth_member[document])
+        log_probs = np.stack([self.log_probs[document, int(model)] for model in models])
+        return logsumexp(log_probs, axis=0) - np.log(len(models))
+
+    @cached_property
+    def _keys(self) -> list[str]:
+        return [document.id for document in self.documents]
+
+    def _take(self, judgements: Sequence[Judgement]) -> Judged:
+        return self.everything.take([self._place[judgement] for judgement in judgements])
+
+
+def gather(
+    world: World,
+    *,
+    references: int,
+    targets: Sequence[int] | None = None,
+    temperature: float = 1.0,
+    offline_a: float = 1.0,
+    store: ModelStore | None = None,
+) -> Evidence:
+    """Judge a world's documents.
+
+    Args:
+        world: documents and models.
+        references: K, how many OUT references judge a document.
+        targets (*optional*, defaults to all): the models that are targets.
+        temperature, offline_a: as for `judge`.
+        store (*optional*): loads the models.
+    """
+    store = store or ModelStore()
+    models: list[Model] = [store.load(path) for path in (*world.models.paths, *world.truth.paths)]
+    tokenized = tokenize_documents(world.documents, models[0].tokenizer)
+    keys = [document.id for document in world.documents]
+    wanted: dict[Judgement, None] = {}
+    for target in range(world.member.shape[1]) if targets is None else targets:
+        own = target_judgements(world.member, target, references, keys)
+        available = [model for model in range(world.member.shape[1]) if model != target]
+        dealt = deal_shadows(world.member, available=available, count=references, keys=keys)
+        for judgement in (*own, *(shadow.judgement for shadow in dealt)):
+            wanted[judgement] = None
+        for judgement in own:
+            wanted[Judgement(judgement.document, judgement.out[0], judgement.out)] = None
+    plain = [Judgement(document, model) for document in range(len(tokenized)) for model in range(len(models))]
+    judgements = [*wanted, *plain]
+    signals = judge(
+        models,
+        judgements,
+        documents=tokenized,
+        temperature=temperature,
+        offline_a=offline_a,
+        description=f"Judging {len(tokenized)} documents by {len(models)} models",
+    )
+    words = [word_numbers(own.offsets, of.text) for own, of in zip(tokenized, world.documents, strict=True)]
+    everything = Judged(judgements, signals, words)
+    starts = everything.starts
+    log_probs = {
+        (judgement.document, judgement.target): signals["log_prob"][starts[n] : starts[n + 1]]
+        for n, judgement in enumerate(judgements)
+        if not judgement.out
+    }
+    return Evidence(
+        documents=world.documents,
+        tokenized=tokenized,
+        groups=[world.owner.get(document.group, document.group) for document in world.documents],
+        member=world.member,
+        truth_member=world.truth_member,
+        everything=everything,
+        log_probs=log_probs,
+        references=references,
+    )
+
+
+def target_judgements(member: np.ndarray, target: int, references: int, keys: Sequence[str]) -> list[Judgement]:
+    """Every document with `references` OUT references, judged with the target by these; see `out_of`."""
+    available = [model for model in range(member.shape[1]) if model != target]
+    judgements = []
+    for document, key in enumerate(keys):
+        out = out_of(member[document], available=available, count=references, key=key)
+        if len(out) >= references:
+            judgements.append(Judgement(document, target, tuple(sorted(out[:references]))))
+    return judgements
+
+
+def _scored(own: TokenizedDocument, span: object) -> np.ndarray:
+    covered = span_tokens(own.offsets, span.start, span.end)  # type: ignore[attr-defined]
+    return covered[own.audited[covered]]

@@ -1,0 +1,201 @@
+"""What a benchmark measures on: documents, models trained on known halves of them, and truth models kept apart.
+
+    out/base                   a base from scratch that saw none of the documents
+    out/seed-0/documents.jsonl
+    out/seed-0/models/         the detector's: every one is a target in turn, and a reference of the others
+    out/seed-0/truth/          the truth's: no detector sees them
+
+Every trained document is in half of the models and in half of the truth models. Training is seeded, resumable model by
+model, and shared between processes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from pydantic import Field
+
+from mitigate.artifacts.files import read_json
+from mitigate.detection.references.crossfit import References, crossfit_references
+from mitigate.documents import Documents, read_documents
+from mitigate.errors import MitigateError, summarize
+from mitigate.lab.people import general_text, plant, write_jsonl
+from mitigate.lab.tiny import TinyModel, make_base
+from mitigate.mistakes import Section
+from mitigate.models.store import ModelStore
+from mitigate.models.training import Lora, Schedule
+from mitigate.runtime import process_state
+
+logger = logging.getLogger(__name__)
+
+
+class ModelSettings(Section):
+    """The base of a benchmark, and how models are fine-tuned from it."""
+
+    method: str = Field("full", pattern="^(lora|full)$", description="full: whole models; lora: adapters")
+    lora: Lora = Field(default_factory=lambda: Lora(), description="shape of the adapters")
+    base: TinyModel = Field(
+        default_factory=lambda: TinyModel(
+            vocabulary=2048,
+            hidden_size=192,
+            layers=5,
+            heads=6,
+            context=512,
+            schedule=Schedule(epochs=2, learning_rate=3e-3, batch_size=16),
+        ),
+        description="the base, made from scratch",
+    )
+    base_documents: int = Field(5000, ge=100, description="documents of invented text that the base is trained on")
+
+
+class WorldSettings(ModelSettings):
+    """How the documents and models of a detector benchmark are made."""
+
+    models: int = Field(8, ge=4, description="models of the detector: each a target, a shadow and a reference; even")
+    truth_models: int = Field(4, ge=2, description="further models, for the counterfactual truth alone; even")
+    people: dict[int, int] = Field(
+        default_factory=lambda: {0: 60, 1: 170, 2: 40, 4: 15, 8: 6, 16: 3},
+        description="lab people: documents that hold a person's secrets: number of people",
+    )
+    schedule: Schedule | None = Field(
+        None, description="of every model; default: 10 epochs of invented people, 20 of a file without copies"
+    )
+
+    def check_references(self, references: int) -> None:
+        """Refuse a number of OUT references that half of the models cannot give.
+
+        Raises:
+            MitigateError: `references` is under 1, or above half of the models less one.
+        """
+        if not 1 <= references <= self.models // 2 - 1:
+            raise MitigateError(
+                f"references: {references} OUT references of {self.models} models; a document has {self.models // 2} "
+                f"models that never saw it, one of them may be the target: give 1 to {self.models // 2 - 1}, "
+                "or more models"
+            )
+
+
+@dataclass(frozen=True)
+class World:
+    """Documents, models, and which document trained which model.
+
+    Attributes:
+        documents: all that are judged; those that trained no model are non-members of every target.
+        models: the detector's models.
+        truth: models for the counterfactual truth.
+        member: (D, models) bool, whether a document trained a model.
+        truth_member: (D, truth models) bool.
+        copies: document id -> how many documents hold its secrets, or those of whom it mirrors (lab people only).
+        owner: group of a never-trained twin -> group of the person it mirrors (lab people only).
+    """
+
+    documents: Documents
+    models: References
+    truth: References
+    member: np.ndarray
+    truth_member: np.ndarray
+    copies: Mapping[str, int] = field(default_factory=dict)
+    owner: Mapping[str, str] = field(default_factory=dict)
+
+
+def make_world(
+    out: Path,
+    *,
+    seed: int,
+    settings: WorldSettings,
+    documents: Path | None = None,
+    base: str | None = None,
+    device: str = "auto",
+) -> World:
+    """Documents and models of one seed; what is already there is kept.
+
+    Args:
+        out: directory of the benchmark.
+        seed: of the people, the halves, the initialization and the order.
+        settings: sizes and schedules.
+        documents (*optional*): JSON lines with id, text and spans instead of invented people.
+        base (*optional*): an existing base model instead of one from scratch.
+        device (`str`, *optional*, defaults to `auto`): where the models are trained.
+
+    Raises:
+        MitigateError: `out` holds models of other documents or settings; the file cannot be read.
+    """
+    base = base or str(make_bench_base(out, settings=settings, device=device))
+    directory = out / f"seed-{seed}"
+    if documents is not None:
+        judged = trained = Documents(read_documents(documents).items)
+        copies: dict[str, int] = {}
+        owner: dict[str, str] = {}
+    else:
+        planting = plant(seed=f"bench/{seed}", people_per_count=settings.people)
+        owner = {twin: member for member, twin in planting.twins.items()}
+        judged, trained = planting.documents, planting.documents.subset(("forget", "retain"))
+        copies = {d.id: planting.copies[owner.get(d.group, d.group)] for d in judged}
+    _write_once(judged, directory / "documents.jsonl")
+
+    schedule = settings.schedule or Schedule(epochs=20 if documents else 10, learning_rate=1.5e-3, batch_size=8)
+
+    def train(name: str, count: int, *, seed: int) -> References:
+        return crossfit_references(
+            base,
+            trained,
+            out=directory / name,
+            count=count,
+            method=settings.method,
+            lora=settings.lora,
+            schedule=schedule,
+            seed=seed,
+            new_store=lambda: ModelStore(device=device),
+        )
+
+    models = train("models", settings.models, seed=2 * seed)
+    truth = train("truth", settings.truth_models, seed=2 * seed + 1)
+    return World(judged, models, truth, _membership(judged, models), _membership(judged, truth), copies, owner)
+
+
+def make_bench_base(out: Path, *, settings: ModelSettings, device: str = "auto") -> Path:
+    """The base of all seeds: it plays the public pretrained model, so its own seed is fixed.
+
+    Raises:
+        MitigateError: the one in `out` was made with other settings.
+    """
+    path, state = out / "base", process_state(device)
+    if state.is_main_process and not path.is_dir():
+        text = general_text(settings.base_documents, seed="bench")
+        make_base(text, out=path, shape=settings.base, seed=0, device=device)
+    state.wait_for_everyone()
+    wanted = {"documents": settings.base_documents, "shape": settings.base.model_dump(mode="json")}
+    made = read_json(path / "training.json")
+    if differing := [name for name, value in wanted.items() if made.get(name) != value]:
+        raise MitigateError(
+            f"{path}: a base of another {summarize(differing)} than --set base.* and base_documents ask for; "
+            "choose another --out or remove that directory"
+        )
+    return path
+
+
+def sources(documents: Path | None, base: str | None) -> dict[str, str]:
+    """Where a benchmark's documents and base come from, for the settings in its results."""
+    named = None if base is None else Path(base).name if Path(base).exists() else base
+    return {
+        "documents": documents.name if documents else "invented people",
+        "base_model": named or "from scratch, of the shape base",
+    }
+
+
+def _membership(documents: Documents, models: References) -> np.ndarray:
+    return np.array([[document.group in (seen or ()) for seen in models.trained_on] for document in documents])
+
+
+def _write_once(documents: Documents, path: Path) -> None:
+    """Keep a copy of the documents, and refuse to go on with others."""
+    state = process_state()
+    if state.is_main_process and not path.is_file():
+        write_jsonl(documents, path)
+    state.wait_for_everyone()
+    if [document.text for document in read_documents(path)] != [document.text for document in documents]:
+        raise MitigateError(f"{path}: other documents than before; choose another --out or remove that directory")

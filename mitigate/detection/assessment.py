@@ -1,0 +1,175 @@
+"""What an audit says of its documents: token scores, memorized spans, and how sure it is of each.
+
+Three grades of certainty. *Shadows*: with four or more cross-fitted references, each stands in for the target and a
+calibrated detector is fitted (`mitigate.detection.calibration.shadows`): spans have a probability and a false discovery
+rate. *Non-members*: with holdout documents only, spans have a false discovery rate, from what the same search finds
+where nothing can be memorized. *None*: the bare score, its error rate unknown.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mitigate.detection.scores import token_scores
+from mitigate.detection.settings import Detect
+from mitigate.detection.signals import Judgement, by_model, judge
+from mitigate.detection.spans.by_score import LEAST_NON_MEMBERS, by_score
+from mitigate.detection.spans.by_shadows import by_shadows, plan_shadows
+from mitigate.detection.spans.scored import Page, Seen
+from mitigate.documents import Documents
+from mitigate.errors import MitigateError
+from mitigate.models.store import Model
+from mitigate.tokens.tokenization import TokenizedDocument, tokenize_documents
+
+logger = logging.getLogger(__name__)
+LEAST_REFERENCES = 4  # cross-fitted ones, for calibration by shadows
+_NO_NULL = (
+    f"detect.fdr: fewer than {LEAST_NON_MEMBERS} known spans in holdout documents; the false discovery rate of known "
+    "spans needs them: set detect.select: found, or remove detect.fdr"
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Everything that an audit's tables are made of.
+
+    Attributes:
+        tokenized: the documents.
+        signals: columns of `token_signals`.
+        score: (N,) the chosen token score.
+        log_odds: (N,) calibrated log-odds that a token is memorized; NaN without calibration by shadows.
+        memorized: (N,) bool, tokens that the detector calls memorized.
+        spans: rows of the span table.
+        calibration: what the certainty rests on; `kind` is `shadows`, `non_members` or `none`.
+    """
+
+    tokenized: list[TokenizedDocument]
+    signals: dict[str, np.ndarray]
+    score: np.ndarray
+    log_odds: np.ndarray
+    memorized: np.ndarray
+    spans: list[dict[str, Any]]
+    calibration: dict[str, Any]
+
+
+def judge_documents(
+    target: Model,
+    references: Sequence[Model],
+    documents: Documents,
+    seen: Seen,
+    *,
+    detect: Detect,
+    eligible: set[str | None],
+    given: Sequence[Mapping[str, Any]] | None = None,
+) -> Verdict:
+    """Score the documents, find their memorized spans and calibrate them as well as the material allows.
+
+    Args:
+        target: the model under audit.
+        references: the models that judge.
+        documents: what is judged.
+        seen: which references saw what.
+        detect: settings.
+        eligible: sets whose spans may be selected.
+        given (*optional*): span rows of an earlier audit, to be judged again instead of finding spans.
+
+    Raises:
+        MitigateError: `detect.fdr` is asked for and nothing can calibrate it; NaN logits.
+    """
+    tokenized = tokenize_documents(documents, target.tokenizer)
+    models = [target, *references]
+    judgements = [Judgement(number, 0, tuple(k + 1 for k in out)) for number, out in enumerate(seen.out)]
+    kind = calibration_kind(documents, crossfitted=len(seen.crossfitted), detect=detect)
+    plan = plan_shadows(documents, seen, len(models)) if kind == "shadows" else None
+    signals = judge(
+        models,
+        [*judgements, *(plan.judgements if plan else ())],
+        documents=tokenized,
+        temperature=detect.temperature,
+        offline_a=detect.offline_a,
+        context=detect.context,
+        stride=detect.stride,
+        batch_tokens=detect.batch_tokens,
+        description=f"Auditing {len(documents)} documents",
+    )
+    tokens = sum(len(own.ids) for own in tokenized)
+    rest = {name: column[tokens:] for name, column in signals.items()}
+    own = {name: column[:tokens] for name, column in signals.items()}
+    own["log_prob_references"] = by_model(
+        own["log_prob_references"], judgements, documents=tokenized, models=len(models)
+    )[:, 1:]
+    score = token_scores(own, detect.score)
+    page = Page(documents, tokenized, score, eligible)
+    if plan is not None:
+        findings = by_shadows(page, plan, rest, given=given)
+    else:
+        findings = by_score(page, own, kind, rule=detect.spans, given=given)
+    if given is None:  # a re-audit keeps the choice of the audit
+        _select(page, findings.rows, detect)
+    spans = [{**row, "span_id": number} for number, row in enumerate(findings.rows)]
+    return Verdict(tokenized, own, score, findings.log_odds, findings.memorized, spans, findings.calibration)
+
+
+def check_calibration(documents: Documents, *, crossfitted: int, detect: Detect) -> None:
+    """Refuse, before references are trained, a false discovery rate that nothing will calibrate.
+
+    Args:
+        documents: what will be judged.
+        crossfitted: how many references will have been cross-fitted on them.
+        detect: settings.
+
+    Raises:
+        MitigateError: see `calibration_kind`; or known spans are to be selected, and holdout documents hold too few.
+    """
+    kind = calibration_kind(documents, crossfitted=crossfitted, detect=detect)
+    null = sum(len(document.spans) for document in documents if document.set == "holdout")
+    if kind == "non_members" and detect.fdr is not None and detect.select == "known" and null < LEAST_NON_MEMBERS:
+        raise MitigateError(_NO_NULL)
+
+
+def calibration_kind(documents: Documents, *, crossfitted: int, detect: Detect) -> str:
+    """`shadows`, `non_members` or `none`: the best certainty that the material allows, if one is asked for.
+
+    Raises:
+        MitigateError: `detect.fdr` is set and there is neither.
+    """
+    if detect.fdr is None and not detect.calibrate:
+        return "none"
+    if crossfitted >= LEAST_REFERENCES:
+        return "shadows"
+    if sum(document.set == "holdout" for document in documents) >= LEAST_NON_MEMBERS:
+        return "non_members"
+    if detect.fdr is None:
+        logger.warning(
+            "calibration: fewer than %d cross-fitted references and %d holdout documents; scores stay uncalibrated",
+            LEAST_REFERENCES,
+            LEAST_NON_MEMBERS,
+        )
+        return "none"
+    raise MitigateError(
+        f"detect.fdr: a false discovery rate needs {LEAST_REFERENCES} or more cross-fitted references "
+        f"(references.count: {LEAST_REFERENCES}; 8 are better), or {LEAST_NON_MEMBERS} documents of the set holdout, "
+        "which the target never saw; or remove detect.fdr to select by the bare score"
+    )
+
+
+def _select(page: Page, rows: list[dict[str, Any]], detect: Detect) -> None:
+    """Choose spans by false discovery rate, score or share."""
+    candidates = [row for row in rows if row["source"] == detect.select and page.is_eligible(row)]
+    if detect.fdr is not None:
+        if candidates and all(row["q"] is None for row in candidates):
+            raise MitigateError(_NO_NULL)
+        candidates = [row for row in candidates if row["q"] is not None and row["q"] <= detect.fdr]
+    if detect.min_score is not None:
+        candidates = [row for row in candidates if row["score"] >= detect.min_score]
+    if detect.share is not None:
+        strength = "probability" if candidates and candidates[0]["probability"] is not None else "score"
+        candidates.sort(key=lambda row: -row[strength])
+        candidates = candidates[: round(detect.share * len(candidates))]
+    for row in candidates:
+        row["selected"] = True

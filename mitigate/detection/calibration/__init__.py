@@ -1,0 +1,1 @@
+"""From features to probabilities with a known error rate: shadows, features, attack models."""

@@ -1,0 +1,1 @@
+"""Reference models: given or cross-fitted, and whether they are what they are taken for."""

@@ -1,0 +1,105 @@
+"""How closely the references were fitted, beside the target: one that was fitted less calls everything memorized.
+
+A document's score is what the target knows of it more than models that never saw it. That is memorization only if these
+models were trained as the target was. Cross-fitted references show whether they were: each has documents of its own, on
+which its loss can be held against the target's, which was trained on the same documents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mitigate.detection.references.crossfit import draw
+from mitigate.detection.signals import Judgement, judge
+from mitigate.detection.spans.scored import Seen
+from mitigate.documents import Documents
+from mitigate.models.store import Model
+from mitigate.tokens.tokenization import TokenizedDocument
+
+_MOST_DOCUMENTS = 100
+LEAST_DIFFERENCE = 0.15  # nats a token that references may fit their own documents less or more closely than the target
+LEAST_SHARE = 0.5  # and of what training on a document gives: references that gain half of it are no match
+
+
+def reference_fit(
+    target: Model,
+    references: Sequence[Model],
+    documents: Documents,
+    tokenized: Sequence[TokenizedDocument],
+    seen: Seen,
+    signals: Mapping[str, np.ndarray],
+    *,
+    settings: Mapping[str, Any],
+) -> dict[str, Any] | None:
+    """Loss of the target and of references on documents that both were trained on, and of references that were not.
+
+    Over at most 100 of the documents that the target was trained on, drawn by a hash, each with one reference that was
+    trained on it and the OUT references of its audit; means over all their tokens.
+
+    Args:
+        target: the model under audit.
+        references: the references.
+        documents, tokenized: what is judged.
+        seen: which references saw what.
+        signals: of the audit, over the tokens of all documents.
+        settings: `context`, `stride` and `batch_tokens` of the audit.
+
+    Returns:
+        `documents`, and in nats a token `target`, `trained` (references on documents of theirs) and `untrained` (the
+        OUT references); None without cross-fitted references.
+    """
+    members = [
+        number
+        for number, (document, trained) in enumerate(zip(documents, seen.trained, strict=True))
+        if trained and document.set != "holdout"
+    ]
+    if not members:
+        return None
+    chosen = sorted(draw(members, _MOST_DOCUMENTS, key="fit"))
+    judgements = [
+        Judgement(number, 1 + draw(seen.trained[number], 1, key=documents[number].id)[0]) for number in chosen
+    ]
+    fitted = judge([target, *references], judgements, documents=tokenized, description="References' fit", **settings)
+    ends = np.cumsum([0, *(len(own.ids) for own in tokenized)])
+    rows = np.concatenate([np.arange(ends[number], ends[number + 1]) for number in chosen])
+    per_reference = signals["log_prob_references"][rows]
+    known = ~np.isnan(per_reference)
+    untrained = np.nansum(per_reference, axis=1)[known.any(axis=1)] / known.sum(axis=1)[known.any(axis=1)]
+    return {
+        "documents": len(chosen),
+        "target": _loss(signals["log_prob"][rows]),
+        "trained": _loss(fitted["log_prob"]),
+        "untrained": _loss(untrained),
+    }
+
+
+def fit_warning(fit: Mapping[str, Any] | None) -> str | None:
+    """A sentence about references that were fitted less or more closely than the target; None where they match.
+
+    They match if their loss on documents of their own is within 0.15 nats a token of the target's on these, or if the
+    difference is at most half of what training on a document gives.
+    """
+    if fit is None:
+        return None
+    difference = fit["trained"] - fit["target"]
+    gained = max(fit["untrained"] - min(fit["trained"], fit["target"]), 0.0)
+    if abs(difference) <= max(LEAST_DIFFERENCE, LEAST_SHARE * gained):
+        return None
+    how, harm, remedy = (
+        ("less", "so they call memorized what the target only learned better", "raise")
+        if difference > 0
+        else ("more", "so they may hide what the target memorized", "lower")
+    )
+    return (
+        f"the references fit {how} closely than the target: on documents that both were trained on, their loss is "
+        f"{fit['trained']:.2f} nats a token, the target's {fit['target']:.2f} (references that never saw them: "
+        f"{fit['untrained']:.2f}), {harm}; {remedy} references.schedule (epochs, learning_rate) to what the target was "
+        "trained with"
+    )
+
+
+def _loss(log_prob: np.ndarray) -> float:
+    return round(-float(np.nanmean(log_prob)), 4)

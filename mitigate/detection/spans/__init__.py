@@ -1,0 +1,1 @@
+"""From token scores to spans: by a threshold, or by a detector calibrated on shadows."""

@@ -1,0 +1,1 @@
+"""Conversations: rendered by a tokenizer's chat template, and where each turn stands in the text."""

@@ -1,0 +1,1 @@
+"""Models: what lies in a directory, whether it is what it says, loaded, and bases shared by adapters."""

@@ -1,0 +1,350 @@
+"""Load targets, bases and references, and switch between adapters that share one base in memory.
+
+store = ModelStore()
+target = store.load("my-model")                  # hub id, directory, or directory of a PEFT adapter
+reference = store.load("references/reference-0") # an adapter on the same base: no second copy of the base
+with target.active() as module: ...              # the shared weights compute the target's logits inside
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import transformers.modeling_utils
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from mitigate.errors import MitigateError, first_line, summarize
+from mitigate.models.adapters import (
+    adapter_config,
+    adapter_shapes,
+    is_dora,
+    is_overlay,
+    leaves_base,
+    takes_lora_over_it,
+)
+from mitigate.models.directory import (
+    check_weights,
+    exists,
+    load_tokenizer,
+    mixture_members,
+    model_fingerprint,
+    place_of,
+    read_object,
+    resolve,
+)
+from mitigate.models.mixture import Mixture
+from mitigate.models.probes import check_probe, longest_text, probe_logits
+from mitigate.models.shared_base import SharedBase
+from mitigate.models.weights import check_loaded, check_size, stored_shapes, weight_files
+from mitigate.runtime import resolve_device
+from mitigate.tokens.rules import rule_differences, tokenizer_rules
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_NO_MEMORY = (MemoryError, torch.OutOfMemoryError)  # says nothing of the model's files
+_TOO_LARGE = "does not fit in memory; free some, take another models.device, or set models.dtype: bfloat16"
+_MASKED_HEAD = hasattr(transformers.modeling_utils, "slice_logits_to_keep")  # logits_to_keep takes a (B, T) bool mask
+
+
+@dataclass(frozen=True)
+class Model:
+    """A language model: base weights, and the adapters that are active over them (none for the base itself)."""
+
+    name: str
+    source: str
+    fingerprint: str
+    base: SharedBase
+    adapters: tuple[str, ...]
+    tokenizer: PreTrainedTokenizerBase
+
+    @contextmanager
+    def active(self) -> Iterator[PreTrainedModel]:
+        """The module with exactly this model's adapters switched on, in evaluation mode."""
+        self.base.activate(self.adapters)
+        self.base.model.eval()
+        yield self.base.model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.base.model.device
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of logits at a position."""
+        return int(self.base.model.config.get_text_config().vocab_size)
+
+    @property
+    def context(self) -> int:
+        """Longest sequence the model takes, in tokens."""
+        return self.base.context or longest_text(self.base.model)
+
+
+class ModelStore:
+    """Loads models and keeps each base once.
+
+    Args:
+        device (`str`, *optional*, defaults to `auto`): `auto`, `cpu`, `cuda`, `cuda:N`.
+        dtype (`str`, *optional*, defaults to `auto`): float32 on a CPU, the checkpoint's own on an accelerator.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): run Python code that comes with a checkpoint.
+        allow_pickle (`bool`, *optional*, defaults to `False`): accept weights that are not safetensors.
+        base (`str`, *optional*): base to use for adapters instead of the one in their adapter_config.json.
+    """
+
+    def __init__(
+        self,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        trust_remote_code: bool = False,
+        allow_pickle: bool = False,
+        base: str | None = None,
+    ) -> None:
+        if dtype != "auto" and dtype not in DTYPES:
+            raise MitigateError(f"dtype: {dtype!r} is not one of auto, {', '.join(DTYPES)}")
+        self.device = resolve_device(device)
+        self.dtype = dtype
+        self.trust_remote_code = trust_remote_code
+        self.allow_pickle = allow_pickle
+        self.base = base
+        self._bases: dict[str, SharedBase] = {}
+
+    def fresh(self, *, device: str | None = None) -> ModelStore:
+        """A store with these settings (but perhaps another device) that holds nothing."""
+        return ModelStore(
+            device=device or str(self.device),
+            dtype=self.dtype,
+            trust_remote_code=self.trust_remote_code,
+            allow_pickle=self.allow_pickle,
+            base=self.base,
+        )
+
+    def holds(self, source: str | Path) -> bool:
+        """Whether a model's base is in memory, so that loading the model costs an adapter at most."""
+        stack, base_source = self.check(str(source))
+        if mixture_members(source):
+            return _key(base_source) in self._bases
+        return _key(base_source, *stack[: _own(stack)]) in self._bases
+
+    def load(self, source: str | Path, *, name: str | None = None) -> Model:
+        """Load a model, or attach an adapter to its base.
+
+        An adapter that changes the base, or that is no LoRA adapter, gets a base of its own.
+
+        Args:
+            source: hub id, model directory or PEFT adapter directory.
+            name (`str`, *optional*, defaults to `source`): what messages and reports call it.
+
+        Raises:
+            MitigateError: no model there, weights that are not safetensors or not those of the model, an adapter whose
+                base is missing or another, no causal language model, or a vocabulary smaller than the tokenizer's.
+        """
+        source = str(source)
+        stack, base_source = self.check(source)
+        if members := mixture_members(source):
+            mixed = [self.load(member) for member in members]
+            base = SharedBase(source, model_fingerprint(source, base=self.base), Mixture(mixed))
+            base.context = min(member.context for member in mixed)
+            adapters: tuple[str, ...] = ()
+        else:
+            base, adapters = self._with_adapters(base_source, stack)
+        tokenizer = load_tokenizer(source, base=self.base, trust_remote_code=self.trust_remote_code)
+        model = Model(
+            name=name or source,
+            source=source,
+            fingerprint=model_fingerprint(source, base=self.base),
+            base=base,
+            adapters=adapters,
+            tokenizer=tokenizer,
+        )
+        size = model.vocabulary_size
+        ids = sorted((id, token) for token, id in tokenizer.get_vocab().items())  # whose own order is not settled
+        beyond = [token for id, token in ids if id >= size]
+        if beyond:
+            raise MitigateError(
+                f"{model.name}: its tokenizer has {len(tokenizer)} entries but the model predicts only "
+                f"{model.vocabulary_size} (beyond them: {summarize(beyond)}). Where tokens were added for a chat "
+                "format, the weights trained for them are not saved: save the adapter with "
+                "save_embedding_layers=True, or the merged model. Otherwise this tokenizer belongs to another model: "
+                "put the right one beside the weights"
+            )
+        return model
+
+    def check(self, source: str) -> tuple[list[str], str]:
+        """Make sure, without loading it, that a model is there.
+
+        Returns:
+            the adapter directories, lowest first (of a mixture, those of all members), and the base.
+
+        Raises:
+            MitigateError: there is no such model, the base of an adapter is missing, or an adapter is of a kind that
+                cannot be judged.
+        """
+        if members := [self.check(member) for member in mixture_members(source)]:
+            return [part for stack, _ in members for part in stack], members[0][1]
+        stack, base = resolve(source, base=self.base)
+        if stack and not exists(base):
+            raise MitigateError(
+                f"{source}: its base model {base!r} (base_model_name_or_path in adapter_config.json) "
+                "is not there; give the base with models.base or --base"
+            )
+        for part in (*stack, base):
+            check_weights(part, allow_pickle=self.allow_pickle)
+        for part in stack:
+            adapter_config(part)
+        return stack, base
+
+    def _with_adapters(self, source: str, stack: Sequence[str]) -> tuple[SharedBase, tuple[str, ...]]:
+        """The base with the stack's adapters attached, and the names of those to switch on."""
+        own = _own(stack)
+        key = _key(source, *stack[:own])
+        if key not in self._bases:
+            base = self._load_base(source)
+            names: tuple[str, ...] = ()
+            for number, directory in enumerate(stack[:own]):
+                if number and _to_be_merged(stack, number):
+                    base.merge(
+                        names, instead="save the model that the adapter over it was trained on whole, and give that"
+                    )
+                    base.source = stack[number - 1]
+                    base.fingerprint, names = model_fingerprint(base.source, base=self.base), ()
+                names = (*names, base.change(directory, over=names))
+            self._bases[key] = base
+        base = self._bases[key]
+        names = tuple(base.names[directory] for directory in stack[:own] if directory in base.names)
+        for directory in stack[own:]:
+            try:
+                names = (*names, base.attach(directory, over=names))
+            except MitigateError:
+                self._bases.pop(key, None)  # what half an adapter did to it is not known
+                raise
+        return base, names
+
+    def _load_base(self, source: str) -> SharedBase:
+        dtype: Any = DTYPES.get(self.dtype, torch.float32 if self.device.type == "cpu" else "auto")
+        files = weight_files(Path(source)) if os.path.isdir(source) else []
+        shapes = stored_shapes(file for file in files if file.suffix == ".safetensors")
+        if files:
+            config = read_object(Path(source) / "config.json")
+            at_most = len(shapes) or sum(file.stat().st_size for file in files)  # a pickled tensor takes a byte or more
+            check_size(source, config, at_most)
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source,
+                dtype=dtype,
+                trust_remote_code=self.trust_remote_code,
+                use_safetensors=None if self.allow_pickle else True,
+                output_loading_info=True,
+            )
+        except _NO_MEMORY as error:
+            raise MitigateError(f"{source}: {_TOO_LARGE} ({first_line(error)})") from error
+        except Exception as error:  # a damaged configuration fails wherever it is first used
+            raise MitigateError(
+                f"{source}: cannot be loaded as a causal language model ({first_line(error)}); config.json or the "
+                "weights are damaged or another model's: save both again with save_pretrained"
+            ) from error
+        model, info = loaded
+        check_loaded(source, info, shapes)
+        cast(torch.nn.Module, model).to(self.device).eval().requires_grad_(False)
+        base = SharedBase(source=source, fingerprint=model_fingerprint(source), model=model)
+        base.context = longest_text(model)
+        try:
+            logits = probe_logits(model)
+        except _NO_MEMORY as error:
+            raise MitigateError(f"{source}: {_TOO_LARGE} ({first_line(error)})") from error
+        except Exception as error:  # a model that takes more than text, or whose configuration is another's
+            raise MitigateError(
+                f"{source}: {type(model).__name__} cannot read plain text ({type(error).__name__}: "
+                f"{first_line(error)}); give a causal language model that takes text alone"
+            ) from error
+        check_probe(
+            source,
+            logits,
+            vocabulary=int(model.config.get_text_config().vocab_size),
+            architecture=type(model).__name__,
+            exact=model.dtype == torch.float32,
+        )
+        return base
+
+
+def check_same_tokenizer(target: Model, reference: Model) -> None:
+    """Refuse a reference whose token ids mean something else than the target's.
+
+    Raises:
+        MitigateError: the tokenizers' rules, or the numbers of logits, differ.
+    """
+    if target.vocabulary_size != reference.vocabulary_size:
+        raise MitigateError(
+            f"{reference.name} predicts {reference.vocabulary_size} tokens but {target.name} predicts "
+            f"{target.vocabulary_size}; a reference needs the target's vocabulary"
+        )
+    if differing := rule_differences(tokenizer_rules(target.tokenizer), tokenizer_rules(reference.tokenizer)):
+        raise MitigateError(
+            f"the tokenizer of {reference.name} differs from that of {target.name} (the first): "
+            f"{'; '.join(differing)}; a reference must share the target's tokenizer: take one of its family"
+        )
+
+
+def kept_logits(
+    module: torch.nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor, keep: torch.Tensor
+) -> torch.Tensor:
+    """Logits at the kept positions only; the output head sees nothing else.
+
+    Position t of `keep` asks for the prediction of token t + 1.
+
+    Args:
+        module: a causal language model, or a wrapper whose `.module` is one.
+        input_ids: (B, T).
+        attention_mask: (B, T).
+        keep: (B, T) bool.
+
+    Returns:
+        (N, V) in the model's own number format, N = number of kept positions, row-major.
+    """
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
+    if not _has_sparse_head(module):
+        return module(**inputs).logits[keep]
+    if _MASKED_HEAD:
+        return module(**inputs, logits_to_keep=keep).logits
+    positions = keep.any(0).nonzero().squeeze(1)
+    return module(**inputs, logits_to_keep=positions).logits[keep[:, positions]]
+
+
+def _has_sparse_head(module: torch.nn.Module) -> bool:
+    inner = getattr(module, "module", module)
+    inner = inner.get_base_model() if isinstance(inner, PeftModel) else inner
+    return "logits_to_keep" in inspect.signature(type(inner).forward).parameters
+
+
+def _own(stack: Sequence[str]) -> int:
+    """How many of a stack's adapters, counted from below, need a base that no other model uses."""
+    needing = [
+        number + 1
+        for number, directory in enumerate(stack)
+        if not leaves_base(directory, shapes=adapter_shapes(directory)) or (number and _to_be_merged(stack, number))
+    ]
+    return max(needing, default=0)
+
+
+def _to_be_merged(stack: Sequence[str], number: int) -> bool:
+    """Whether what lies under an adapter must be part of the weights before it is attached.
+
+    It was when the adapter was trained, unless that was done here. For LoRA over LoRA the sum is the same; not for an
+    adapter that looks at the weights under it, nor where the kinds differ.
+    """
+    directory, below = stack[number], stack[:number]
+    if is_overlay(directory):
+        return False
+    plain = leaves_base(directory, shapes=adapter_shapes(directory)) and not is_dora(directory)
+    return not (plain and all(map(takes_lora_over_it, below)))
+
+
+def _key(*parts: str) -> str:
+    return "\0".join(map(place_of, parts))

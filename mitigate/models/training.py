@@ -1,0 +1,214 @@
+"""Plain causal language-model training: for reference models, and for the models that the lab makes.
+
+One short loop over whole documents. Unlearning has its own loop, with masks and anchors, in `unlearning.trainer`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, PeftConfig, get_peft_model
+from pydantic import Field
+
+from mitigate.artifacts.files import new_directory, write_json
+from mitigate.documents import Documents
+from mitigate.errors import MitigateError
+from mitigate.mistakes import Section
+from mitigate.models.directory import check_layering
+from mitigate.models.store import Model, ModelStore, kept_logits
+from mitigate.runtime import progress, seed_everything
+from mitigate.tokens.batches import Batch, collate, cut_pieces
+from mitigate.tokens.tokenization import TokenizedDocument, tokenize_documents
+
+logger = logging.getLogger(__name__)
+NEW_ADAPTER = "default"  # PEFT saves an adapter of this name into the directory itself
+
+
+class Lora(Section):
+    """Shape of a LoRA adapter (Hu et al., arXiv 2106.09685)."""
+
+    rank: int = Field(16, ge=1, description="rank of the update")
+    alpha: int = Field(32, gt=0, description="scale: the update is multiplied by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's input")
+    target_modules: str | list[str] = Field("all-linear", description="modules to adapt, in PEFT's terms")
+
+    def config(self) -> LoraConfig:
+        """The PEFT configuration."""
+        return LoraConfig(
+            task_type="CAUSAL_LM",
+            r=self.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules=self.target_modules,
+        )
+
+
+class Schedule(Section):
+    """How long and how fast to train."""
+
+    epochs: float = Field(3.0, gt=0, description="passes over the documents")
+    learning_rate: float = Field(2e-4, gt=0, description="peak of a linear warm-up and cosine decay to a tenth")
+    batch_size: int = Field(8, ge=1, description="documents in a step")
+    warmup_share: float = Field(0.05, ge=0, lt=1, description="share of the steps that warm up")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
+    max_gradient_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
+
+
+def add_lora(model: Model, lora: Lora, *, seed: int) -> torch.nn.Module:
+    """Put a fresh trainable LoRA adapter over a model, its own adapters staying on; only the new one gets gradients."""
+    base = model.base
+    if base.peft is not None and NEW_ADAPTER in base.peft.peft_config:
+        base.peft.delete_adapter(NEW_ADAPTER)  # of an earlier training with this store
+    torch.manual_seed(seed)
+    try:
+        if base.peft is None:
+            base.peft = get_peft_model(base.model, lora.config(), adapter_name=NEW_ADAPTER)
+        else:
+            base.peft.add_adapter(NEW_ADAPTER, beside_saved_modules(lora.config(), base.model))
+    except ValueError as error:
+        raise MitigateError(
+            f"lora.target_modules: {lora.target_modules!r} does not fit this model ({error})"
+        ) from error
+    base.activate((*model.adapters, NEW_ADAPTER))
+    for name, parameter in base.model.named_parameters():
+        parameter.requires_grad_(f".{NEW_ADAPTER}." in name)
+    return base.peft
+
+
+def beside_saved_modules(config: LoraConfig, model: torch.nn.Module) -> LoraConfig:
+    """Leave out the copies of whole modules (`modules_to_save`) that an adapter under the new one brought along.
+
+    "all-linear" would take them for layers of the model; they are the lower adapter's own and are loaded with it.
+    """
+    if config.exclude_modules is None and any(".modules_to_save." in name for name, _ in model.named_modules()):
+        config.exclude_modules = r"(.*\.)?(modules_to_save|original_module)(\..*)?"
+    return config
+
+
+def sort_sets(config: PeftConfig) -> None:
+    """Turn what an adapter's configuration holds as sets (`target_modules`, ...) into sorted lists, before it is saved.
+
+    The order of a set of strings differs from process to process, and with it the bytes of adapter_config.json.
+    """
+    for name, value in vars(config).items():
+        if isinstance(value, set | frozenset):
+            setattr(config, name, sorted(value, key=str))
+
+
+def fine_tune(
+    base: str | Path,
+    documents: Documents,
+    *,
+    out: Path,
+    method: str,
+    lora: Lora,
+    schedule: Schedule,
+    seed: int,
+    description: str,
+    store: ModelStore,
+) -> None:
+    """Fine-tune a base on documents and save the adapter (`method` lora) or the whole model (`full`) to `out`.
+
+    Raises:
+        MitigateError: the method is unknown, the loss diverged, or `out` cannot be written.
+    """
+    if method not in ("lora", "full"):
+        raise MitigateError(f"method: {method!r} is not lora or full")
+    check_layering(str(base), base=store.base, whole=method == "full")
+    model = store.load(base)
+    tokenized = tokenize_documents(documents, model.tokenizer)
+    seed_everything(seed)
+    module: Any = model.base.model.requires_grad_(True) if method == "full" else add_lora(model, lora, seed=seed)
+    losses = fit(module, tokenized, schedule=schedule, context=model.context, seed=seed, description=description)
+    logger.info("%s: %d documents, loss %.3f -> %.3f", description, len(tokenized), losses[0], losses[-1])
+    # transformers saves whole models on rank 0 only, but here each process has trained a model of its own
+    model.base.model.should_save_on_this_rank = lambda is_main_process: is_main_process  # type: ignore[method-assign]
+    if method == "lora":
+        module.peft_config[NEW_ADAPTER].base_model_name_or_path = str(base)  # an adapter too, where it lies over one
+        sort_sets(module.peft_config[NEW_ADAPTER])
+    choice = {"selected_adapters": [NEW_ADAPTER], "save_embedding_layers": False} if model.adapters else {}
+    with new_directory(out) as directory:
+        module.save_pretrained(directory, **choice)
+        if method == "full":
+            model.tokenizer.save_pretrained(directory)
+        (directory / "README.md").unlink(missing_ok=True)  # an empty model card
+        write_json(directory / "training.json", {"documents": len(tokenized), "losses": [round(x, 4) for x in losses]})
+
+
+def fit(
+    module: torch.nn.Module,
+    documents: Sequence[TokenizedDocument],
+    *,
+    schedule: Schedule,
+    context: int,
+    seed: int,
+    description: str = "Training",
+) -> list[float]:
+    """Minimize the mean negative log-likelihood of the documents' audited tokens.
+
+    Documents longer than the context are cut into pieces that follow one another.
+
+    Args:
+        module: the model; parameters that require gradients are trained.
+        documents: tokenized documents.
+        schedule: epochs, rate, batch size.
+        context: longest piece in tokens.
+        seed: of the order of the documents.
+
+    Returns:
+        the loss of every step, nats per token.
+    """
+    pieces = cut_pieces(documents, context=context, stride=context - 1)
+    if not pieces:
+        raise MitigateError(f"{description}: no documents to train on")
+    order = np.random.default_rng(seed)
+    steps_per_epoch = math.ceil(len(pieces) / schedule.batch_size)
+    steps = max(1, round(schedule.epochs * steps_per_epoch))
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(
+        parameters, lr=schedule.learning_rate, weight_decay=schedule.weight_decay, betas=(0.9, 0.95)
+    )
+    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, steps, schedule.warmup_share))
+    device = parameters[0].device
+    losses: list[float] = []
+    module.train()
+    with progress(steps, description, unit="step") as bar:
+        while len(losses) < steps:
+            shuffled = order.permutation(len(pieces))
+            for start in range(0, len(pieces), schedule.batch_size):
+                batch = collate([pieces[i] for i in shuffled[start : start + schedule.batch_size]]).to(device)
+                loss = -batch_log_probs(module, batch).mean()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(parameters, schedule.max_gradient_norm)
+                optimizer.step()
+                rate.step()
+                optimizer.zero_grad(set_to_none=True)
+                losses.append(float(loss.detach()))
+                bar.update()
+                bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
+                if len(losses) == steps:
+                    break
+    module.eval()
+    if not math.isfinite(losses[-1]):
+        raise MitigateError(f"{description}: the loss became {losses[-1]}; lower the learning rate")
+    return losses
+
+
+def batch_log_probs(module: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    """log p(x_t | x_<t) of a batch's kept tokens, with gradient: (N,) nats."""
+    logits = kept_logits(module, batch.input_ids, batch.attention_mask, batch.keep).float()
+    return -torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none")
+
+
+def rate_factor(step: int, steps: int, warmup_share: float) -> float:
+    """Learning-rate factor: linear warm-up, then cosine decay from 1 to 0.1."""
+    warmup = max(1, round(warmup_share * steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))

@@ -1,0 +1,1 @@
+"""Recipes: YAML and `key=value` overrides, typed and checked."""

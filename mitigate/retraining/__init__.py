@@ -1,0 +1,1 @@
+"""Exact unlearning: the model fitted anew without what is to be forgotten."""

@@ -1,0 +1,1 @@
+"""Text and ranges of it: folding, regular expressions with a time limit, token ids with the characters they cover."""

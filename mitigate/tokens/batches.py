@@ -1,0 +1,87 @@
+"""Documents cut into windows that fit a model, and windows padded into batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from mitigate.tokens.tokenization import TokenizedDocument, windows
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A window of a document: `ids` are fed, the tokens at `scored` (indices into `ids`, never 0) are scored."""
+
+    document: int
+    ids: np.ndarray
+    scored: np.ndarray
+    start: int  # position of ids[0] in the document
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded pieces. Row n of any (N, ...) tensor belongs to the n-th kept position, row-major."""
+
+    pieces: tuple[Piece, ...]
+    input_ids: torch.Tensor  # (B, T)
+    attention_mask: torch.Tensor  # (B, T)
+    keep: torch.Tensor  # (B, T) bool; position t - 1 predicts token t
+    targets: torch.Tensor  # (N,) token ids
+    row_piece: torch.Tensor  # (N,) index of the piece
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device."""
+        moved = (getattr(self, name).to(device) for name in _TENSORS)
+        return Batch(self.pieces, *moved)
+
+
+_LOGIT_BYTES = 1 << 28  # of the float32 logits of one batch
+_CPU_TOKENS = 2048  # a CPU is a fifth faster where a batch's activations stay in its caches
+_TENSORS = ("input_ids", "attention_mask", "keep", "targets", "row_piece")
+
+
+def default_batch_tokens(vocabulary_size: int, *, device: torch.device, models: int = 1) -> int:
+    """Padded tokens in a batch: the logits of all models together fit in 256 MiB; on a CPU no more than 2,048."""
+    fitting = max(64, _LOGIT_BYTES // (4 * vocabulary_size * max(1, models)))
+    return min(fitting, _CPU_TOKENS) if device.type == "cpu" else fitting
+
+
+def cut_pieces(documents: Sequence[TokenizedDocument], *, context: int, stride: int | None = None) -> list[Piece]:
+    """Windows of the documents that hold audited tokens, cut after the last of them."""
+    pieces = []
+    for number, document in enumerate(documents):
+        for window in windows(len(document.ids), context=context, stride=stride):
+            scored = np.flatnonzero(document.audited[window.score_from : window.end]) + window.score_from
+            if scored.size:
+                ids = document.ids[window.start : scored[-1] + 1]
+                pieces.append(Piece(number, ids, scored - window.start, window.start))
+    return pieces
+
+
+def make_batches(pieces: Sequence[Piece], *, batch_tokens: int) -> list[Batch]:
+    """Group pieces of like length, longest first, so that padding is small and memory shows at once if it is short."""
+    ordered = sorted(pieces, key=lambda piece: -len(piece.ids))
+    groups: list[list[Piece]] = []
+    for piece in ordered:
+        if not groups or len(groups[-1][0].ids) * (len(groups[-1]) + 1) > batch_tokens:
+            groups.append([])
+        groups[-1].append(piece)
+    return [collate(group) for group in groups]
+
+
+def collate(pieces: Sequence[Piece]) -> Batch:
+    """Right-pad pieces into one batch. Padding is the attention mask, never a token id."""
+    shape = (len(pieces), max(len(piece.ids) for piece in pieces))
+    input_ids = torch.zeros(shape, dtype=torch.long)
+    attention_mask = torch.zeros(shape, dtype=torch.long)
+    keep = torch.zeros(shape, dtype=torch.bool)
+    for row, piece in enumerate(pieces):
+        input_ids[row, : len(piece.ids)] = torch.from_numpy(piece.ids)
+        attention_mask[row, : len(piece.ids)] = 1
+        keep[row, torch.from_numpy(piece.scored - 1)] = True
+    targets = torch.from_numpy(np.concatenate([piece.ids[piece.scored] for piece in pieces]))
+    row_piece = keep.nonzero()[:, 0]
+    return Batch(tuple(pieces), input_ids, attention_mask, keep, targets, row_piece)

@@ -1,0 +1,1 @@
+"""Objectives: formulas per token, distributions kept by their likeliest entries, and the catalogue by name."""

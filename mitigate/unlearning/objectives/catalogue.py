@@ -1,0 +1,245 @@
+"""The objectives by name: what each reads of a batch, what it was published with, and mixtures of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from mitigate.errors import MitigateError
+from mitigate.unlearning.objectives.distributions import Kept
+from mitigate.unlearning.objectives.formulas import (
+    ascent,
+    consensus,
+    distill,
+    dpo,
+    hinge,
+    match,
+    npo,
+    rmu,
+    satimp,
+    simnpo,
+    span_means,
+    substitute,
+    undial,
+    wga,
+)
+
+DEFAULT: Mapping[str, float] = {"match": 1.0, "consensus": 0.5}
+
+
+@dataclass(frozen=True)
+class Selected:
+    """What an objective may use about the N selected tokens of a batch, and the M tokens of their substitutes.
+
+    Attributes:
+        tokens: (N,) x_t.
+        log_prob: (N,) ℓ, with gradient.
+        log_prob_before: (N,) ℓ⁰.
+        log_prob_out: (N,) ℓ̄.
+        log_prob_typical: (N,) ℓ̃, the mean of the OUT references' log-probabilities.
+        log_probs: (N, V) log p_θ over the vocabulary, with gradient.
+        spans: (N,) number of each token's span, from 0 to S − 1.
+        span_count: S.
+        before: p_0 at these positions, for objectives that need it.
+        out: p̄ likewise.
+        typical: p̃ likewise.
+        hidden, hidden_before: (N, D) likewise.
+        substitute_log_prob, substitute_log_prob_before: (M,) likewise.
+        substitute_spans: (M,) the span that each stands for.
+    """
+
+    tokens: torch.Tensor
+    log_prob: torch.Tensor
+    log_prob_before: torch.Tensor
+    log_prob_out: torch.Tensor
+    log_prob_typical: torch.Tensor
+    log_probs: torch.Tensor
+    spans: torch.Tensor
+    span_count: int
+    before: Kept | None = None
+    out: Kept | None = None
+    typical: Kept | None = None
+    hidden: torch.Tensor | None = None
+    hidden_before: torch.Tensor | None = None
+    substitute_log_prob: torch.Tensor | None = None
+    substitute_log_prob_before: torch.Tensor | None = None
+    substitute_spans: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Hyper-parameters of the objectives; `beta` None is the objective's own default. `direction` is rmu's u, (D,)."""
+
+    beta: float | None = None
+    beta_2: float = 1.0
+    delta: float = 0.0
+    margin: float = 0.0
+    steering: float = 2.0
+    direction: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Objective:
+    """An entry of `OBJECTIVES`.
+
+    Attributes:
+        loss: of a batch; (N,), (M,) or (S,) as `over` says.
+        beta: default of `Parameters.beta`.
+        over: what the losses are of: `selected` tokens, `substitutes`' tokens, or `spans`.
+        needs: which optional parts of `Selected` it reads: `before`, `out`, `typical`, `hidden`, `substitutes`.
+        one_sided: pushes a token down without end, so tokens that have arrived must be taken out.
+        substitute: what stands in a secret's place: `fake` or `placeholder`; see `redaction`.
+        anchor: what it was published with to hold the rest: `kl`, `nll`, `hidden` or `none`.
+    """
+
+    loss: Callable[[Selected, Parameters], torch.Tensor]
+    beta: float = 1.0
+    over: str = "selected"
+    needs: frozenset[str] = frozenset()
+    one_sided: bool = True
+    substitute: str = "fake"
+    anchor: str = "kl"
+
+
+def parse_objective(objective: str | Mapping[str, float]) -> dict[str, float]:
+    """Objective names with their weights: `hinge`, `hinge=1,distill=0.5`, a mapping, or `default` for our own mixture.
+
+    Raises:
+        MitigateError: an unknown name, a weight that is not a positive number, or objectives that do not go together.
+    """
+    if objective == "default":
+        return dict(DEFAULT)
+    if isinstance(objective, str):
+        parts = [part.partition("=") for part in objective.split(",")]
+        weights: list[tuple[str, object]] = [(name.strip(), weight.strip() or 1.0) for name, _, weight in parts]
+    else:
+        weights = list(objective.items())
+    if not weights:
+        raise MitigateError("unlearn.objective: names no objective; give one, or leave it out for the default")
+    parsed: dict[str, float] = {}
+    for name, weight in weights:
+        if name in parsed:
+            raise MitigateError(f"unlearn.objective: {name} stands there twice; give it one weight")
+        if name == "default":
+            own = ",".join(f"{part}={share:g}" for part, share in DEFAULT.items())
+            raise MitigateError(f"unlearn.objective: default stands alone; with others, write its parts: {own}")
+        if name not in OBJECTIVES:
+            raise MitigateError(
+                f"unlearn.objective: {name!r} is not one of default, {', '.join(OBJECTIVES)}; "
+                "several are written with weights: hinge=1,distill=0.5"
+            )
+        try:
+            parsed[name] = float(weight)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            parsed[name] = float("nan")
+        if not 0 < parsed[name] < float("inf"):
+            raise MitigateError(f"unlearn.objective: the weight of {name} is {weight!r}; give a positive number")
+    kinds = {OBJECTIVES[name].substitute for name in parsed if "substitutes" in OBJECTIVES[name].needs}
+    if len(kinds) > 1:
+        raise MitigateError(
+            f"unlearn.objective: {', '.join(parsed)}: they want different texts in a secret's place "
+            f"({', '.join(sorted(kinds))}); idk does not go with dpo or substitute"
+        )
+    return parsed
+
+
+def needs_of(weights: Mapping[str, float]) -> frozenset[str]:
+    """Which optional parts of `Selected` some objectives read."""
+    return frozenset().union(*(OBJECTIVES[name].needs for name in weights))
+
+
+def anchor_of(weights: Mapping[str, float]) -> str:
+    """What holds the rest where the user does not say: as published with the objective of the largest weight."""
+    return OBJECTIVES[max(weights, key=lambda name: weights[name])].anchor
+
+
+def arrived(selected: Selected, objective: Objective, *, margin: float) -> torch.Tensor:
+    """Which of an objective's losses are of tokens (or spans) at the control level or below it: ℓ − ℓ̄ ≤ margin.
+
+    Returns:
+        bool, shaped as the objective's losses; all False for objectives that end by themselves.
+    """
+    ratio = (selected.log_prob - selected.log_prob_out).detach()
+    if objective.over == "spans":
+        ratio = span_means(ratio, selected.spans, selected.span_count)
+    elif objective.over == "substitutes":
+        assert selected.substitute_log_prob is not None
+        ratio = torch.zeros_like(selected.substitute_log_prob)
+    return (ratio <= margin) if objective.one_sided else torch.zeros_like(ratio, dtype=torch.bool)
+
+
+def _undial(s: Selected, p: Parameters) -> torch.Tensor:
+    assert s.before is not None
+    return undial(s.log_probs, s.before, s.tokens, beta=_beta(p, "undial"))
+
+
+def _distill(s: Selected, p: Parameters) -> torch.Tensor:
+    assert s.out is not None
+    return distill(s.log_probs, s.out)
+
+
+def _consensus(s: Selected, p: Parameters) -> torch.Tensor:
+    assert s.typical is not None
+    return consensus(s.log_probs, s.typical)
+
+
+def _rmu(s: Selected, p: Parameters) -> torch.Tensor:
+    assert s.hidden is not None
+    assert s.hidden_before is not None
+    assert p.direction is not None
+    return rmu(s.hidden, s.hidden_before, p.direction, steering=p.steering)
+
+
+def _substitute(s: Selected, p: Parameters) -> torch.Tensor:
+    assert s.substitute_log_prob is not None
+    return substitute(s.substitute_log_prob)
+
+
+def _dpo(s: Selected, p: Parameters) -> torch.Tensor:
+    assert s.substitute_log_prob is not None
+    assert s.substitute_log_prob_before is not None
+    assert s.substitute_spans is not None
+    return dpo(
+        s.log_prob - s.log_prob_before,
+        s.spans,
+        s.substitute_log_prob - s.substitute_log_prob_before,
+        s.substitute_spans,
+        count=s.span_count,
+        beta=_beta(p, "dpo"),
+    )
+
+
+def _beta(parameters: Parameters, name: str) -> float:
+    return OBJECTIVES[name].beta if parameters.beta is None else parameters.beta
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "hinge": Objective(lambda s, p: hinge(s.log_prob, s.log_prob_out, margin=p.margin), one_sided=False),
+    "distill": Objective(_distill, needs=frozenset({"out"}), one_sided=False),
+    "match": Objective(lambda s, p: match(s.log_prob, s.log_prob_typical), one_sided=False),
+    "consensus": Objective(_consensus, needs=frozenset({"typical"}), one_sided=False),
+    "ascent": Objective(lambda s, p: ascent(s.log_prob), anchor="none"),
+    "grad_diff": Objective(lambda s, p: ascent(s.log_prob), anchor="nll"),
+    "npo": Objective(lambda s, p: npo(s.log_prob, s.log_prob_before, beta=_beta(p, "npo"))),
+    "simnpo": Objective(
+        lambda s, p: simnpo(s.log_prob, beta=_beta(p, "simnpo"), delta=p.delta), beta=2.5, anchor="nll"
+    ),
+    "wga": Objective(lambda s, p: wga(s.log_prob, beta=_beta(p, "wga")), anchor="nll"),
+    "satimp": Objective(
+        lambda s, p: satimp(s.log_prob, beta_1=_beta(p, "satimp"), beta_2=p.beta_2), beta=5.0, anchor="nll"
+    ),
+    "undial": Objective(_undial, beta=10.0, needs=frozenset({"before"})),
+    "dpo": Objective(_dpo, over="spans", needs=frozenset({"substitutes"})),
+    "idk": Objective(
+        _substitute,
+        over="substitutes",
+        needs=frozenset({"substitutes"}),
+        one_sided=False,
+        substitute="placeholder",
+        anchor="nll",
+    ),
+    "substitute": Objective(_substitute, over="substitutes", needs=frozenset({"substitutes"}), one_sided=False),
+    "rmu": Objective(_rmu, needs=frozenset({"hidden"}), anchor="hidden"),
+}
