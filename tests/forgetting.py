@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from world import LORA, planted_documents
 from mitigate.detection.audit import Audit
 from mitigate.documents import Document, Documents, Span
 from mitigate.models.store import ModelStore
+from mitigate.models.training import Lora, Schedule
 from mitigate.unlearning.loop import Loop
 from mitigate.unlearning.settings import Unlearn
 from mitigate.unlearning.trainer import prepare
@@ -27,6 +29,9 @@ QUICK = Unlearn(
     lora=LORA,
     stop_at_control=False,
 )
+
+SHORT = Schedule(epochs=2, learning_rate=1e-2, batch_size=5)
+SMALL = Lora(rank=4, alpha=8)
 
 
 def changed(settings: Unlearn, **values: Any) -> Unlearn:
@@ -74,3 +79,29 @@ def long_documents() -> Documents:
         first = short[number]
         documents.append(Document(first.id, text, spans=tuple(spans), set=first.set))
     return Documents(tuple(documents))
+
+
+def selecting(audit: Audit, *ids: str) -> Audit:
+    """The audit with only some documents to forget, and only their known spans selected."""
+    rows = [{**row, "selected": row["doc_id"] in ids and row["source"] == "known"} for row in audit.spans.to_pylist()]
+    chosen = np.zeros(len(audit.tokens), dtype=bool)
+    for row in rows:
+        if row["selected"]:
+            first = audit.rows[row["doc_id"]].start
+            chosen[first + row["token_start"] : first + row["token_end"]] = True
+    tokens = audit.tokens.set_column(audit.tokens.column_names.index("selected"), "selected", [chosen])
+    documents = audit.documents.to_pylist()
+    for row in documents:
+        row["set"] = "holdout" if row["set"] == "holdout" else "forget" if row["doc_id"] in ids else "retain"
+    chosen_audit = replace(
+        audit,
+        spans=type(audit.spans).from_pylist(rows, schema=audit.spans.schema),
+        documents=type(audit.documents).from_pylist(documents, schema=audit.documents.schema),
+        tokens=tokens,
+    )
+    metadata = {**audit.metadata, "documents": chosen_audit.document_list().fingerprint}
+    return replace(chosen_audit, metadata=metadata)
+
+
+def secret_of(document: Document) -> str:
+    return document.text[document.spans[0].start : document.spans[0].end]

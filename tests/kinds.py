@@ -32,7 +32,8 @@ from world import sentences
 from mitigate.errors import MitigateError
 from mitigate.lab.tiny import train_tokenizer
 from mitigate.models.directory import check_layering
-from mitigate.models.store import Model, ModelStore, kept_logits
+from mitigate.models.model import Model, kept_logits
+from mitigate.models.store import ModelStore
 from mitigate.runtime import quiet_libraries
 
 TABLE = Path(__file__).parents[1] / "docs" / "kinds.md"
@@ -376,7 +377,7 @@ def table(models: Sequence[Row], adapters: Sequence[Row]) -> str:
     lines = [
         "# Models and adapters that can be audited",
         "",
-        "Written by `python -m tests.kinds`, checked by tests/test_kinds.py: each kind is made tiny, loaded by "
+        "Written by `python -m tests.kinds`, checked by tests/models/test_kinds.py: each kind is made tiny, loaded by "
         "mitigate, and",
         "compared with what plain transformers and PEFT compute, up to the longest text that it takes. Nothing here is",
         "wrong; what cannot be right is refused, in the words given.",

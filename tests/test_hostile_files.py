@@ -18,8 +18,8 @@ from test_documents import write_lines
 
 import mitigate.cli.app
 from mitigate.documents import DocumentSource, Request, read_documents, reading
-from mitigate.text import patterns
 from mitigate.errors import MitigateError
+from mitigate.text import patterns
 
 SLOW = r"(a+)+$"
 LONG = "a" * 60 + "!"

@@ -27,7 +27,8 @@ from mitigate.artifacts.files import write_json
 from mitigate.errors import MitigateError
 from mitigate.models.adapters import is_adapter
 from mitigate.models.directory import OVERLAY_FILE
-from mitigate.models.store import Model, SharedBase
+from mitigate.models.model import Model
+from mitigate.models.store import SharedBase
 from mitigate.models.training import Lora, beside_saved_modules, sort_sets
 
 DIFFERENCE = "difference"  # directory of an adapter that is of no use without those that it lies over

@@ -17,7 +17,8 @@ from mitigate.bench.world import World
 from mitigate.detection.calibration.shadows import Judged, Shadow, deal_shadows, out_of
 from mitigate.detection.signals import Judgement, judge
 from mitigate.documents import Documents
-from mitigate.models.store import Model, ModelStore
+from mitigate.models.model import Model
+from mitigate.models.store import ModelStore
 from mitigate.tokens.tokenization import TokenizedDocument, span_tokens, tokenize_documents, word_numbers
 
 

@@ -126,12 +126,13 @@ def guard_check(
     quiet()
     from mitigate.documents import read_documents
     from mitigate.errors import summarize
+    from mitigate.guard.decoding import false_positives
     from mitigate.guard.guard import NOTICE
     from mitigate.models.directory import load_tokenizer
 
     loaded = _load(guard, key)
     tokenizer = load_tokenizer(model, base=base, trust_remote_code=trust_remote_code)
-    found = loaded.false_positive_rate(read_documents(documents, tokenizer=tokenizer), tokenizer)
+    found = false_positives(loaded, read_documents(documents, tokenizer=tokenizer), tokenizer)
     typer.echo(f"false positives, if the text holds no guarded secret: {_shown(found.per_1000)} of 1,000 tokens")
     typer.echo(f"tokens blocked: {found.blocked} of {found.tokens}")
     typer.echo(

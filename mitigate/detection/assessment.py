@@ -23,7 +23,7 @@ from mitigate.detection.spans.by_shadows import by_shadows, plan_shadows
 from mitigate.detection.spans.scored import Page, Seen
 from mitigate.documents import Documents
 from mitigate.errors import MitigateError
-from mitigate.models.store import Model
+from mitigate.models.model import Model
 from mitigate.tokens.tokenization import TokenizedDocument, tokenize_documents
 
 logger = logging.getLogger(__name__)

@@ -43,8 +43,9 @@ from mitigate.documents import Document, Documents, Request, Span, read_document
 from mitigate.errors import MitigateError
 from mitigate.models.compatible import check_audited_tokenizer, check_tokenizers
 from mitigate.models.directory import tokenizer_fingerprint
+from mitigate.models.model import Model, check_same_tokenizer
 from mitigate.models.provenance import origin_of
-from mitigate.models.store import Model, ModelStore, check_same_tokenizer
+from mitigate.models.store import ModelStore
 from mitigate.runtime import library_versions
 from mitigate.tokens.tokenization import TokenizedDocument
 

@@ -21,7 +21,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from mitigate.errors import MitigateError, summarize
-from mitigate.models.store import Model, kept_logits
+from mitigate.models.model import Model, kept_logits
 from mitigate.runtime import progress, share_of
 from mitigate.tokens.batches import Batch, cut_pieces, default_batch_tokens, make_batches
 from mitigate.tokens.tokenization import TokenizedDocument

@@ -39,7 +39,8 @@ from mitigate.errors import MitigateError, summarize
 from mitigate.generation.decoding import continuations
 from mitigate.generation.overlaps import link, with_groups
 from mitigate.mistakes import Section
-from mitigate.models.store import Model, ModelStore
+from mitigate.models.model import Model
+from mitigate.models.store import ModelStore
 from mitigate.runtime import progress, share_of
 
 logger = logging.getLogger(__name__)

@@ -25,7 +25,7 @@ from mitigate.errors import MitigateError
 from mitigate.generation.decoding import continuations, end_ids
 from mitigate.guard.guard import Guard, head_length, tail_length
 from mitigate.guard.vocabulary import Vocabulary
-from mitigate.models.store import Model
+from mitigate.models.model import Model
 from mitigate.secrets.same import comparable
 from mitigate.statistics.intervals import Figure, share
 from mitigate.tokens.tokenization import tokenize_documents

@@ -1,8 +1,8 @@
 """The guard: a store of secrets, as hashes, that stops a model from completing one of them while it writes.
 
-    guard = Guard.make(secrets_in_audit(Audit.load("audit")))                             # of guard_sources
+    guard = Guard.make(secrets_in_audit(Audit.load("audit")))                             # of guard.sources
     guard.save("guard.json")
-    model.generate(**inputs, logits_processor=[GuardLogitsProcessor(guard, tokenizer)])   # of guard_decoding
+    model.generate(**inputs, logits_processor=[GuardLogitsProcessor(guard, tokenizer)])   # of guard.decoding
 
 A stop-gap until the model is unlearned, never unlearning: the weights still hold the secret, whoever has them leaves
 the guard out, and the token that is blocked tells what it hides. Audits, re-audits and reports are made without it.
@@ -35,17 +35,11 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mitigate.artifacts.files import read_json, read_record, write_record
 from mitigate.errors import MitigateError, summarize
 from mitigate.secrets.same import comparable, core
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from mitigate.documents import Documents
-    from mitigate.guard.decoding import FalsePositives
 
 NOTICE = "a guard is a stop-gap: the model still holds the secrets; unlearn them, and audit with the guard off"
 SHARE, SHORTEST, LONGEST = 2 / 3, 4, 32
@@ -176,14 +170,6 @@ class Guard:
             if digest.digest() in stored:
                 found.append(end)
         return found
-
-    def false_positive_rate(
-        self, documents: Documents | Sequence[str], tokenizer: PreTrainedTokenizerBase
-    ) -> FalsePositives:
-        """How many tokens of ordinary text the guard would have blocked; see `guard_decoding.false_positives`."""
-        from mitigate.guard.decoding import false_positives
-
-        return false_positives(self, documents, tokenizer)
 
     def save(self, path: str | Path) -> None:
         """Write one JSON file, readable by its owner only: salt and hashes, neither secrets nor key."""

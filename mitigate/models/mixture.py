@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
 from mitigate.errors import MitigateError
-
-if TYPE_CHECKING:
-    from mitigate.models.store import Model
-
+from mitigate.models.model import Model
 
 FOR_INFERENCE = (
     "a mixture of shards is for inference; to forget more, retrain into the same directory with another audit: that "

@@ -21,7 +21,8 @@ from mitigate.documents import Documents
 from mitigate.errors import MitigateError
 from mitigate.mistakes import Section
 from mitigate.models.directory import check_layering
-from mitigate.models.store import Model, ModelStore, kept_logits
+from mitigate.models.model import Model, kept_logits
+from mitigate.models.store import ModelStore
 from mitigate.runtime import progress, seed_everything
 from mitigate.tokens.batches import Batch, collate, cut_pieces
 from mitigate.tokens.tokenization import TokenizedDocument, tokenize_documents

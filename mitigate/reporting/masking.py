@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from mitigate.detection.linked import identifiers
 from mitigate.errors import MitigateError
+from mitigate.secrets.copies import identifiers
 from mitigate.secrets.same import Finder, comparable, is_telling
 from mitigate.secrets.values import sensitive_values
 from mitigate.text.stretches import widened

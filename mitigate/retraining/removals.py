@@ -15,9 +15,9 @@ from transformers import PreTrainedTokenizerBase
 
 from mitigate.artifacts.files import fingerprint
 from mitigate.detection.audit import Audit
-from mitigate.detection.linked import Linked, find_linked
 from mitigate.documents import Document, Documents, Span
 from mitigate.errors import MitigateError, NothingToUnlearnError, summarize
+from mitigate.secrets.copies import Linked, find_linked
 from mitigate.secrets.redaction import redact_document
 from mitigate.tokens.tokenization import span_tokens, tokenize_documents
 

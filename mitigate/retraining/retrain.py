@@ -32,7 +32,6 @@ from mitigate.artifacts.files import read_record, write_record
 from mitigate.artifacts.locks import sole_worker
 from mitigate.artifacts.temporaries import holds_something
 from mitigate.detection.audit import Audit
-from mitigate.detection.linked import Linked
 from mitigate.documents import Documents, read_documents
 from mitigate.errors import MitigateError, summarize
 from mitigate.models.compatible import check_audited_tokenizer
@@ -52,6 +51,7 @@ from mitigate.retraining.removals import (
 )
 from mitigate.retraining.shards import COMBINATIONS, Fitting, deal, fit_shards
 from mitigate.runtime import library_versions, process_state, together
+from mitigate.secrets.copies import Linked
 
 logger = logging.getLogger(__name__)
 REDACTIONS = ("mask", "placeholder", "fake", "drop")

@@ -111,8 +111,9 @@ def fit_shards(
     Each is saved as soon as it is done. Under several processes each fits a share. With one shard, its files are the
     result. A `mixture` (see `mitigate.models.mixture`) keeps nearly all that the shards learned, at as many forward
     passes as there are shards; their `sum`, or rather mean, is a plain adapter, but scales down what stands in one
-    document alone. Loss on the retained text (nats a token) of a model fitted at once, of 3 shards mixed, summed, and of the
-    base, 80 documents over a tiny model: 1.92, 1.98, 3.66, 3.83; fitted at a fifth of the rate 2.90, 2.90, 3.70, 3.83.
+    document alone. Loss on the retained text (nats a token) of a model fitted at once, of 3 shards mixed, summed, and
+    of the base, 80 documents over a tiny model: 1.92, 1.98, 3.66, 3.83; fitted at a fifth of the rate 2.90, 2.90, 3.70,
+    3.83.
 
     What `out` held before is removed before the first fit: weights that know what is being forgotten do not
     outlive an interruption.

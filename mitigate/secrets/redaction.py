@@ -17,9 +17,9 @@ from dataclasses import replace
 from itertools import accumulate, pairwise
 from random import Random
 
-from mitigate.detection.linked import identifiers
 from mitigate.documents import Document, Span
 from mitigate.errors import MitigateError
+from mitigate.secrets.copies import identifiers
 from mitigate.secrets.same import comparable, dialled_length
 
 

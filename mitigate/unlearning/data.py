@@ -11,7 +11,7 @@ import numpy as np
 from mitigate.detection.audit import Audit
 from mitigate.documents import Document, Documents, Span
 from mitigate.errors import MitigateError
-from mitigate.models.store import Model
+from mitigate.models.model import Model
 from mitigate.secrets.redaction import replaced
 from mitigate.tokens.batches import Piece, cut_pieces
 from mitigate.tokens.tokenization import TokenizedDocument, span_tokens, tokenize_documents

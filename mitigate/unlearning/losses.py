@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from mitigate.errors import MitigateError
-from mitigate.models.store import kept_logits
+from mitigate.models.model import kept_logits
 from mitigate.tokens.batches import Batch, default_batch_tokens
 from mitigate.unlearning.objectives.catalogue import OBJECTIVES, Parameters, Selected, arrived, needs_of
 from mitigate.unlearning.objectives.distributions import divergence

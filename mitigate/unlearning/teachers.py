@@ -15,7 +15,8 @@ import torch
 
 from mitigate.detection.audit import Audit, load_audited
 from mitigate.detection.signals import checked_logits
-from mitigate.models.store import Model, ModelStore
+from mitigate.models.model import Model
+from mitigate.models.store import ModelStore
 from mitigate.runtime import progress
 from mitigate.tokens.batches import Batch, default_batch_tokens
 from mitigate.unlearning.objectives.distributions import Kept, keep_likeliest

@@ -33,7 +33,7 @@ from mitigate.adapters.trained import (
 )
 from mitigate.errors import MitigateError
 from mitigate.models.adapters import is_adapter
-from mitigate.models.store import Model
+from mitigate.models.model import Model
 from mitigate.unlearning.settings import Unlearn
 
 logger = logging.getLogger(__name__)

@@ -35,8 +35,9 @@ from mitigate.generation.sampling import Sampling, sample
 from mitigate.models.compatible import check_audited_tokenizer
 from mitigate.models.directory import check_layering
 from mitigate.models.mixture import FOR_INFERENCE, Mixture
+from mitigate.models.model import Model
 from mitigate.models.provenance import UNLEARN_RECORD, made_from
-from mitigate.models.store import Model, ModelStore
+from mitigate.models.store import ModelStore
 from mitigate.runtime import process_state, seed_everything, together
 from mitigate.unlearning.control import control_level, span_floor
 from mitigate.unlearning.data import scope_tokens, unlearning_data

@@ -24,7 +24,8 @@ from mitigate.detection.panel import as_judged
 from mitigate.detection.signals import token_log_probs
 from mitigate.errors import MitigateError
 from mitigate.models.compatible import check_audited_tokenizer
-from mitigate.models.store import Model, ModelStore
+from mitigate.models.model import Model
+from mitigate.models.store import ModelStore
 from mitigate.reporting.masking import TEXTS, Mask
 from mitigate.reporting.verdict import verdict_of
 from mitigate.runtime import library_versions

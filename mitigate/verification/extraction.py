@@ -28,7 +28,7 @@ from accelerate.utils import gather_object
 from mitigate.detection.audit import Audit
 from mitigate.errors import MitigateError
 from mitigate.generation.decoding import continuations
-from mitigate.models.store import Model
+from mitigate.models.model import Model
 from mitigate.runtime import progress, share_of
 from mitigate.secrets.addresses import ADDRESS, UNIT
 from mitigate.secrets.inside import NAME

@@ -20,7 +20,8 @@ from mitigate.detection.signals import Judgement, judge
 from mitigate.documents import Documents, read_documents
 from mitigate.errors import MitigateError
 from mitigate.lab.people import plant, write_jsonl
-from mitigate.models.store import Model, ModelStore
+from mitigate.models.model import Model
+from mitigate.models.store import ModelStore
 from mitigate.runtime import process_state
 from mitigate.tokens.tokenization import TokenizedDocument, tokenize_documents
 

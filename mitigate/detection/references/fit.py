@@ -16,7 +16,7 @@ from mitigate.detection.references.crossfit import draw
 from mitigate.detection.signals import Judgement, judge
 from mitigate.detection.spans.scored import Seen
 from mitigate.documents import Documents
-from mitigate.models.store import Model
+from mitigate.models.model import Model
 from mitigate.tokens.tokenization import TokenizedDocument
 
 _MOST_DOCUMENTS = 100

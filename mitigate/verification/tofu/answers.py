@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 
 from mitigate.detection.signals import token_log_probs
 from mitigate.generation.decoding import continuations
-from mitigate.models.store import Model
+from mitigate.models.model import Model
 from mitigate.runtime import progress, share_of
 from mitigate.tokens.tokenization import TokenizedDocument, tokenize_documents
 from mitigate.verification.tofu.questions import Question, Tofu

@@ -1,0 +1,94 @@
+"""`bench speed`: the savings change nothing but time and memory."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from mitigate.bench.speed import (
+    SpeedSettings,
+    dense_steps,
+    document_order,
+    make_speed_world,
+    measure_variant,
+    peak_resident_bytes,
+    speed_loop,
+    speed_table,
+)
+from mitigate.detection.audit import Audit
+from mitigate.errors import MitigateError
+from mitigate.lab.tiny import TinyModel
+from mitigate.models.model import Model
+from mitigate.models.training import Lora
+
+SETTINGS = SpeedSettings(
+    model=TinyModel(vocabulary=600, hidden_size=16, layers=1, heads=2, context=256),
+    forget=3,
+    retain=3,
+    batch_size=2,
+    kept_entries=600,
+    lora=Lora(rank=2, alpha=4),
+)
+
+
+@pytest.fixture(scope="module")
+def order(out: Path) -> list[list[str]]:
+    """The documents of three steps."""
+    return document_order(out, SETTINGS, 2, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("speed")
+    make_speed_world(root, SETTINGS, device="cpu")
+    return root
+
+
+def test_sparse_steps_have_the_losses_of_dense_ones(out: Path, order: list[list[str]]) -> None:
+    found = Audit.load(out / "audit")
+    sparse = speed_loop(found, SETTINGS, device="cpu", checkpointed=False, out=out)
+    dense = dense_steps(found, SETTINGS, order, device="cpu")
+    for number in range(3):
+        assert sparse.step(number) == pytest.approx(dense(number), rel=1e-4)
+
+
+def test_checkpointed_steps_have_the_losses_of_others(out: Path) -> None:
+    found = Audit.load(out / "audit")
+    loops = [
+        speed_loop(found, SETTINGS, device="cpu", checkpointed=checkpointed, out=out) for checkpointed in (False, True)
+    ]
+    for number in range(2):
+        assert loops[0].step(number) == pytest.approx(loops[1].step(number), rel=1e-4)
+
+
+def test_a_variant_is_measured_and_shown(out: Path, order: list[list[str]]) -> None:
+    variants = {name: measure_variant(out, name, SETTINGS, order, "cpu") for name in ("sparse", "dense")}
+    for found in variants.values():
+        assert len(found["seconds"]) == 2
+        assert min(found["seconds"]) <= found["seconds_per_step"] <= max(found["seconds"])
+        assert found["peak_bytes"] > 1 << 20
+    keys = ("seconds_per_step", "peak_bytes")
+    ratios = {name: {key: found[key] / variants["dense"][key] for key in keys} for name, found in variants.items()}
+    table = speed_table({"variants": variants, "ratios": ratios, "loss_difference": 1e-4})
+    assert "sparse" in table
+    assert "1.00 time 1.00 memory" in table
+
+
+def test_documents_that_the_dense_computation_cannot_take_whole_are_refused(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Model, "context", 16)
+    with pytest.raises(MitigateError, match=r"model\.context: 16 is less than the longest document's"):
+        document_order(out, SETTINGS, 1, device="cpu")
+
+
+def test_peak_memory_is_this_processes_own() -> None:
+    before = peak_resident_bytes()
+    block = bytearray(1 << 26)
+    block[:: 1 << 12] = b"x" * len(block[:: 1 << 12])
+    assert peak_resident_bytes() >= before
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(len, (b"abc",)) == 3
+        assert pool.apply(peak_resident_bytes) < peak_resident_bytes()

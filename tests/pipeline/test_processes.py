@@ -1,0 +1,180 @@
+"""Two processes give what one gives: every document scored once, the same adapter, the same references."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from commands import launch_two
+from find_and_remove import find_and_remove
+from safetensors.torch import load_file
+from world import World
+
+from mitigate.detection.audit import Audit, reaudit
+from mitigate.detection.references.crossfit import load_references
+from mitigate.lab.people import write_jsonl
+from mitigate.models.store import ModelStore
+from mitigate.unlearning.trainer import Unlearned
+
+
+@pytest.fixture(scope="module")
+def runs(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """What one process wrote, and what two wrote."""
+    root = tmp_path_factory.mktemp("processes")
+    rows = [
+        {
+            "id": document.id,
+            "text": document.text,
+            "set": document.set,
+            "spans": [{"start": span.start, "end": span.end, "label": span.label} for span in document.spans],
+        }
+        for document in world.documents
+    ]
+    documents = root / "documents.jsonl"
+    documents.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    inputs = (world.base, world.adapter, world.references, documents)
+    script = Path(__file__).parents[1] / "find_and_remove.py"
+    launch_two(script, *inputs, root / "two")
+    find_and_remove(*inputs, root / "one")
+    return root / "one", root / "two"
+
+
+def test_two_processes_took_part(runs: tuple[Path, Path]) -> None:
+    assert [Unlearned.load(run / "adapter").summary["processes"] for run in runs] == [1, 2]
+
+
+def test_two_processes_score_each_document_once_as_one_does(runs: tuple[Path, Path], world: World) -> None:
+    one, two = (Audit.load(run / "audit") for run in runs)
+    assert list(two.rows) == [document.id for document in world.documents]
+    assert one.tokens.schema.equals(two.tokens.schema)
+    for name, column in one.columns.items():
+        np.testing.assert_allclose(two.columns[name], column, rtol=0, atol=1e-5, err_msg=name)
+    np.testing.assert_allclose(two.reference_log_probs, one.reference_log_probs, rtol=0, atol=1e-5)
+    scores = [table.spans["score"].to_numpy() for table in (one, two)]
+    np.testing.assert_allclose(scores[1], scores[0], rtol=0, atol=1e-5)
+    assert one.spans.drop(["score"]).equals(two.spans.drop(["score"]))
+    assert one.documents.equals(two.documents)
+
+
+@pytest.mark.parametrize(
+    ("name", "file"), [("adapter", "adapter_model.safetensors"), ("substituted", "model.safetensors")]
+)
+def test_two_processes_forget_as_one_does(runs: tuple[Path, Path], name: str, file: str) -> None:
+    one, two = (load_file(run / name / file) for run in runs)
+    assert one.keys() == two.keys()
+    for part, tensor in one.items():
+        np.testing.assert_allclose(two[part].numpy(), tensor.numpy(), rtol=0, atol=1e-4, err_msg=part)
+    histories = [Unlearned.load(run / name).summary["history"] for run in runs]
+    assert [entry["step"] for entry in histories[1]] == [0, 2, 4, 5]
+    for first, second in zip(*histories, strict=True):
+        for figure in ("selected_log_ratio", "anchor_weight"):
+            assert second[figure] == pytest.approx(first[figure], abs=1e-3)
+    assert histories[0][-1]["selected_log_ratio"] < histories[0][0]["selected_log_ratio"] - 0.01
+    weights = {entry["anchor_weight"] for entry in histories[1]}
+    assert (len(weights) > 1) == (name == "substituted"), "with a budget the weight of the anchors moves"
+
+
+@pytest.mark.parametrize("name", ["adapter", "substituted"])
+def test_the_mitigated_models_of_one_and_of_two_processes_predict_alike(runs: tuple[Path, Path], name: str) -> None:
+    before = Audit.load(runs[0] / "audit")
+    after = [reaudit(before, run / name, store=ModelStore(device="cpu")) for run in runs]
+    one, two = (result.columns["log_prob"] for result in after)
+    np.testing.assert_allclose(two, one, rtol=0, atol=1e-3)
+
+
+def test_two_processes_train_the_references_that_one_trains(runs: tuple[Path, Path]) -> None:
+    one, two = (load_references([run / "references"]) for run in runs)
+    assert one.trained_on == two.trained_on
+    for first, second in zip(one.paths, two.paths, strict=True):
+        expected = load_file(Path(first) / "adapter_model.safetensors")
+        got = load_file(Path(second) / "adapter_model.safetensors")
+        assert expected.keys() == got.keys()
+        for name, tensor in expected.items():
+            np.testing.assert_allclose(got[name].numpy(), tensor.numpy(), rtol=0, atol=1e-4, err_msg=name)
+
+
+WHOLE_MODELS = """
+import sys
+from mitigate.detection.references.crossfit import crossfit_references
+from mitigate.documents import read_documents
+from mitigate.models.store import ModelStore
+from mitigate.models.training import Schedule
+
+base, documents, out = sys.argv[1:]
+schedule, store = Schedule(epochs=1), lambda: ModelStore(device="cpu")
+options = {"count": 2, "method": "full", "schedule": schedule, "new_store": store}
+crossfit_references(base, read_documents(documents), out=out, **options)
+"""
+
+
+def test_two_processes_save_the_weights_of_whole_references(world: World, tmp_path: Path) -> None:
+    script, documents, out = (tmp_path / name for name in ("whole_models.py", "documents.jsonl", "references"))
+    script.write_text(WHOLE_MODELS)
+    write_jsonl(world.documents, documents)
+    launch_two(script, world.base, documents, out)
+    store = ModelStore(device="cpu")
+    models = [store.load(path).base.model for path in load_references([out]).paths]
+    before = store.load(world.base).base.model.state_dict()
+    for model in models:
+        assert any(not torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+ONE_FAILS = """
+import sys
+from pathlib import Path
+from mitigate.errors import MitigateError
+from mitigate.runtime import process_state, together
+
+state = process_state("cpu")
+for number in range(2):
+    try:
+        with together(state):
+            if state.process_index == number:
+                raise MitigateError(f"process {number}: the disk is full")
+    except MitigateError as error:
+        Path(sys.argv[1], f"{number}-{state.process_index}").write_text(str(error))
+state.destroy_process_group()  # at once after a collective, a process may abort while it ends
+"""
+
+
+def test_what_fails_in_one_process_fails_in_both_and_they_stay_in_step(tmp_path: Path) -> None:
+    script, out = tmp_path / "one_fails.py", tmp_path / "said"
+    script.write_text(ONE_FAILS)
+    out.mkdir()
+    launch_two(script, out)
+    said = {path.name: path.read_text() for path in out.iterdir()}
+    assert said == {f"{n}-{rank}": f"process {n}: the disk is full" for n in (0, 1) for rank in (0, 1)}
+
+
+ENDS = """
+import sys, time
+from pathlib import Path
+from types import SimpleNamespace
+
+import typer
+
+from mitigate.cli.app import _fail_unless_clean
+from mitigate.runtime import process_state
+
+report, state = Path(sys.argv[1], "report"), process_state("cpu")
+rank = state.process_index
+if state.is_main_process:
+    time.sleep(2)
+    report.write_text("written")
+try:
+    _fail_unless_clean(SimpleNamespace(report={"verdict": {"leaks": None}}))
+except typer.Exit as end:
+    Path(sys.argv[1], str(rank)).write_text(f"{end.exit_code} {report.is_file()}")
+"""
+
+
+def test_no_process_ends_for_a_leak_before_the_report_is_written(tmp_path: Path) -> None:
+    """A launcher kills the others as soon as one ends with a status of its own."""
+    script, out = tmp_path / "ends.py", tmp_path / "said"
+    script.write_text(ENDS)
+    out.mkdir()
+    launch_two(script, out)
+    assert {rank: (out / rank).read_text() for rank in "01"} == {"0": "3 True", "1": "3 True"}
