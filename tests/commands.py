@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import subprocess
 import sys
@@ -12,10 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub.constants
-import pytest
-
-import mitigate.cli.app
 from mitigate.recipe.schema import Recipe, check_recipe
 
 FIRST = {"epochs": 1, "learning_rate": 3e-3}
@@ -74,27 +69,6 @@ def modified(folder: Path) -> dict[str, int]:
 
 
 Mitigate = Callable[..., Outcome]
-
-
-@pytest.fixture
-def mitigate_(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Mitigate]:
-    """`mitigate_("audit", "--target", ...)`: the entry point in this process."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    level = logging.getLogger("mitigate").level
-
-    def call(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["mitigate", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            mitigate.cli.app.main()
-            status: Any = 0
-        except SystemExit as stop:
-            status = stop.code or 0
-        written = capsys.readouterr()
-        return Outcome(status, written.out, written.err)
-
-    yield call
-    logging.getLogger("mitigate").setLevel(level)
 
 
 def launch_two(script: Path, *arguments: Path) -> None:

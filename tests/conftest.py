@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import huggingface_hub.constants
 import pytest
 import torch
+from commands import Mitigate, Outcome
 from forgetting import long_documents
 from transformers import PreTrainedTokenizerFast
 from world import World, make_world, save_tiny_model, sentences
 
+import mitigate.cli.app
 from mitigate.detection.audit import Audit, Detect, audit
 from mitigate.lab.tiny import train_tokenizer
 from mitigate.models.store import ModelStore
@@ -82,3 +88,24 @@ def long(world: World) -> Audit:
 def store() -> ModelStore:
     """A fresh store of models on the CPU."""
     return ModelStore(device="cpu")
+
+
+@pytest.fixture
+def mitigate_(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Mitigate]:
+    """`mitigate_("audit", "--target", ...)`: the entry point in this process."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    level = logging.getLogger("mitigate").level
+
+    def call(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["mitigate", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            mitigate.cli.app.main()
+            status: Any = 0
+        except SystemExit as stop:
+            status = stop.code or 0
+        written = capsys.readouterr()
+        return Outcome(status, written.out, written.err)
+
+    yield call
+    logging.getLogger("mitigate").setLevel(level)

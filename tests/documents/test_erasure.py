@@ -12,7 +12,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from commands import Mitigate, mitigate_, modified, tiny_recipe, working_in  # noqa: F401
+from commands import Mitigate, modified, tiny_recipe, working_in
 from forgetting import cpu
 from world import World
 
@@ -578,7 +578,7 @@ def test_a_lab_does_not_forget_what_it_did_not_train_on(tmp_path: Path, world: W
 
 
 def test_the_command_line_takes_a_request(
-    mitigate_: Mitigate,  # noqa: F811
+    mitigate_: Mitigate,
     world: World,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -610,7 +610,7 @@ def test_the_command_line_takes_a_request(
     ],
 )
 def test_the_command_line_s_request_is_checked(
-    mitigate_: Mitigate,  # noqa: F811
+    mitigate_: Mitigate,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     arguments: list[str],
