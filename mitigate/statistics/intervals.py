@@ -3,7 +3,8 @@
 Intervals are 95 %. What lies in one cluster (a document, or all documents of one person) is not independent, so the
 cluster is what counts: the variance is that between clusters, the quantile is Student's with as many degrees of freedom
 as they leave, and rates and areas keep to [0, 1] by Wilson's method at the size that the variance amounts to. A
-percentile bootstrap over 10 to 50 clusters covers .85 to .94 (simulated in `tests/statistics/test_interval_coverage.py`).
+percentile bootstrap over 10 to 50 clusters covers .85 to .94; `tests/statistics/test_interval_coverage.py` simulates
+these.
 
 One cluster has no variance to see: the value is given, the interval is not.
 """
