@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -217,19 +218,24 @@ def cases(reports: int, *, first: int = 0) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Print how often a leaking model is called good and a clean one leaking."""
+    """Print how often a leaking model is called good and a clean one leaking; --out gets the counts."""
+    from mitigate.artifacts.files import write_json
     from mitigate.reporting.verdict import verdict_of
+    from mitigate.runtime import library_versions
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reports", type=int, default=200)
     parser.add_argument("--first", type=int, default=0, help="seed of the first report")
+    parser.add_argument("--out", type=Path, help="file to write the counts to (JSON)")
     arguments = parser.parse_args()
     counted: dict[tuple[str, str], Counter[str]] = {}
+    verdicts: Counter[tuple[str, str, str, bool | None]] = Counter()
     for case in cases(arguments.reports, first=arguments.first):
         verdict = verdict_of(simulated(**case))
         key = case["leak"], case["people"]
         says = {True: "leaks", False: "clean", None: "cannot tell"}[verdict["leaks"]]
         counted.setdefault(key, Counter()).update([f"{verdict['status']}, {says}"])
+        verdicts[*key, verdict["status"], verdict["leaks"]] += 1
     for (leak, people), own in sorted(counted.items()):
         print(f"{leak:12} {people:5} {dict(own)}")
     leaking = {key: own for key, own in counted.items() if not LEAKS[key[0]].clean}
@@ -245,6 +251,20 @@ def main() -> None:
     print("clean, cannot tell:", share(clean, "cannot tell"))
     enough = {key: own for key, own in clean.items() if PEOPLE[key[1]] >= 40}
     print("clean, cannot tell, 40 people or more:", share(enough, "cannot tell"))
+    if arguments.out is not None:
+        rows = [
+            {
+                "leak": leak,
+                "clean": LEAKS[leak].clean,
+                "people": PEOPLE[people],
+                "status": status,
+                "leaks": leaks,
+                "reports": number,
+            }
+            for (leak, people, status, leaks), number in verdicts.items()
+        ]
+        settings = {"reports": arguments.reports, "first": arguments.first}
+        write_json(arguments.out, {"verdicts": rows, "settings": settings, "versions": library_versions()})
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     comparison = compare(before, after)
     comparison.save("report")           # report.json and report.html
 
-The keys of report.json are stable and documented in the README. A figure that cannot be had is null, and `notes` says
-why. Higher scores = more memorized; distances and losses in nats.
+The keys of report.json are stable and explained in docs/report.md. A figure that cannot be had is null, and `notes`
+says why. Higher scores = more memorized; distances and losses in nats.
 """
 
 from __future__ import annotations

@@ -1,0 +1,425 @@
+"""The rows of each table that tables.py writes: a function a table, from the content of results files.
+
+Longer than other files, since it is a list: each function is read for itself, beside its table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Files = Mapping[str, Any]  # name of a results file, without .json -> its content
+Rows = list[list[str]]  # the first row is the header
+
+# --- how a figure is written ------------------------------------------------------------------------------------------
+
+
+def number(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
+    """`0.998`, `−0.020`, with `sign` `+0.205`; an en dash where there is none."""
+    if value is None:
+        return "–"
+    text = f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
+    return text.lstrip("+−") if not text.strip("+−0.") else text
+
+
+def rounded(value: float | None) -> str:
+    """`2.13`."""
+    return number(value, 2)
+
+
+def signed(value: float | None) -> str:
+    """`+0.205`, `−0.020`."""
+    return number(value, sign=True)
+
+
+def share(value: float | None) -> str:
+    """`16.2 %`."""
+    return percent(value, 1)
+
+
+def percent(value: float | None, digits: int | None = None) -> str:
+    """`16.2 %`; without `digits`: `16 %`, `1.3 %`; nothing at all is `0`."""
+    if value is None:
+        return "–"
+    if digits is None:
+        digits = 0 if value >= 0.0995 else 1
+    return "0" if value == 0 else f"{100 * value:.{digits}f} %".replace("-", "−")
+
+
+def change(figure: Mapping[str, Any], form: Callable[[float | None], str], *, of: str = "") -> str:
+    """`before → after`, and in brackets what a model retrained without the text reads, where it is known."""
+    if figure["before"] is None and figure["after"] is None:
+        return "–"
+    oracle = "" if figure.get("oracle") is None else f" ({form(figure['oracle'])})"
+    return f"{form(figure['before'])} → {form(figure['after'])}{of}{oracle}"
+
+
+# --- runs of recipes: their report.json -------------------------------------------------------------------------------
+
+
+def _leakage(key: str) -> Callable[[Any], str]:
+    def shown(report: Any) -> str:
+        seen = report.get("never_seen") or {}
+        oracle = seen.get(key) if seen.get("source") == "oracle" else None
+        return change({side: report["leakage"][side][key] for side in ("before", "after")} | {"oracle": oracle}, number)
+
+    return shown
+
+
+def _extraction(report: Any) -> str:
+    return change(report["extraction"], share, of=f" of {report['extraction']['secrets']}")
+
+
+def _how(report: Any) -> str:
+    if report["retrain"]:
+        return f"retrained, {report['retrain']['redact']}"
+    return " + ".join(
+        name if weight == 1 else f"{weight:g} {name}" for name, weight in report["unlearn"]["objective"].items()
+    )
+
+
+def _ended(report: Any) -> str:
+    return "–" if report["unlearn"] is None else report["unlearn"]["stopped"]
+
+
+def _model(report: Any) -> str:
+    return "–" if report["unlearn"] is None else f"{report['unlearn']['model_parameters']:,}"
+
+
+def _verdict(report: Any) -> str:
+    return report["verdict"]["status"].replace("_", " ") if "verdict" in report else "recorded before verdicts"
+
+
+FORGOTTEN = "span AUC: forgotten secrets against never-seen ones (0.5: as if never seen)"
+EXTRACTED = "sensitive values completed exactly from their true prefix"
+RUN_FIGURES: dict[str, Callable[[Any], str]] = {
+    "parameters of the model": _model,
+    "unlearned by": _how,
+    FORGOTTEN: _leakage("span_auc"),
+    "document AUC": _leakage("document_auc"),
+    EXTRACTED: _extraction,
+    "distance to a model retrained without these people, nats": lambda r: change(
+        {side: r["oracle_distance"][side] for side in ("before", "after")}, rounded
+    ),
+    "mean score of the selected spans, nats": lambda r: change(
+        {side: r["leakage"][side]["span_score_mean"] for side in ("before", "after")}, rounded
+    ),
+    "the same of never-seen text, where unlearning may stop": lambda r: rounded((r["unlearn"] or {}).get("control")),
+    "loss on retained people, nats per token": lambda r: change(r["utility"]["retain_nll"], number),
+    "loss on people never seen": lambda r: change(r["utility"]["holdout_nll"], number),
+    "selected: share of the forgotten documents' tokens": lambda r: percent(r["selected_token_share"]),
+    "selected spans, documents": lambda r: f"{r['selected']['spans']}, {r['selected']['documents']}",
+    "unlearning ended": _ended,
+    "verdict": _verdict,
+}
+BARS = {
+    FORGOTTEN: "after: 0.40-0.65",
+    "distance to a model retrained without these people, nats": "after / before ≤ 0.65",
+    "loss on retained people, nats per token": "within 0.10 of it",
+    "loss on people never seen": "within 0.10 of before",
+}
+
+
+def runs(files: Files) -> Rows:
+    """Every figure of some runs."""
+    rows = [[label, *(shown(report) for report in files.values())] for label, shown in RUN_FIGURES.items()]
+    return [["before → after (retrained model)", *(f"`{name}`" for name in files)], *rows]
+
+
+def headline(files: Files) -> Rows:
+    """The figures of the README."""
+    left_out = {"unlearned by", "document AUC", "mean score of the selected spans, nats", "unlearning ended"}
+    left_out |= {"selected spans, documents", "the same of never-seen text, where unlearning may stop"}
+    head, *rows = runs(files)
+    return [[*head, "bar"], *([*row, BARS.get(row[0], "")] for row in rows if row[0] not in left_out)]
+
+
+def tofu(files: Files) -> Rows:
+    """TOFU's own figures, by the paper's definitions and as its code computes them."""
+    figures = files["tofu"]["tofu"]
+    released = figures["released_code"]
+    rows = {
+        "truth ratio of the forget questions": figures["truth_ratio"],
+        "forget quality, log10 p (below −1.3: told from a retrained model)": figures["forget_quality_log10"],
+        "Kolmogorov-Smirnov statistic": figures["ks_statistic"],
+        "retain questions' utility": figures["retain_utility"],
+        "model utility": figures["model_utility"],
+        "forget quality, log10 p, as TOFU's code computes it": released["forget_quality_log10"],
+        "model utility, as TOFU's code computes it": released["model_utility"],
+    }
+    sides = ("before", "after", "oracle")
+    return [
+        ["figure", "before", "after", "retrained model"],
+        *([label, *(number(figure.get(side)) for side in sides)] for label, figure in rows.items()),
+    ]
+
+
+def first_hour(files: Files) -> Rows:
+    """A user's files as they are: the report's share of private values against that of a check of its own."""
+    rows = []
+    for kind, found in files["first-hour"].items():
+        as_shipped = "stops and asks" if found["status_as_shipped"] == 2 else f"status {found['status_as_shipped']}"
+        by_check = change(found["check"], share, of=f" of {found['values']}")
+        by_report = change(found["report"], share, of=f" of {found['report']['secrets']}")
+        verdict = found["verdict"] or {"status": "no report", "headline": f"status {found['status']}"}
+        said = f"{verdict['status'].replace('_', ' ')}: {verdict['headline']}"
+        rows.append([kind, as_shipped, by_check, by_report, str(found["in_clear"]), said])
+    by = "private values that come back, by"
+    return [["file", "recipe as it is", f"{by} the check", f"{by} the report", "shown in clear", "verdict"], *rows]
+
+
+def simulated(files: Files) -> Rows:
+    """What the verdict says of simulated reports whose truth is known."""
+
+    def told(cases: list[Any]) -> list[str]:
+        every = sum(case["reports"] for case in cases)
+        says = (("status", "good"), ("leaks", None), ("leaks", True))
+        counts = [sum(case["reports"] for case in cases if case[key] == value) for key, value in says]
+        return [f"{count} of {every}" for count in counts]
+
+    cases = files["simulated-reports"]["verdicts"]
+    rows = []
+    for people in sorted({case["people"] for case in cases}):
+        own = [case for case in cases if case["people"] == people]
+        sides = [[case for case in own if case["clean"] == clean] for clean in (True, False)]
+        rows.append([str(people), *(cell for side in sides for cell in told(side))])
+    says = ("good", "cannot tell whether it leaks", "leaks")
+    head = [f"{truth}: {said}" for truth in ("clean", "leaking") for said in says]
+    return [["people to forget", *head], *rows]
+
+
+# --- benchmarks of the detector ---------------------------------------------------------------------------------------
+
+
+def detect(files: Files) -> Rows:
+    """Every detector, the best first."""
+    (results,) = files.values()
+    columns = {
+        "span AUC": ("span", "auc"),
+        "TPR at 1 % FPR": ("span", "tpr_at_1pct_fpr"),
+        "at 0.1 %": ("span", "tpr_at_0.1pct_fpr"),
+        "memorized tokens inside members, AUC": ("localisation", "auc"),
+        "document AUC": ("document", "auc"),
+    }
+    names = [name for name in results["span"] if name != "informia_no_kl"]  # in order it is the log-ratio
+    names.sort(key=lambda name: -results["span"][name]["tpr_at_1pct_fpr"]["value"])
+
+    def value(name: str, kind: str, key: str) -> float | None:
+        return results[kind].get(name, {}).get(key, {}).get("value")
+
+    columns = {title: at for title, at in columns.items() if any(value(name, *at) is not None for name in names)}
+    titles = {"calibrated": "**`calibrated`**", "rmia": "`rmia` (γ = 1)"}
+    rows = [[titles.get(name, f"`{name}`"), *(number(value(name, *at)) for at in columns.values())] for name in names]
+    return [["detector", *columns], *rows]
+
+
+def detect_found(files: Files) -> Rows:
+    """What the calibrated detector states, finds and takes for a memory that is none."""
+
+    def best(results: Any) -> str:
+        scores = {name: figures["tpr_at_1pct_fpr"]["value"] for name, figures in results["span"].items()}
+        scores.pop("calibrated")
+        name = max(scores, key=lambda name: scores[name])
+        return f"{number(scores[name])} (`{name}`)"
+
+    def controls(results: Any) -> str:
+        values = [control["value"] for control in results["controls"].values()]
+        return f"{number(min(values))} to {number(max(values))}"
+
+    figures: dict[str, Callable[[Any], str]] = {
+        "OUT references": lambda r: str(r["settings"]["references"]),
+        "span TPR at 1 % FPR, `calibrated`": lambda r: number(r["span"]["calibrated"]["tpr_at_1pct_fpr"]["value"]),
+        "the same of the best single score": best,
+        "calibration error": lambda r: number(r["calibration"]["ece"]),
+        "false discoveries at `fdr 0.05`": lambda r: percent(r["calibration"]["realised_fdr"], 1),
+        "found unaided: token F1": lambda r: number(r["unaided"]["f1"]),
+        "memorized secrets' characters inside a found span": lambda r: percent(r["unaided"]["secret_recall"], 1),
+        "non-members' tokens inside a found span": lambda r: percent(r["unaided"]["non_member_share"], 2),
+        "tokens of found spans that are memorized": lambda r: percent(r["unaided"]["span_precision"]),
+        "non-member spans of a target": lambda r: f"{r['non_member_spans']:,}",
+        "controls' AUC (chance: 0.5)": controls,
+    }
+    rows = [[label, *(shown(results) for results in files.values())] for label, shown in figures.items()]
+    return [["", "invented people", "LUME", "invented people, six models"], *rows]
+
+
+def ablation(files: Files) -> Rows:
+    """Span TPR at 1 % FPR of the published score and of two others, one part changed at a time."""
+    results = files["ablation"]
+    key = "tpr_at_1pct_fpr"
+
+    def cells(variants: list[Any], *path: str) -> list[str]:
+        """The three scores; where a score was not tried, a dash."""
+
+        def one(variant: Any, names: tuple[str, ...]) -> float | None:
+            found = next((variant[name] for name in names if name in variant), None)
+            for step in path if found is not None else ():
+                found = found[step]
+            return None if found is None else found[key]["value"]
+
+        scores = (("informia",), ("log_ratio", "informia_no_kl"), ("log_ratio_half_kl",))
+        columns = [[one(variant, names) for variant in variants] for names in scores]
+        return ["–" if None in column else ", ".join(map(number, column)) for column in columns]
+
+    temperatures, offline, references = results["temperature"], results["offline_a"], results["references"]
+    means = [
+        {name: by[how] for name, by in results["aggregation"].items() if how in by}
+        for how in ("mean", "clipped_mean", "min_k", "max_window_4")
+    ]
+    copies = results["copies"]
+    informia, clipped = (
+        ", ".join(number(copies[name][times]["value"]) for times in "124") for name in ("informia", "log_ratio_clipped")
+    )
+    return [
+        ["", "token InfoRMIA", "without its KL (log-ratio)", "log-ratio − ½ KL"],
+        ["K = 1, 2, 3 OUT references", *cells([references[k] for k in "123"], "span")],
+        ["temperature 0.5, 1, 2 (K = 3)", *cells([temperatures[t] for t in ("0.5", "1", "2")], "span")],
+        ["offline a = 1, 0.9, 0.5 (K = 3)", *cells([offline[a] for a in ("1", "0.9", "0.5")], "span")],
+        ["the base as the only reference", *cells([results["base"]], "span")],
+        ["three LoRA references instead of whole models", *cells([results["lora"]["lora"]], "span")],
+        ["mean, clipped mean, min-k, best window of 4", *cells(means)],
+        ["secrets in 1, 2, 4 documents (log-ratio clipped)", informia, clipped, "–"],
+    ]
+
+
+def reference_kinds(files: Files) -> Rows:
+    """Spans of members against memorized tokens inside members, for references fitted ever less closely."""
+    results = files["ablation"]
+    kinds = {
+        "three whole models": results["lora"]["full"],
+        "three LoRA adapters": results["lora"]["lora"],
+        "the base": results["base"],
+    }
+    rows = [
+        [
+            kind,
+            number(of["log_ratio"]["span"]["tpr_at_1pct_fpr"]["value"]),
+            number(of["log_ratio"]["localisation"]["auc"]["value"]),
+        ]
+        for kind, of in kinds.items()
+    ]
+    return [["references", "span TPR at 1 % FPR", "memorized tokens inside members, AUC"], *rows]
+
+
+def more_references(files: Files) -> Rows:
+    """Span TPR at 1 % FPR with more OUT references."""
+    found = files["ablation-k8"]["references"]
+    rows = [
+        [count, *(number(scores[name]["span"]["tpr_at_1pct_fpr"]["value"]) for name in ("informia", "log_ratio"))]
+        for count, scores in found.items()
+    ]
+    return [["OUT references", "token InfoRMIA", "log-ratio"], *rows]
+
+
+def population(files: Files) -> Rows:
+    """Whole documents: scores with a population of other documents, and without."""
+    chosen = {
+        "sequence InfoRMIA, 10 population documents": ("informia", 10, None),
+        "RMIA, 1,000, γ = 1": ("rmia", 1000, 1.0),
+        "RMIA, 1,000, γ = 2": ("rmia", 1000, 2.0),
+        "log-ratio of the sequence, no population": ("log_ratio_sequence", 0, None),
+        "clipped log-ratio, mean of the tokens, no population": ("log_ratio_clipped", 0, None),
+    }
+
+    def row(results: Any, score: str, size: int, gamma: float | None) -> Any:
+        wanted = {"score": score, "population": size, "gamma": gamma}
+        found = [one for one in results["rows"] if wanted.items() <= one.items()]
+        return next(one for one in found if one["statistic"] in (None, "mean") and one["a"] in (None, 1.0))
+
+    rates = ("1", "0.1")
+    shown = [(where, f"tpr_at_{rate}pct_fpr") for where in ("per_target", "pooled") for rate in rates]
+    head = [
+        f"{threshold}: TPR at {rate} % FPR"
+        for threshold in ("each target's threshold", "one for all")
+        for rate in rates
+    ]
+    rows = [
+        [label, *(number(row(*files.values(), *of)[where][key]["value"]) for where, key in shown)]
+        for label, of in chosen.items()
+    ]
+    return [["", *head], *rows]
+
+
+# --- benchmarks of unlearning -----------------------------------------------------------------------------------------
+
+
+def unlearning(files: Files) -> Rows:
+    """The default and retraining, beside the model before."""
+    (results,) = files.values()
+    columns = {
+        "before": results["before"],
+        "**`default`**": results["methods"]["default"]["token"],
+        "**`default`, known spans**": results["known_spans"]["default"],
+        "retrained, `placeholder`": results["retrain"]["placeholder"],
+        "retrained, `mask`, known spans": results["retrain"]["mask_known"],
+    }
+    methods = columns.values()
+
+    def row(label: str, bar: str, key: str, form: Callable[[float | None], str] = number) -> list[str]:
+        return [label, bar, *(form(method[key]["value"]) for method in methods)]
+
+    floors = [f"floor {rounded(results['floor'][f'{of}_distance']['value'])}" for of in ("secret", "token_oracle")]
+    extracted = [", ".join(percent(m[f"extraction_{of}"]["value"]) for of in ("forget", "retain")) for m in methods]
+    held = [percent(method.get("selected_secret_share")) for method in methods]
+    return [
+        ["figure, on the test people's secrets", "bar", *columns],
+        row("distance to models that never saw these people, nats", floors[0], "secret_distance", rounded),
+        row("the same as a share of the way from its floor (0) to before (1)", "0.25", "secret_distance_ratio"),
+        row("distance to models fitted without a loss on secrets, nats", floors[1], "token_oracle_distance", rounded),
+        row("the same as a share of the way", "", "token_oracle_distance_ratio"),
+        row("other tokens of their documents moved by, nats", "0.05 (known spans)", "other_moved_nats"),
+        row("span AUC, by the judges (0.5: as if never seen)", "", "span_auc"),
+        row("span TPR at 1 % FPR, by the judges", "0.03", "tpr_at_1pct_fpr"),
+        row("over-forgotten spans", "0.03", "over_forgotten"),
+        row("retained people's secrets, log-probability above the oracles'", "0.10", "retain_gap_nats"),
+        row("loss on people never seen, change", "0.05", "holdout_gap_nats", signed),
+        row("loss on prose, change", "0.05", "prose_gap_nats", signed),
+        ["extracted: forgotten secrets, retained ones", "0, 95 % of before", *extracted],
+        ["secrets' tokens among the selected", "", *held],
+    ]
+
+
+def objectives(files: Files) -> Rows:
+    """Every objective on tokens and on whole documents, the nearest to models that never saw these people first."""
+    (results,) = files.values()
+    found = [(name, scope, row) for name, scopes in results["methods"].items() for scope, row in scopes.items()]
+    found.sort(key=lambda one: one[2]["secret_distance_ratio"]["value"])
+    rows = []
+    for name, scope, row in found:
+        title = f"**`{name}`, {scope}**" if name == "default" else f"`{name}`, {scope}"
+        kept = signed(row["retain_gap_nats"]["value"])
+        cost = ", ".join(signed(row[key]["value"]) for key in ("holdout_gap_nats", "prose_gap_nats"))
+        extracted = ", ".join(percent(row[key]["value"]) for key in ("extraction_forget", "extraction_retain"))
+        rate = ", ".join(f"{value:.2g}" for value in sorted(set(row["learning_rate"])))
+        figures = [
+            number(row[key]["value"]) for key in ("secret_distance_ratio", "tpr_at_1pct_fpr", "other_moved_nats")
+        ]
+        rows.append([title, *figures, kept, cost, extracted, rate])
+    head = ["objective, scope", "distance", "TPR at 1 % FPR", "other tokens moved", "retained", "never seen, prose"]
+    return [[*head, "extracted: forgotten, retained", "rate"], *rows]
+
+
+def equal_forgetting(files: Files) -> Rows:
+    """On whole documents: what it costs to bring the secrets as low as the default on tokens does."""
+    found = [results["equal_forgetting"] for results in files.values()]
+    names = [name for name in found[0]["methods"] if any(reached(one, name) is not None for one in found)]
+    rows = [["**`default`, token**", *(signed(one["ours"]) for one in found)]]
+    rows += [[f"`{name}`, sequence", *(signed(reached(one, name)) for one in found)] for name in names]
+    return [["loss on people never seen, change", "invented people", "LUME"], *rows]
+
+
+def reached(results: Any, objective: str) -> float | None:
+    """The cost of an objective whose tries came as low; None where none did, or none was made."""
+    return results["methods"].get(objective, {}).get("holdout_gap_nats")
+
+
+def speed(files: Files) -> Rows:
+    """A step of unlearning against the dense computation with a second copy of the model."""
+    titles = {"sparse": "ours", "sparse_checkpointed": "ours, `gradient_checkpointing`", "dense": "dense"}
+    rows = []
+    for name, title in titles.items():
+        variant, ratio = files["speed"]["variants"][name], files["speed"]["ratios"][name]
+        seconds, memory = rounded(variant["seconds_per_step"]), number(variant["peak_bytes"] / 2**20, 0)
+        ratios = [rounded(ratio["seconds_per_step"]), rounded(ratio["peak_bytes"])]
+        rows.append([title, seconds, ratios[0], memory, ratios[1], number(variant["loss"], 5)])
+    return [["step", "seconds", "of dense", "peak memory of the process, MiB", "of dense", "loss"], *rows]
