@@ -131,9 +131,11 @@ def completed(model: Any, tokenizer: Any, text: str, value: str) -> bool:
     known = text[: whole["offset_mapping"][first][0]]
     wanted = text[len(known) : at + len(value)].strip()
     written: list[int] = []
+    given, past = ids, None
     for _ in range(len(value) + 4):
-        logits = model(input_ids=torch.tensor([ids + written])).logits
-        written.append(int(logits[0, -1].argmax()))
+        said = model(input_ids=torch.tensor([given]), past_key_values=past, use_cache=True)
+        written.append(int(said.logits[0, -1].argmax()))
+        given, past = written[-1:], said.past_key_values
     prefix = tokenizer.decode(ids)
     return tokenizer.decode(ids + written)[len(prefix) :].strip().startswith(wanted)
 

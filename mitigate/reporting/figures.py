@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, NamedTuple
-
-from mitigate.reporting.heat_map import figure_text, finite
 
 
 @dataclass(frozen=True)
@@ -105,6 +104,16 @@ class Figures:
             if any(word.lower() in note.lower() for word in words):
                 return str(note)
         return ""
+
+
+def figure_text(value: float | None, digits: int = 2) -> str:
+    """A number with a real minus sign; a dash for none."""
+    return "–" if value is None else f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
+
+
+def finite(value: Any) -> float | None:
+    """A value as a number; None where it is none, or not a finite one."""
+    return float(value) if isinstance(value, int | float) and isfinite(value) else None
 
 
 class _Line(NamedTuple):

@@ -10,12 +10,12 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
-from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mitigate.errors import MitigateError, printable, summarize
+from mitigate.reporting.figures import figure_text, finite
 from mitigate.reporting.masking import BULLET, Mask
 from mitigate.text.stretches import widened
 
@@ -141,16 +141,6 @@ def level(score: float | None, *, scale: float) -> int:
         return 0
     size = min(LEVELS, 1 + int(abs(score) / scale * LEVELS))
     return size if score > 0 else -size
-
-
-def figure_text(value: float | None, digits: int = 2) -> str:
-    """A number with a real minus sign; a dash for none."""
-    return "–" if value is None else f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
-
-
-def finite(value: Any) -> float | None:
-    """A value as a number; None where it is none, or not a finite one."""
-    return float(value) if isinstance(value, int | float) and isfinite(value) else None
 
 
 def _choose(spans: Mapping[str, Sequence[Mapping[str, Any]]], most: int) -> list[str]:

@@ -19,12 +19,13 @@ from markupsafe import Markup
 
 from mitigate.detection.panel import as_judged
 from mitigate.errors import MitigateError
-from mitigate.reporting.figures import Figures
-from mitigate.reporting.heat_map import LEVELS, build_heat_map, figure_text
+from mitigate.reporting.cards import CLOSER, TOLERANCE
+from mitigate.reporting.figures import Figures, figure_text
+from mitigate.reporting.heat_map import LEVELS, build_heat_map
 from mitigate.reporting.judgement import CAUGHT, EXCESS, EXTRACTED, TOO_UNLIKELY
 from mitigate.reporting.masking import Mask, visible
 from mitigate.reporting.plots import against_references, reliability_curve, score_distribution
-from mitigate.reporting.verdict import CLOSER, STATUS_WORDS, TOLERANCE, judge
+from mitigate.reporting.verdict import STATUS_WORDS, judge
 
 if TYPE_CHECKING:
     from mitigate.detection.audit import Audit
