@@ -67,7 +67,8 @@ class Mask:
                     self._ranges[row["doc_id"]][span["start"], span["end"]] = True
             for row in audit.spans.select(["doc_id", "char_start", "char_end", "source"]).to_pylist():
                 place = (row["char_start"], row["char_end"])
-                self._ranges[row["doc_id"]][place] = row["source"] != "found" or place in self._ranges[row["doc_id"]]
+                ranges = self._ranges[row["doc_id"]]
+                ranges[place] = row["source"] != "found" or ranges.get(place, False)
             for doc_id, start, end in (audit.metadata.get("erasure") or {}).get("matches", ()):
                 self._ranges[doc_id][start, end] = True
 
