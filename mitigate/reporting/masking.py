@@ -171,7 +171,7 @@ class Mask:
 
     def _is_sought_everywhere(self, secret: str) -> bool:
         """Whether a secret is sought in the report's own words: a word or a few digits that were found may be there."""
-        several = len(secret.split()) > 1 or any(map(str.isdigit, secret))
+        several = len([*filter(comparable, secret.split())]) > 1 or any(map(str.isdigit, secret))  # a comma is no word
         return self._secrets[secret] or (several and is_telling(comparable(secret)))
 
     def _is_ordinary(self, secret: str) -> bool:
