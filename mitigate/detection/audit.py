@@ -30,6 +30,7 @@ from mitigate.artifacts.files import (
     write_json,
     write_table,
 )
+from mitigate.artifacts.provenance import origin_of
 from mitigate.detection.assessment import Verdict, judge_documents
 from mitigate.detection.coverage import coverage, warn_of_gaps
 from mitigate.detection.linked import with_linked
@@ -44,7 +45,6 @@ from mitigate.errors import MitigateError
 from mitigate.models.compatible import check_audited_tokenizer, check_tokenizers
 from mitigate.models.directory import tokenizer_fingerprint
 from mitigate.models.model import Model, check_same_tokenizer
-from mitigate.models.provenance import origin_of
 from mitigate.models.store import ModelStore
 from mitigate.runtime import library_versions
 from mitigate.tokens.tokenization import TokenizedDocument

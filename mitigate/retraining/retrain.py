@@ -30,13 +30,13 @@ from mitigate.adapters.addition import Part, obstacle, read_part
 from mitigate.adapters.card import write_card
 from mitigate.artifacts.files import read_record, write_record
 from mitigate.artifacts.locks import sole_worker
+from mitigate.artifacts.provenance import RETRAIN_RECORD, origin_of
 from mitigate.artifacts.temporaries import holds_something
 from mitigate.detection.audit import Audit
 from mitigate.documents import Documents, read_documents
 from mitigate.errors import MitigateError, summarize
 from mitigate.models.compatible import check_audited_tokenizer
 from mitigate.models.directory import load_tokenizer, mixture_members, model_fingerprint
-from mitigate.models.provenance import RETRAIN_RECORD, origin_of
 from mitigate.models.store import ModelStore
 from mitigate.models.training import Lora, Schedule
 from mitigate.retraining.removals import (

@@ -31,11 +31,11 @@ from mitigate.artifacts.files import (
     write_digests,
     write_json,
 )
+from mitigate.artifacts.provenance import RETRAIN_RECORD
 from mitigate.artifacts.temporaries import sweep
 from mitigate.documents import Document
 from mitigate.errors import MitigateError
 from mitigate.models.directory import MIXTURE_FILE, OVERLAY_FILE, adapter_stack
-from mitigate.models.provenance import RETRAIN_RECORD
 from mitigate.models.store import ModelStore
 from mitigate.models.training import Lora, Schedule, fit
 from mitigate.runtime import process_state, seed_everything, share_of, together

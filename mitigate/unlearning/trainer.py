@@ -25,6 +25,7 @@ from mitigate.adapters.card import write_card
 from mitigate.adapters.merging import MERGED, merge_adapters
 from mitigate.artifacts.files import check_free, fingerprint, new_directory, read_json, write_json
 from mitigate.artifacts.locks import sole_worker
+from mitigate.artifacts.provenance import UNLEARN_RECORD, made_from
 from mitigate.artifacts.temporaries import partial_of
 from mitigate.detection.audit import Audit, load_audited
 from mitigate.detection.doubts import doubts_of
@@ -36,7 +37,6 @@ from mitigate.models.compatible import check_audited_tokenizer
 from mitigate.models.directory import check_layering
 from mitigate.models.mixture import FOR_INFERENCE, Mixture
 from mitigate.models.model import Model
-from mitigate.models.provenance import UNLEARN_RECORD, made_from
 from mitigate.models.store import ModelStore
 from mitigate.runtime import process_state, seed_everything, together
 from mitigate.unlearning.control import control_level, span_floor
