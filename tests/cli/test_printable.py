@@ -10,6 +10,7 @@ from made_up import make_audit
 import mitigate.cli.app
 from mitigate.cli.options import ShownText
 from mitigate.documents import Document, Documents, Request
+from mitigate.documents.erasure import apply_request
 from mitigate.errors import MitigateError, printable, printable_lines, summarize
 from mitigate.reporting.heat_map import build_heat_map
 from mitigate.reporting.masking import TEXTS, Mask
@@ -33,8 +34,8 @@ def test_errors_that_name_ids_are_in_lines_of_their_own_alone() -> None:
     audit = make_audit({EVIL: "It is."})
     for call in (
         lambda: Documents((*documents, Document(EVIL, "x"))),
-        lambda: Request(ids=[EVIL[:-1]]).apply(documents),
-        lambda: Request(contains=["nobody"]).apply(documents),
+        lambda: apply_request(documents, Request(ids=[EVIL[:-1]])),
+        lambda: apply_request(documents, Request(contains=["nobody"])),
         lambda: Document(EVIL, " "),
         lambda: build_heat_map(audit, mask=Mask([audit]), doc_ids=["zzz"]),
         lambda: build_heat_map(audit, make_audit({EVIL: "It is."}, offsets={EVIL: [(0, 1)]}), mask=Mask([audit])),
