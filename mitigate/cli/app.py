@@ -100,7 +100,7 @@ def run(
 
     Example: mitigate run recipes/finetuned.yaml models.target=my-model models.base=its-base --yes --fail-on-leak
     """
-    from mitigate.recipe.schema import known_keys, load_recipe
+    from mitigate.recipe.loading import known_keys, load_recipe
 
     if keys:
         typer.echo("\n".join(known_keys()))
@@ -198,7 +198,7 @@ def audit(
                 "a recipe names target, documents and references itself: leave the options out and give key=value "
                 "after the recipe, for instance models.target=DIR"
             )
-        from mitigate.recipe.schema import load_recipe
+        from mitigate.recipe.loading import load_recipe
 
         loaded = load_recipe(recipe, [*(overrides or []), "unlearn=null", "retrain=null"])
         quiet()
@@ -222,7 +222,8 @@ def audit(
             )
         result = reaudit(Audit.load(again), target, store=store)
     elif generate:
-        from mitigate.generation.sampling import Sampling, audit_generated
+        from mitigate.generation.sampling import audit_generated
+        from mitigate.generation.settings import Sampling
 
         if documents:
             raise MitigateError("--generate audits the model's own text: leave --documents out (--match links to it)")
@@ -354,7 +355,7 @@ def documents(
     from mitigate.documents.written import write_jsonl
     from mitigate.models.directory import load_tokenizer
     from mitigate.pipeline.inputs import Inputs
-    from mitigate.recipe.schema import load_recipe
+    from mitigate.recipe.loading import load_recipe
 
     if out.exists():
         raise MitigateError(f"{out}: already there, and not written over; choose another --out or remove it")

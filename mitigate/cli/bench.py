@@ -54,8 +54,8 @@ def bench_detect(
     """
     quiet()
     from mitigate.bench.detect.run import bench_detect as run_bench
+    from mitigate.bench.settings import WorldSettings
     from mitigate.bench.show import detect_table, draw_detect
-    from mitigate.bench.world import WorldSettings
 
     chosen = settings_from(WorldSettings, [f"models={models}", f"truth_models={truth_models}", *(settings or [])])
     results = run_bench(
@@ -99,7 +99,7 @@ def bench_ablation(
     """
     quiet()
     from mitigate.bench.ablation.run import bench_ablation as run_bench
-    from mitigate.bench.world import WorldSettings
+    from mitigate.bench.settings import WorldSettings
 
     results = run_bench(
         out,
@@ -136,7 +136,7 @@ def bench_population(
     """
     quiet()
     from mitigate.bench.population.run import bench_population as run_bench
-    from mitigate.bench.world import WorldSettings
+    from mitigate.bench.settings import WorldSettings
 
     results = run_bench(
         out,
@@ -230,8 +230,8 @@ def bench_unlearn(
     Example: mitigate bench unlearn --documents people.jsonl --objectives default,npo --set forget=20 --out runs/mine
     """
     quiet()
-    from mitigate.bench.unlearn.methods import METHODS, SCOPES, UnlearnBenchSettings
     from mitigate.bench.unlearn.run import bench_unlearn as run_bench
+    from mitigate.bench.unlearn.settings import METHODS, SCOPES, UnlearnBenchSettings
     from mitigate.bench.unlearn.show import draw_unlearn, unlearn_table
     from mitigate.bench.unlearn.world import make_unlearn_world
 
@@ -281,8 +281,9 @@ def bench_speed(
     Example: mitigate bench speed --steps 10 --set model.vocabulary=64000 --out runs/speed
     """
     quiet()
-    from mitigate.bench.speed import SpeedSettings, speed_table
+    from mitigate.bench.settings import SpeedSettings
     from mitigate.bench.speed import bench_speed as run_bench
+    from mitigate.bench.speed import speed_table
 
     results = run_bench(out, steps=steps, settings=settings_from(SpeedSettings, settings), device=device)
     typer.echo(speed_table(results))

@@ -202,7 +202,7 @@ def print_loading(directory: Path) -> None:
 
 def settings_from(kind: Any, assignments: list[str] | None) -> Any:
     """Settings from `key=value` options, checked like a recipe's."""
-    from mitigate.recipe.schema import check_settings
+    from mitigate.recipe.loading import check_settings
 
     return check_settings(kind, assignments or [])
 

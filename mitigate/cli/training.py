@@ -61,10 +61,10 @@ def references(
     """
     quiet()
     from mitigate.detection.references.crossfit import crossfit_references
+    from mitigate.detection.settings import ReferenceSettings
     from mitigate.documents import read_documents
     from mitigate.models.compatible import check_tokenizers
     from mitigate.models.directory import load_tokenizer
-    from mitigate.recipe.schema import ReferenceSettings
 
     chosen = settings_from(ReferenceSettings, settings)
 
@@ -137,7 +137,7 @@ def unlearn(
     Example: mitigate unlearn --audit audit --retain other.jsonl --objective hinge --out adapter
     """
     check_free_out(out)
-    from mitigate.unlearning.objectives.catalogue import parse_objective
+    from mitigate.unlearning.objectives.names import parse_objective
 
     chosen_objective = parse_objective(objective) if objective else None
     quiet()
@@ -225,7 +225,7 @@ def retrain(
 
     from mitigate.detection.audit import Audit
     from mitigate.mistakes import Section
-    from mitigate.models.training import Lora, Schedule
+    from mitigate.models.settings import Lora, Schedule
     from mitigate.retraining.retrain import retrain as fit_anew
 
     class Fit(Section):

@@ -18,16 +18,17 @@ from typer.testing import CliRunner
 from world import LORA, sentences
 
 from mitigate.cli.app import app
-from mitigate.detection.audit import Audit, Detect, audit
+from mitigate.detection.audit import Audit, audit
 from mitigate.detection.coverage import coverage
 from mitigate.detection.references.crossfit import crossfit_references
+from mitigate.detection.settings import Detect
 from mitigate.documents import Document, Documents, DocumentSource, Request, Span, read_documents
 from mitigate.documents.erasure import apply_request
 from mitigate.documents.written import write_jsonl
 from mitigate.errors import MitigateError
 from mitigate.guard.vocabulary import Vocabulary
+from mitigate.models.settings import Schedule
 from mitigate.models.store import ModelStore
-from mitigate.models.training import Schedule
 from mitigate.retraining.removals import training_documents
 from mitigate.tokens.batches import cut_pieces
 from mitigate.tokens.tokenization import tokenize_documents

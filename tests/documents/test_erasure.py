@@ -17,14 +17,15 @@ from forgetting import cpu
 from world import World
 
 from mitigate.cli.options import request_from
-from mitigate.detection.audit import Audit, Detect, audit, reaudit
+from mitigate.detection.audit import Audit, audit, reaudit
+from mitigate.detection.settings import Detect
 from mitigate.documents import Document, Documents, DocumentSource, Request, Span, read_documents
 from mitigate.documents.erasure import apply_request
 from mitigate.errors import MitigateError
 from mitigate.lab.people import write_jsonl
 from mitigate.models.store import ModelStore
 from mitigate.pipeline.run import Pipeline, run
-from mitigate.recipe.schema import check_recipe, load_recipe
+from mitigate.recipe.loading import check_recipe, load_recipe
 from mitigate.secrets.copies import Linked, find_linked
 from mitigate.text.folding import fold
 from mitigate.verification.compare import compare

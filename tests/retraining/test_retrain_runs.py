@@ -19,7 +19,7 @@ from mitigate.detection.audit import Audit, reaudit
 from mitigate.documents import Document, Documents
 from mitigate.errors import MitigateError
 from mitigate.pipeline.run import run
-from mitigate.recipe.schema import check_recipe
+from mitigate.recipe.loading import check_recipe
 from mitigate.reporting.masking import Mask
 from mitigate.retraining.retrain import Retrained, retrain
 from mitigate.retraining.shards import shard_of

@@ -18,8 +18,8 @@ from mitigate.detection.scores import TOKEN_SCORES
 from mitigate.detection.signals import Judgement, judge
 from mitigate.documents import Documents
 from mitigate.errors import MitigateError
+from mitigate.models.settings import Lora, Schedule
 from mitigate.models.store import ModelStore
-from mitigate.models.training import Lora, Schedule
 from mitigate.statistics.roc import Scored
 from mitigate.tokens.tokenization import tokenize_documents
 

@@ -35,7 +35,8 @@ from mitigate.bench.population.evidence import (
     with_non_members,
 )
 from mitigate.bench.rates import RATES, Units, compare, rates, resampled, resolves
-from mitigate.bench.world import World, WorldSettings, make_world, sources
+from mitigate.bench.settings import WorldSettings
+from mitigate.bench.world import World, make_world, sources
 from mitigate.detection.scores import informia_sequence, rmia
 from mitigate.documents import Documents
 from mitigate.models.store import ModelStore
