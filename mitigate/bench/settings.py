@@ -14,7 +14,7 @@ class ModelSettings(Section):
     """The base of a benchmark, and how models are fine-tuned from it."""
 
     method: Method = Field("full", description="full: whole models; lora: adapters")
-    lora: Lora = Field(default_factory=lambda: Lora(), description="shape of the adapters")
+    lora: Lora = Field(default_factory=Lora, description="shape of the adapters")
     base: TinyModel = Field(
         default_factory=lambda: TinyModel(
             vocabulary=2048,
@@ -67,4 +67,4 @@ class SpeedSettings(Section):
     retain: int = Field(8, ge=1, description="documents to hold still")
     batch_size: int = Field(4, ge=1, description="documents of each kind in a step")
     kept_entries: int = Field(256, ge=8, description="as for `Unlearn`; the whole vocabulary makes the losses equal")
-    lora: Lora = Field(default_factory=lambda: Lora(), description="shape of the adapter")
+    lora: Lora = Field(default_factory=Lora, description="shape of the adapter")

@@ -45,7 +45,7 @@ class Detect(Section):
     min_score: float | None = Field(None, description="select only spans whose mean score reaches this, in nats")
     share: float | None = Field(None, gt=0, le=1, description="select only this share of the spans, strongest first")
     spans: SpanRule = Field(
-        default_factory=lambda: SpanRule(), description="how bare token scores become spans (not those calibrated)"
+        default_factory=SpanRule, description="how bare token scores become spans (not those calibrated)"
     )
     context: int | None = Field(None, ge=2, description="window length in tokens; default: the model's")
     stride: int | None = Field(None, ge=1, description="tokens a next window adds; default: half the context")
@@ -75,5 +75,5 @@ class ReferenceSettings(Section):
         "unlearning made of the others",
     )
     method: Method = Field("lora", description="lora: adapters that share the base; full: models")
-    lora: Lora = Field(default_factory=lambda: Lora(), description="shape of the adapters")
-    schedule: Schedule = Field(default_factory=lambda: Schedule(), description="as the target's, where that is known")
+    lora: Lora = Field(default_factory=Lora, description="shape of the adapters")
+    schedule: Schedule = Field(default_factory=Schedule, description="as the target's, where that is known")

@@ -41,8 +41,8 @@ class LabModel(Section):
     """How the lab fine-tunes the target (and, alike, the oracle)."""
 
     method: Method = Field("full", description="full: a whole model; lora: an adapter")
-    lora: Lora = Field(default_factory=lambda: Lora(), description="shape of the adapter")
-    schedule: Schedule = Field(default_factory=lambda: Schedule(), description="of the fine-tuning")
+    lora: Lora = Field(default_factory=Lora, description="shape of the adapter")
+    schedule: Schedule = Field(default_factory=Schedule, description="of the fine-tuning")
 
 
 class Lab(Section):
@@ -52,7 +52,5 @@ class Lab(Section):
     base: TinyModel | None = Field(None, description="train a base from scratch; default: models.base")
     base_text: list[DocumentSource] = Field(default_factory=list, description="text for the base; default: invented")
     base_documents: int = Field(2000, ge=1, description="documents of invented text for the base")
-    target: LabModel = Field(
-        default_factory=lambda: LabModel(), description="fine-tuned on forget and retain documents"
-    )
+    target: LabModel = Field(default_factory=LabModel, description="fine-tuned on forget and retain documents")
     oracle: bool = Field(True, description="also train the oracle: as the target, on the retain documents only")

@@ -50,5 +50,5 @@ class Schedule(Section):
 class FitSettings(Section):
     """Adapters and schedule of models that are fitted to documents, where all else is said by options of their own."""
 
-    lora: Lora = Field(default_factory=lambda: Lora(), description="shape of the adapters")
-    schedule: Schedule = Field(default_factory=lambda: Schedule(), description="as the target's, where that is known")
+    lora: Lora = Field(default_factory=Lora, description="shape of the adapters")
+    schedule: Schedule = Field(default_factory=Schedule, description="as the target's, where that is known")

@@ -51,16 +51,16 @@ class Recipe(Section):
     name: str = Field("run", description="what the report calls the run")
     out: Path = Field(Path("runs/run"), description="directory of the run's artifacts")
     seed: int = Field(0, ge=0, description="of everything random")
-    data: Data = Field(default_factory=lambda: Data(), description="documents")
+    data: Data = Field(default_factory=Data, description="documents")
     forget: Request | None = Field(
         None, description="erasure request: the documents to forget, instead of the forget set that they come with"
     )
-    models: Models = Field(default_factory=lambda: Models(), description="models")
-    references: ReferenceSettings = Field(default_factory=lambda: ReferenceSettings(), description="references")
-    detect: Detect = Field(default_factory=lambda: Detect(), description="detector")
-    unlearn: Unlearn | None = Field(default_factory=lambda: Unlearn(), description="unlearning; null: audit only")
+    models: Models = Field(default_factory=Models, description="models")
+    references: ReferenceSettings = Field(default_factory=ReferenceSettings, description="references")
+    detect: Detect = Field(default_factory=Detect, description="detector")
+    unlearn: Unlearn | None = Field(default_factory=Unlearn, description="unlearning; null: audit only")
     retrain: RetrainSettings | None = Field(None, description="exact unlearning, instead of unlearn")
-    report: ReportSettings = Field(default_factory=lambda: ReportSettings(), description="report")
+    report: ReportSettings = Field(default_factory=ReportSettings, description="report")
     lab: Lab | None = Field(None, description="make documents and models first; null: use yours")
 
     @model_validator(mode="before")

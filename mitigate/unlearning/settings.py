@@ -81,13 +81,13 @@ class Unlearn(Section):
     stop_at_control: bool = Field(
         True, description="tokens that have arrived rest, and training stops when the spans are at the control level"
     )
-    retain: Retain = Field(default_factory=lambda: Retain(), description="what holds the rest still")
+    retain: Retain = Field(default_factory=Retain, description="what holds the rest still")
     method: Literal["lora", "dora", "full", "last_layers"] = Field(
         "lora",
         description="what is trained: a LoRA or DoRA adapter, all weights, or the last layers; the latter two give a "
         "plain model",
     )
-    lora: Lora = Field(default_factory=lambda: Lora(), description="shape of the adapter")
+    lora: Lora = Field(default_factory=Lora, description="shape of the adapter")
     layers: int = Field(2, ge=1, description="last_layers: how many")
     give: Literal["replace", "difference"] = Field(
         "replace",

@@ -46,7 +46,7 @@ class UnlearnWorldSettings(ModelSettings):
     )
     references: int = Field(8, ge=4, multiple_of=2, description="cross-fitted references of the audit; even")
     judges: int = Field(4, ge=2, multiple_of=2, description="cross-fitted references that only figures use; even")
-    schedule: FineTuning = Field(default_factory=lambda: FineTuning(), description="of every fine-tuned model")
+    schedule: FineTuning = Field(default_factory=FineTuning, description="of every fine-tuned model")
     anchors: int = Field(120, ge=0, description="documents of prose that unlearning may hold still")
     prose: int = Field(80, ge=1, description="documents of prose on which only figures are measured")
 
@@ -70,4 +70,4 @@ class RunSettings(Unlearn):
 class UnlearnBenchSettings(UnlearnWorldSettings):
     """Settings of the world, and what all runs have in common."""
 
-    unlearn: RunSettings = Field(default_factory=lambda: RunSettings(), description="of every run; see `Unlearn`")
+    unlearn: RunSettings = Field(default_factory=RunSettings, description="of every run; see `Unlearn`")
