@@ -33,7 +33,7 @@ _HOMES = {
     "bench_detect": "mitigate.bench.detect.run",
     "compare": "mitigate.verification.compare",
     "crossfit_references": "mitigate.detection.references.crossfit",
-    "load_recipe": "mitigate.recipe.schema",
+    "load_recipe": "mitigate.recipe.loading",
     "load_references": "mitigate.detection.references.crossfit",
     "read_documents": "mitigate.documents",
     "reaudit": "mitigate.detection.audit",

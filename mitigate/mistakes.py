@@ -67,6 +67,12 @@ def checked(kind: type[Settings], values: Mapping[str, Any], *, name: str) -> Se
     raise MitigateError(f"{name}: {counted}\n" + "\n".join(f"  - {problem}" for problem in problems))
 
 
+def not_one_of(choices: Any, value: str) -> str:
+    """What is wrong with a plain text that should be one of a `Literal`'s; empty where nothing is."""
+    allowed: tuple[str, ...] = get_args(choices)
+    return "" if value in allowed else f"{value!r} is not one of {', '.join(allowed)}"
+
+
 def keys_of(model: type[BaseModel], prefix: str = "") -> Iterable[str]:
     """Every key that the settings may hold, dotted."""
     for field, info in model.model_fields.items():
@@ -141,8 +147,8 @@ def _explain(place: Sequence[str | int], problem: Mapping[str, Any], known: Sequ
         return [f"{key}: missing; it has no default"]
     got = problem.get("input")
     shown = repr(got) if not isinstance(got, (dict, list)) else f"a {type(got).__name__}"
-    if problem["type"] == "string_pattern_mismatch":
-        choices = problem["ctx"]["pattern"].strip("^()$").replace("|", ", ")
+    if problem["type"] == "literal_error" and problem["loc"] == tuple(place):  # not of a union, nor of a dict's key
+        choices = ", ".join(re.findall(r"'(\w+)'", problem["ctx"]["expected"]))
         return [f"{key}: is not one of {choices}; got {shown}"]
     message = re.sub(r"^(Input|Value|String|Keys?) should ", "should ", problem["msg"])
     message = re.sub(r"valid dictionary( or instance of \w+)?", "section with keys", message)

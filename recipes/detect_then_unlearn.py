@@ -10,9 +10,9 @@ from pathlib import Path
 
 from mitigate import MitigateError, Unlearn, audit, crossfit_references, read_documents, reaudit, unlearn, verify
 from mitigate.models.directory import load_tokenizer
-from mitigate.models.training import Schedule
+from mitigate.models.settings import Schedule
 from mitigate.runtime import quiet_libraries
-from mitigate.unlearning.objectives.catalogue import parse_objective
+from mitigate.unlearning.objectives.names import parse_objective
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 add = parser.add_argument

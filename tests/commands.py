@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mitigate.recipe.schema import Recipe, check_recipe
+from mitigate.recipe.loading import check_recipe
+from mitigate.recipe.schema import Recipe
 
 FIRST = {"epochs": 1, "learning_rate": 3e-3}
 

@@ -12,8 +12,8 @@ from world import LORA, planted_documents
 
 from mitigate.detection.audit import Audit
 from mitigate.documents import Document, Documents, Span
+from mitigate.models.settings import Lora, Schedule
 from mitigate.models.store import ModelStore
-from mitigate.models.training import Lora, Schedule
 from mitigate.unlearning.loop import Loop
 from mitigate.unlearning.settings import Unlearn
 from mitigate.unlearning.trainer import prepare

@@ -52,7 +52,7 @@ def run_tiny() -> None:
     import torch
 
     from mitigate.pipeline.run import run
-    from mitigate.recipe.schema import check_recipe
+    from mitigate.recipe.loading import check_recipe
     from mitigate.runtime import quiet_libraries
 
     torch.set_num_threads(1)
@@ -231,7 +231,7 @@ def main() -> None:
     """Read the options from the environment."""
     logging.disable(logging.WARNING)
     import mitigate.pipeline.run
-    import mitigate.recipe.schema  # noqa: F401 - both before the forks, which then import nothing
+    import mitigate.recipe.loading  # noqa: F401 - both before the forks, which then import nothing
 
     renames = os.environ.get("RENAMES", "all")
     with tempfile.TemporaryDirectory() as root:

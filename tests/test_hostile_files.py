@@ -18,6 +18,7 @@ from test_documents import write_lines
 
 import mitigate.cli.app
 from mitigate.documents import DocumentSource, Request, read_documents, reading
+from mitigate.documents.erasure import apply_request
 from mitigate.errors import MitigateError
 from mitigate.text import patterns
 
@@ -231,7 +232,7 @@ def test_an_erasure_request_leaves_no_control_with_a_text_that_it_forgets(
     unseen = write_lines(tmp_path / "unseen.jsonl", {"id": "c", "text": "Ann"}, {"id": "d", "text": "Eve"})
     documents = read_documents([path, DocumentSource(path=str(unseen), assign="holdout")])
     assert "1 documents of the set holdout have the text of documents without a set" in caplog.text
-    applied = Request(ids=["a"]).apply(documents)
+    applied = apply_request(documents, Request(ids=["a"]))
     assert [document.id for document in applied.subset("holdout")] == ["d"]
     assert applied.skipped == ("c: its text is in forget or retain, too: no never-seen control",)
 

@@ -20,12 +20,15 @@ from transformers import (
 )
 
 from mitigate.artifacts.files import DIGESTS
-from mitigate.detection.audit import Audit, Detect, audit
+from mitigate.detection.audit import Audit, audit
 from mitigate.detection.references.crossfit import crossfit_references
+from mitigate.detection.settings import Detect
 from mitigate.documents import Document, Documents, Span
-from mitigate.lab.tiny import TinyModel, make_base
+from mitigate.lab.settings import TinyModel
+from mitigate.lab.tiny import make_base
+from mitigate.models.settings import Lora, Schedule
 from mitigate.models.store import ModelStore
-from mitigate.models.training import Lora, Schedule, fine_tune
+from mitigate.models.training import fine_tune
 
 ARCHITECTURES = ("llama", "gpt2", "gpt_neox", "qwen3", "gemma2", "mistral")
 CONTEXT = 64

@@ -28,8 +28,9 @@ from mitigate.errors import MitigateError
 from mitigate.models.adapters import is_adapter
 from mitigate.models.directory import OVERLAY_FILE
 from mitigate.models.model import Model
+from mitigate.models.settings import Lora
 from mitigate.models.store import SharedBase
-from mitigate.models.training import Lora, beside_saved_modules, sort_sets
+from mitigate.models.training import beside_saved_modules, lora_config, sort_sets
 
 DIFFERENCE = "difference"  # directory of an adapter that is of no use without those that it lies over
 _TOTAL = "total"
@@ -38,7 +39,7 @@ ADAPTER = "default"  # PEFT saves an adapter of this name into the directory its
 
 def add_adapter(model: Model, lora: Lora, *, seed: int, dora: bool = False) -> None:
     """Put a fresh LoRA (or DoRA, Liu et al., arXiv 2402.09353) adapter over the model's own; only it gets gradients."""
-    base, config = model.base, lora.config()
+    base, config = model.base, lora_config(lora)
     config.use_dora = dora
     if base.peft is not None and ADAPTER in base.peft.peft_config:
         base.peft.delete_adapter(ADAPTER)  # of an earlier run with this store

@@ -28,19 +28,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 
 from mitigate.adapters.trained import add_adapter
 from mitigate.artifacts.files import write_json
+from mitigate.bench.settings import SpeedSettings
 from mitigate.detection.audit import Audit, audit
 from mitigate.detection.settings import Detect
 from mitigate.documents import Documents
 from mitigate.errors import MitigateError
 from mitigate.lab.people import general_text, plant
-from mitigate.lab.tiny import TinyModel, new_llama, train_tokenizer
-from mitigate.mistakes import Section
+from mitigate.lab.tiny import new_llama, train_tokenizer
 from mitigate.models.store import ModelStore
-from mitigate.models.training import Lora
 from mitigate.runtime import library_versions, process_state, progress, quiet_libraries
 from mitigate.tokens.batches import collate, cut_pieces
 from mitigate.unlearning.loop import Loop
@@ -51,20 +49,6 @@ REFERENCES = 2
 OBJECTIVE = {"hinge": 1.0, "distill": 0.5}
 PEAKED = 8.0
 VARIANTS = ("sparse", "sparse_checkpointed", "dense")
-
-
-class SpeedSettings(Section):
-    """Sizes of the measurement."""
-
-    model: TinyModel = Field(
-        default_factory=lambda: TinyModel(vocabulary=16_000, hidden_size=128, layers=4, heads=4, context=256),
-        description="shape of the model; its schedule is not used",
-    )
-    forget: int = Field(8, ge=1, description="documents with tokens to forget")
-    retain: int = Field(8, ge=1, description="documents to hold still")
-    batch_size: int = Field(4, ge=1, description="documents of each kind in a step")
-    kept_entries: int = Field(256, ge=8, description="as for `Unlearn`; the whole vocabulary makes the losses equal")
-    lora: Lora = Field(default_factory=lambda: Lora(), description="shape of the adapter")
 
 
 def bench_speed(

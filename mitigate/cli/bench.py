@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -35,10 +36,8 @@ def bench_detect(
     references: BenchReferences = 3,
     truth_models: Annotated[int, typer.Option(min=2, help="Further models that only tell the truth; even.")] = 4,
     fdr: Annotated[float, typer.Option(min=0.0, max=1.0, help="False discovery rate at which spans are taken.")] = 0.05,
-    base: Annotated[
-        str | None, typer.Option(help="Base model to fine-tune; default: one from scratch.", show_default=False)
-    ] = None,
-    out: Annotated[Path, typer.Option("--out", help="Directory; models already in it are kept.")] = Path("runs/detect"),
+    base: BenchBase = None,
+    out: BenchOut = Path("runs/detect"),
     plot: Annotated[bool, typer.Option("--plot", help="Draw ROC curves and reliability to OUT/detect.png.")] = False,
     settings: Set = None,
     device: Device = "auto",
@@ -52,12 +51,13 @@ def bench_detect(
 
     Example: mitigate bench detect --documents people.jsonl --models 6 --references 2 --out runs/mine
     """
+    from mitigate.bench.settings import WorldSettings
+
+    chosen = settings_from(WorldSettings, settings, models=models, truth_models=truth_models)
     quiet()
     from mitigate.bench.detect.run import bench_detect as run_bench
     from mitigate.bench.show import detect_table, draw_detect
-    from mitigate.bench.world import WorldSettings
 
-    chosen = settings_from(WorldSettings, [f"models={models}", f"truth_models={truth_models}", *(settings or [])])
     results = run_bench(
         out,
         seeds=_seeds(seeds, more_seeds),
@@ -68,11 +68,9 @@ def bench_detect(
         base=base,
         device=device,
     )
-    if is_main_process():
-        if plot:
-            draw_detect(results, out / "detect.png")
-        typer.echo(detect_table(results))
-        typer.echo(f"results: {out / 'results.json'}")
+    if plot and is_main_process():
+        draw_detect(results, out / "detect.png")
+    _echo([detect_table(results)], out / "results.json")
 
 
 @bench.command("ablation")
@@ -97,9 +95,11 @@ def bench_ablation(
 
     Example: mitigate bench ablation --seeds 0 --targets 4 --out runs/detect
     """
+    from mitigate.bench.settings import WorldSettings
+
+    chosen = settings_from(WorldSettings, settings, models=models)
     quiet()
     from mitigate.bench.ablation.run import bench_ablation as run_bench
-    from mitigate.bench.world import WorldSettings
 
     results = run_bench(
         out,
@@ -108,11 +108,11 @@ def bench_ablation(
         references=references,
         targets=targets,
         lora=lora,
-        settings=settings_from(WorldSettings, [f"models={models}", *(settings or [])]),
+        settings=chosen,
         base=base,
         device=device,
     )
-    _echo_findings(results, out / "ablation.json")
+    _echo(results["findings"], out / "ablation.json")
 
 
 @bench.command("population")
@@ -134,20 +134,22 @@ def bench_population(
 
     Example: mitigate bench population --seeds 0 1 2 --out runs/detect
     """
+    from mitigate.bench.settings import WorldSettings
+
+    chosen = settings_from(WorldSettings, settings, models=models)
     quiet()
     from mitigate.bench.population.run import bench_population as run_bench
-    from mitigate.bench.world import WorldSettings
 
     results = run_bench(
         out,
         seeds=_seeds(seeds, more_seeds),
         documents=documents,
         references=references,
-        settings=settings_from(WorldSettings, [f"models={models}", *(settings or [])]),
+        settings=chosen,
         base=base,
         device=device,
     )
-    _echo_findings(results, out / "population.json")
+    _echo(results["findings"], out / "population.json")
 
 
 @bench.command("unlearn")
@@ -191,10 +193,7 @@ def bench_unlearn(
     ] = None,
     tries: Annotated[
         int,
-        typer.Option(
-            min=1,
-            help="On the first seed, learning rates to choose from: the common one times powers of 3.",
-        ),
+        typer.Option(min=1, help="On the first seed, learning rates to choose from: the common one times powers of 3."),
     ] = 3,
     retrain: Annotated[
         bool, typer.Option(help="Fit anew without the secrets, too: what exact unlearning gives.")
@@ -229,13 +228,14 @@ def bench_unlearn(
 
     Example: mitigate bench unlearn --documents people.jsonl --objectives default,npo --set forget=20 --out runs/mine
     """
+    from mitigate.bench.unlearn.settings import METHODS, SCOPES, UnlearnBenchSettings
+
+    chosen = settings_from(UnlearnBenchSettings, settings, references=references)
     quiet()
-    from mitigate.bench.unlearn.methods import METHODS, SCOPES, UnlearnBenchSettings
     from mitigate.bench.unlearn.run import bench_unlearn as run_bench
     from mitigate.bench.unlearn.show import draw_unlearn, unlearn_table
     from mitigate.bench.unlearn.world import make_unlearn_world
 
-    chosen = settings_from(UnlearnBenchSettings, [f"references={references}", *(settings or [])])
     if models_only:
         for seed in _seeds(seeds, more_seeds):
             make_unlearn_world(
@@ -255,11 +255,9 @@ def bench_unlearn(
         base=base,
         device=device,
     )
-    if is_main_process():
-        if plot:
-            draw_unlearn(results, out / "unlearn.png")
-        typer.echo(unlearn_table(results))
-        typer.echo(f"results: {out / 'results.json'}")
+    if plot and is_main_process():
+        draw_unlearn(results, out / "unlearn.png")
+    _echo([unlearn_table(results)], out / "results.json")
 
 
 def _names(given: list[str] | None) -> list[str]:
@@ -280,13 +278,14 @@ def bench_speed(
 
     Example: mitigate bench speed --steps 10 --set model.vocabulary=64000 --out runs/speed
     """
-    quiet()
-    from mitigate.bench.speed import SpeedSettings, speed_table
-    from mitigate.bench.speed import bench_speed as run_bench
+    from mitigate.bench.settings import SpeedSettings
 
-    results = run_bench(out, steps=steps, settings=settings_from(SpeedSettings, settings), device=device)
-    typer.echo(speed_table(results))
-    typer.echo(f"results: {out / 'speed.json'}")
+    chosen = settings_from(SpeedSettings, settings)
+    quiet()
+    from mitigate.bench import speed
+
+    results = speed.bench_speed(out, steps=steps, settings=chosen, device=device)
+    _echo([speed.speed_table(results)], out / "speed.json")
 
 
 def _seeds(named: list[int] | None, more: list[int] | None) -> list[int]:
@@ -294,8 +293,7 @@ def _seeds(named: list[int] | None, more: list[int] | None) -> list[int]:
     return [*(named or []), *(more or [])] or [0]
 
 
-def _echo_findings(results: dict[str, Any], path: Path) -> None:
+def _echo(lines: Iterable[str], path: Path) -> None:
     if is_main_process():
-        for sentence in results["findings"]:
-            typer.echo(sentence)
-        typer.echo(f"results: {path}")
+        for line in (*lines, f"results: {path}"):
+            typer.echo(line)

@@ -22,6 +22,7 @@ from mitigate.errors import DoubtfulError, MitigateError, one_line
 if TYPE_CHECKING:
     from mitigate.detection.audit import Audit
     from mitigate.documents import Request
+    from mitigate.mistakes import Settings
     from mitigate.models.store import ModelStore
 
 Out = Annotated[Path, typer.Option("--out", help="Directory for the result; must be new or empty.")]
@@ -200,11 +201,12 @@ def print_loading(directory: Path) -> None:
     typer.echo("\n".join(["to load it:", *(f"    {line}" for line in loading_lines(directory))]))
 
 
-def settings_from(kind: Any, assignments: list[str] | None) -> Any:
-    """Settings from `key=value` options, checked like a recipe's."""
-    from mitigate.recipe.schema import check_settings
+def settings_from(kind: type[Settings], assignments: list[str] | None, **named: object) -> Settings:
+    """Settings from options of their own name (None: not given) and from `key=value`, checked like a recipe's."""
+    from mitigate.recipe.loading import check_settings
 
-    return check_settings(kind, assignments or [])
+    own = [f"{name}={value}" for name, value in named.items() if value is not None]
+    return check_settings(kind, [*own, *(assignments or [])])
 
 
 def request_from(

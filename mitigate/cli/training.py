@@ -59,14 +59,14 @@ def references(
 
     Example: mitigate references --base gpt2 --documents train.jsonl --out references
     """
+    from mitigate.models.settings import FitSettings
+
+    chosen = settings_from(FitSettings, settings)
     quiet()
     from mitigate.detection.references.crossfit import crossfit_references
     from mitigate.documents import read_documents
     from mitigate.models.compatible import check_tokenizers
     from mitigate.models.directory import load_tokenizer
-    from mitigate.recipe.schema import ReferenceSettings
-
-    chosen = settings_from(ReferenceSettings, settings)
 
     def store() -> ModelStore:
         return model_store(None, device, dtype, trust_remote_code, allow_pickle)
@@ -136,20 +136,18 @@ def unlearn(
 
     Example: mitigate unlearn --audit audit --retain other.jsonl --objective hinge --out adapter
     """
-    check_free_out(out)
-    from mitigate.unlearning.objectives.catalogue import parse_objective
+    from mitigate.unlearning.objectives.names import parse_objective
+    from mitigate.unlearning.settings import Unlearn
 
     chosen_objective = parse_objective(objective) if objective else None
-    quiet()
-    from mitigate.detection.audit import Audit
-    from mitigate.unlearning.settings import Unlearn
-    from mitigate.unlearning.trainer import unlearn as train
-
-    options = {"scope": scope, "method": method, "give": give, "merge": "true" if merge else None}
-    named = [f"{name}={value}" for name, value in options.items() if value is not None]
-    chosen = settings_from(Unlearn, [*named, *(settings or [])])
+    chosen = settings_from(Unlearn, settings, scope=scope, method=method, give=give, merge=merge or None)
     if chosen_objective:
         chosen = chosen.model_copy(update={"objective": chosen_objective})
+    check_free_out(out)
+    quiet()
+    from mitigate.detection.audit import Audit
+    from mitigate.unlearning.trainer import unlearn as train
+
     audited = Audit.load(audit)
     check_doubts(audited, yes=yes)
     result = train(
@@ -220,19 +218,12 @@ def retrain(
 
     Example: mitigate retrain --audit audit --base gpt2 --redact placeholder --shards 4 --out retrained
     """
+    from mitigate.models.settings import FitSettings
+
+    chosen = settings_from(FitSettings, settings)
     quiet()
-    from pydantic import Field
-
     from mitigate.detection.audit import Audit
-    from mitigate.mistakes import Section
-    from mitigate.models.training import Lora, Schedule
     from mitigate.retraining.retrain import retrain as fit_anew
-
-    class Fit(Section):
-        lora: Lora = Field(default_factory=Lora, description="shape of the adapters")
-        schedule: Schedule = Field(default_factory=Schedule, description="as the target's, where that is known")
-
-    chosen = settings_from(Fit, settings)
 
     def store() -> ModelStore:
         return model_store(None, device, dtype, trust_remote_code, allow_pickle)

@@ -30,6 +30,7 @@ from mitigate.artifacts.files import (
     write_json,
     write_table,
 )
+from mitigate.artifacts.provenance import origin_of
 from mitigate.detection.assessment import Verdict, judge_documents
 from mitigate.detection.coverage import coverage, warn_of_gaps
 from mitigate.detection.linked import with_linked
@@ -40,11 +41,11 @@ from mitigate.detection.settings import Detect
 from mitigate.detection.spans.scored import Seen
 from mitigate.detection.tables import document_table, span_table, token_table
 from mitigate.documents import Document, Documents, Request, Span, read_documents
+from mitigate.documents.erasure import apply_request
 from mitigate.errors import MitigateError
 from mitigate.models.compatible import check_audited_tokenizer, check_tokenizers
 from mitigate.models.directory import tokenizer_fingerprint
 from mitigate.models.model import Model, check_same_tokenizer
-from mitigate.models.provenance import origin_of
 from mitigate.models.store import ModelStore
 from mitigate.runtime import library_versions
 from mitigate.tokens.tokenization import TokenizedDocument
@@ -233,7 +234,7 @@ def audit(
     model = target if isinstance(target, Model) else store.load(target)
     if not isinstance(documents, Documents):
         documents = read_documents(documents, tokenizer=model.tokenizer, mark=forget.where if forget else None)
-    documents = forget.apply(documents) if forget is not None else documents
+    documents = apply_request(documents, forget) if forget is not None else documents
     reference_models = [store.load(path) for path in references.paths]
     seen = Seen(
         out=references.out_for(documents),

@@ -1,23 +1,37 @@
-"""Settings of the detector."""
+"""Settings of the detector and of the references that it judges by."""
 
 from __future__ import annotations
 
-from pydantic import Field, field_validator, model_validator
+from typing import Literal
 
-from mitigate.detection.scores import TOKEN_SCORES
-from mitigate.detection.spans.threshold import SpanRule
+from pydantic import Field, model_validator
+
 from mitigate.mistakes import Section
+from mitigate.models.settings import Lora, Method, Schedule
+
+TokenScore = Literal["informia", "informia_no_kl", "informia_z", "log_ratio", "log_ratio_clipped", "loss", "min_k_pp"]
+"""The names in `mitigate.detection.scores.TOKEN_SCORES`."""
+
+
+class SpanRule(Section):
+    """When a stretch of tokens counts as memorized."""
+
+    threshold: float = Field(0.4, description="least windowed score, in the score's own unit (nats)")
+    window: int = Field(3, ge=1, description="tokens in the centred moving average")
+    gap: int = Field(2, ge=0, description="stretches this many tokens apart or closer become one span")
+    min_tokens: int = Field(2, ge=1, description="shorter spans are dropped")
 
 
 class Detect(Section):
     """Settings of the detector."""
 
-    score: str = Field("log_ratio_clipped", description="token score that decides; see mitigate.detection.scores")
+    score: TokenScore = Field(
+        "log_ratio_clipped", description="token score that decides; see mitigate.detection.scores"
+    )
     temperature: float = Field(1.0, gt=0, description="divides the logits of target and references in InfoRMIA")
     offline_a: float = Field(1.0, gt=0, le=1, description="InfoRMIA's offline correction over the vocabulary; 1: none")
-    select: str = Field(
+    select: Literal["found", "known"] = Field(
         "found",
-        pattern="^(found|known)$",
         description="which spans are memorized: `found` by the detector, or the `known` sensitive ones as they stand",
     )
     fdr: float | None = Field(
@@ -31,7 +45,7 @@ class Detect(Section):
     min_score: float | None = Field(None, description="select only spans whose mean score reaches this, in nats")
     share: float | None = Field(None, gt=0, le=1, description="select only this share of the spans, strongest first")
     spans: SpanRule = Field(
-        default_factory=lambda: SpanRule(), description="how bare token scores become spans (not those calibrated)"
+        default_factory=SpanRule, description="how bare token scores become spans (not those calibrated)"
     )
     context: int | None = Field(None, ge=2, description="window length in tokens; default: the model's")
     stride: int | None = Field(None, ge=1, description="tokens a next window adds; default: half the context")
@@ -48,9 +62,18 @@ class Detect(Section):
             )
         return self
 
-    @field_validator("score")
-    @classmethod
-    def _known_score(cls, score: str) -> str:
-        if score not in TOKEN_SCORES:
-            raise ValueError(f"{score!r} is not one of {', '.join(TOKEN_SCORES)}")
-        return score
+
+class ReferenceSettings(Section):
+    """Models that never saw a document, to judge it by."""
+
+    given: list[str] = Field(default_factory=list, description="reference models that saw none of the documents")
+    count: int = Field(
+        8,
+        ge=0,
+        le=1000,
+        description="references to cross-fit on the base; even; 0 for none. Of fewer than 8 none is left to judge what "
+        "unlearning made of the others",
+    )
+    method: Method = Field("lora", description="lora: adapters that share the base; full: models")
+    lora: Lora = Field(default_factory=Lora, description="shape of the adapters")
+    schedule: Schedule = Field(default_factory=Schedule, description="as the target's, where that is known")

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from pydantic import Field, model_validator
 from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
@@ -30,40 +29,22 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from mitigate.detection.audit import Audit, Detect, audit
+from mitigate.detection.audit import Audit, audit
 from mitigate.detection.references.crossfit import References, load_references
+from mitigate.detection.settings import Detect
 from mitigate.documents import Document, Documents, read_documents
 from mitigate.documents.rows.reader import Row, read_rows
 from mitigate.documents.sources import DocumentSource
 from mitigate.errors import MitigateError, summarize
 from mitigate.generation.decoding import continuations
 from mitigate.generation.overlaps import link, with_groups
-from mitigate.mistakes import Section
+from mitigate.generation.settings import Sampling
 from mitigate.models.model import Model
 from mitigate.models.store import ModelStore
 from mitigate.runtime import progress, share_of
 
 logger = logging.getLogger(__name__)
 _UNFINISHED = "\ufffd"  # what decoding gives for the first bytes of a character that the last token broke off
-
-
-class Sampling(Section):
-    """How text is drawn from the target; the defaults are those of extraction studies (Carlini et al., 2012.07805)."""
-
-    count: int | None = Field(
-        None, ge=1, description="samples of each prompt; default: 1, or 32 from the start token (greedy always 1)"
-    )
-    max_tokens: int = Field(128, ge=1, description="longest continuation in tokens")
-    temperature: float = Field(1.0, ge=0, description="divides the logits; 0 is greedy decoding")
-    top_k: int | None = Field(40, ge=1, description="draw from the k likeliest tokens, 40 as in 2012.07805; null: all")
-    top_p: float = Field(1.0, gt=0, le=1, description="draw from the likeliest tokens that make up this probability")
-    batch_size: int = Field(32, ge=1, description="samples drawn at once; the samples do not depend on it")
-
-    @model_validator(mode="after")
-    def _draws_differ(self) -> Sampling:
-        if self.temperature == 0 and (self.count or 1) > 1:
-            raise ValueError("count: greedy decoding (temperature 0) gives the same text each time; leave count out")
-        return self
 
 
 def audit_generated(

@@ -8,34 +8,18 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from pydantic import Field
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from mitigate.artifacts.files import new_directory, write_json
 from mitigate.documents import Document, Documents
-from mitigate.mistakes import Section
-from mitigate.models.training import Schedule, fit
+from mitigate.lab.settings import TinyModel
+from mitigate.models.training import fit
 from mitigate.runtime import resolve_device, seed_everything
 from mitigate.tokens.tokenization import tokenize_documents
 
 logger = logging.getLogger(__name__)
-
-
-class TinyModel(Section):
-    """Shape and training of a base model made from scratch."""
-
-    vocabulary: int = Field(
-        1024, ge=300, description="entries of the byte-level BPE tokenizer trained on the same text"
-    )
-    hidden_size: int = Field(128, ge=8, description="width")
-    layers: int = Field(4, ge=1, description="depth")
-    heads: int = Field(4, ge=1, description="attention heads")
-    context: int = Field(256, ge=16, description="longest sequence in tokens")
-    schedule: Schedule = Field(
-        default_factory=lambda: Schedule(epochs=3, learning_rate=3e-3, batch_size=16), description="of its training"
-    )
 
 
 def train_tokenizer(texts: Iterator[str] | Sequence[str], *, vocabulary: int) -> PreTrainedTokenizerFast:

@@ -17,6 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from mitigate.errors import MitigateError, first_line, summarize
+from mitigate.mistakes import not_one_of
 from mitigate.models.adapters import (
     adapter_config,
     adapter_shapes,
@@ -38,11 +39,11 @@ from mitigate.models.directory import (
 from mitigate.models.mixture import Mixture
 from mitigate.models.model import Model
 from mitigate.models.probes import check_probe, longest_text, probe_logits
+from mitigate.models.settings import Dtype
 from mitigate.models.shared_base import SharedBase
 from mitigate.models.weights import check_loaded, check_size, stored_shapes, weight_files
 from mitigate.runtime import resolve_device
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _NO_MEMORY = (MemoryError, torch.OutOfMemoryError)  # says nothing of the model's files
 _TOO_LARGE = "does not fit in memory; free some, take another models.device, or set models.dtype: bfloat16"
 
@@ -67,8 +68,8 @@ class ModelStore:
         allow_pickle: bool = False,
         base: str | None = None,
     ) -> None:
-        if dtype != "auto" and dtype not in DTYPES:
-            raise MitigateError(f"dtype: {dtype!r} is not one of auto, {', '.join(DTYPES)}")
+        if wrong := not_one_of(Dtype, dtype):
+            raise MitigateError(f"dtype: {wrong}")
         self.device = resolve_device(device)
         self.dtype = dtype
         self.trust_remote_code = trust_remote_code
@@ -188,7 +189,8 @@ class ModelStore:
         return base, names
 
     def _load_base(self, source: str) -> SharedBase:
-        dtype: Any = DTYPES.get(self.dtype, torch.float32 if self.device.type == "cpu" else "auto")
+        named = "float32" if self.dtype == "auto" and self.device.type == "cpu" else self.dtype
+        dtype: Any = named if named == "auto" else getattr(torch, named)
         files = weight_files(Path(source)) if os.path.isdir(source) else []
         shapes = stored_shapes(file for file in files if file.suffix == ".safetensors")
         if files:

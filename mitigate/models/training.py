@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 from peft import LoraConfig, PeftConfig, get_peft_model
-from pydantic import Field
 
 from mitigate.artifacts.files import new_directory, write_json
 from mitigate.documents import Documents
 from mitigate.errors import MitigateError
-from mitigate.mistakes import Section
+from mitigate.mistakes import not_one_of
 from mitigate.models.directory import check_layering
 from mitigate.models.model import Model, kept_logits
+from mitigate.models.settings import Lora, Method, Schedule
 from mitigate.models.store import ModelStore
 from mitigate.runtime import progress, seed_everything
 from mitigate.tokens.batches import Batch, collate, cut_pieces
@@ -29,36 +29,6 @@ from mitigate.tokens.tokenization import TokenizedDocument, tokenize_documents
 
 logger = logging.getLogger(__name__)
 NEW_ADAPTER = "default"  # PEFT saves an adapter of this name into the directory itself
-
-
-class Lora(Section):
-    """Shape of a LoRA adapter (Hu et al., arXiv 2106.09685)."""
-
-    rank: int = Field(16, ge=1, description="rank of the update")
-    alpha: int = Field(32, gt=0, description="scale: the update is multiplied by alpha / rank")
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's input")
-    target_modules: str | list[str] = Field("all-linear", description="modules to adapt, in PEFT's terms")
-
-    def config(self) -> LoraConfig:
-        """The PEFT configuration."""
-        return LoraConfig(
-            task_type="CAUSAL_LM",
-            r=self.rank,
-            lora_alpha=self.alpha,
-            lora_dropout=self.dropout,
-            target_modules=self.target_modules,
-        )
-
-
-class Schedule(Section):
-    """How long and how fast to train."""
-
-    epochs: float = Field(3.0, gt=0, description="passes over the documents")
-    learning_rate: float = Field(2e-4, gt=0, description="peak of a linear warm-up and cosine decay to a tenth")
-    batch_size: int = Field(8, ge=1, description="documents in a step")
-    warmup_share: float = Field(0.05, ge=0, lt=1, description="share of the steps that warm up")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
-    max_gradient_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
 
 
 def add_lora(model: Model, lora: Lora, *, seed: int) -> torch.nn.Module:
@@ -69,9 +39,9 @@ def add_lora(model: Model, lora: Lora, *, seed: int) -> torch.nn.Module:
     torch.manual_seed(seed)
     try:
         if base.peft is None:
-            base.peft = get_peft_model(base.model, lora.config(), adapter_name=NEW_ADAPTER)
+            base.peft = get_peft_model(base.model, lora_config(lora), adapter_name=NEW_ADAPTER)
         else:
-            base.peft.add_adapter(NEW_ADAPTER, beside_saved_modules(lora.config(), base.model))
+            base.peft.add_adapter(NEW_ADAPTER, beside_saved_modules(lora_config(lora), base.model))
     except ValueError as error:
         raise MitigateError(
             f"lora.target_modules: {lora.target_modules!r} does not fit this model ({error})"
@@ -80,6 +50,17 @@ def add_lora(model: Model, lora: Lora, *, seed: int) -> torch.nn.Module:
     for name, parameter in base.model.named_parameters():
         parameter.requires_grad_(f".{NEW_ADAPTER}." in name)
     return base.peft
+
+
+def lora_config(lora: Lora) -> LoraConfig:
+    """The PEFT configuration of an adapter of this shape."""
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+    )
 
 
 def beside_saved_modules(config: LoraConfig, model: torch.nn.Module) -> LoraConfig:
@@ -119,8 +100,8 @@ def fine_tune(
     Raises:
         MitigateError: the method is unknown, the loss diverged, or `out` cannot be written.
     """
-    if method not in ("lora", "full"):
-        raise MitigateError(f"method: {method!r} is not lora or full")
+    if wrong := not_one_of(Method, method):
+        raise MitigateError(f"method: {wrong}")
     check_layering(str(base), base=store.base, whole=method == "full")
     model = store.load(base)
     tokenized = tokenize_documents(documents, model.tokenizer)

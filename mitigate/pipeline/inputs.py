@@ -11,6 +11,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 from mitigate.detection.assessment import check_calibration
 from mitigate.detection.references.crossfit import References, load_references
 from mitigate.documents import Documents, read_documents
+from mitigate.documents.erasure import apply_request
 from mitigate.errors import MitigateError
 from mitigate.models.compatible import check_tokenizers
 from mitigate.models.directory import check_layering, load_tokenizer, model_fingerprint, names_missing_base
@@ -103,7 +104,7 @@ class Inputs:
         if self.recipe.forget is None:
             return self.documents
         never_trained = ("holdout",) if self.recipe.lab is None else ("holdout", None)
-        return self.recipe.forget.apply(self.documents, never_trained=never_trained)
+        return apply_request(self.documents, self.recipe.forget, never_trained=never_trained)
 
     @cached_property
     def anchors(self) -> Documents | None:

@@ -46,7 +46,8 @@ from mitigate.verification.extraction import SCHEMA as EXTRACTION_SCHEMA
 from mitigate.verification.extraction import Extraction
 from mitigate.verification.tofu.answers import ask
 from mitigate.verification.tofu.figures import tofu_figures
-from mitigate.verification.tofu.questions import Tofu, unfamiliar
+from mitigate.verification.tofu.questions import unfamiliar
+from mitigate.verification.tofu.settings import Tofu
 
 logger = logging.getLogger(__name__)
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mitigate.errors import MitigateError
+from mitigate.mistakes import not_one_of
+from mitigate.reporting.settings import ShownText
 from mitigate.secrets.copies import identifiers
 from mitigate.secrets.same import Finder, comparable, is_telling
 from mitigate.secrets.values import sensitive_values
@@ -22,8 +24,6 @@ from mitigate.text.stretches import widened
 if TYPE_CHECKING:
     from mitigate.detection.audit import Audit
 
-ShownText = Literal["none", "masked", "all"]
-TEXTS: tuple[str, ...] = get_args(ShownText)
 BULLET = "•"
 _LEAST = 4  # letters and digits of the shortest secret that is searched for outside its own place
 _LEAST_WORD = 5  # same for one word of a secret, with a digit or an @ in it
@@ -52,8 +52,8 @@ class Mask:
     """
 
     def __init__(self, audits: Iterable[Audit], *, text: str = "masked") -> None:
-        if text not in TEXTS:
-            raise MitigateError(f"report.text: {text!r} is not one of {', '.join(TEXTS)}")
+        if wrong := not_one_of(ShownText, text):
+            raise MitigateError(f"report.text: {wrong}")
         self.shown = text
         self._ranges: dict[str, dict[tuple[int, int], bool]] = defaultdict(dict)
         self._texts: dict[str, str] = {}

@@ -30,15 +30,17 @@ from mitigate.adapters.addition import Part, obstacle, read_part
 from mitigate.adapters.card import write_card
 from mitigate.artifacts.files import read_record, write_record
 from mitigate.artifacts.locks import sole_worker
+from mitigate.artifacts.provenance import RETRAIN_RECORD, origin_of
 from mitigate.artifacts.temporaries import holds_something
 from mitigate.detection.audit import Audit
 from mitigate.documents import Documents, read_documents
 from mitigate.errors import MitigateError, summarize
+from mitigate.mistakes import not_one_of
 from mitigate.models.compatible import check_audited_tokenizer
 from mitigate.models.directory import load_tokenizer, mixture_members, model_fingerprint
-from mitigate.models.provenance import RETRAIN_RECORD, origin_of
+from mitigate.models.settings import Lora, Method, Schedule
 from mitigate.models.store import ModelStore
-from mitigate.models.training import Lora, Schedule
+from mitigate.models.training import lora_config
 from mitigate.retraining.removals import (
     Removal,
     as_json,
@@ -49,12 +51,12 @@ from mitigate.retraining.removals import (
     training_documents,
     with_copies,
 )
-from mitigate.retraining.shards import COMBINATIONS, Fitting, deal, fit_shards
+from mitigate.retraining.settings import Combination, Redaction, sharding_mistake
+from mitigate.retraining.shards import Fitting, deal, fit_shards
 from mitigate.runtime import library_versions, process_state, together
 from mitigate.secrets.copies import Linked
 
 logger = logging.getLogger(__name__)
-REDACTIONS = ("mask", "placeholder", "fake", "drop")
 _PLAN, _PRIVATE = "plan.json", "private.json"
 _LOST = (
     "it belongs to what says which text earlier requests removed, and without that it would be learned again: restore "
@@ -136,7 +138,7 @@ def retrain(
     """
     audit = audit if isinstance(audit, Audit) else Audit.load(audit)
     out, lora, schedule = Path(out), lora or Lora(), schedule or Schedule()
-    check_retrain(redact, method=method, shards=shards, combine=combine)
+    _check_choices(redact, method=method, shards=shards, combine=combine)
     store = new_store()
     store.check(str(base))
     base_print = model_fingerprint(base)
@@ -221,23 +223,16 @@ def retrain(
     return Retrained.load(out)
 
 
-def check_retrain(redact: str, *, method: str, shards: int, combine: str) -> None:
-    """Refuse settings that do not fit together.
+def _check_choices(redact: str, *, method: str, shards: int, combine: str) -> None:
+    """Refuse what no recipe checked.
 
     Raises:
         MitigateError: with every mistake, a line each.
     """
-    problems = []
-    if redact not in REDACTIONS:
-        problems.append(f"redact: {redact!r} is not one of {', '.join(REDACTIONS)}")
-    if method not in ("lora", "full"):
-        problems.append(f"method: {method!r} is not lora or full")
-    if shards < 1:
-        problems.append(f"shards: {shards} is not a number from 1")
-    if shards > 1 and method == "full":
-        problems.append("method: full fits a whole model, and shards are adapters over one base; use lora with shards")
-    if combine not in COMBINATIONS:
-        problems.append(f"combine: {combine!r} is not one of {', '.join(COMBINATIONS)}")
+    choices = {"redact": (Redaction, redact), "method": (Method, method), "combine": (Combination, combine)}
+    problems = [f"{name}: {wrong}" for name, (known, given) in choices.items() if (wrong := not_one_of(known, given))]
+    problems += [f"shards: {shards} is not a number from 1"] if shards < 1 else []
+    problems += [mistake] if (mistake := sharding_mistake(method, shards)) else []
     if problems:
         raise MitigateError("\n".join(problems))
 
@@ -287,7 +282,7 @@ def _check_base(base: str, store: ModelStore, *, method: str, leaky: bool) -> li
 def _check_addable(base: str, store: ModelStore, *, lora: Lora) -> None:
     """Refuse adapters, before one is fitted over them, that could not become one adapter with it."""
     stack, _ = store.check(base)
-    if stack and (reason := obstacle([*map(read_part, stack), Part(lora.config(), {})])):
+    if stack and (reason := obstacle([*map(read_part, stack), Part(lora_config(lora), {})])):
         raise MitigateError(
             f"{base}: no adapter over this one could be added to it: {reason}; merge it into its base and give that "
             "model, or use several shards as a mixture"

@@ -31,18 +31,18 @@ from mitigate.artifacts.files import (
     write_digests,
     write_json,
 )
+from mitigate.artifacts.provenance import RETRAIN_RECORD
 from mitigate.artifacts.temporaries import sweep
 from mitigate.documents import Document
 from mitigate.errors import MitigateError
 from mitigate.models.directory import MIXTURE_FILE, OVERLAY_FILE, adapter_stack
-from mitigate.models.provenance import RETRAIN_RECORD
+from mitigate.models.settings import Lora, Schedule
 from mitigate.models.store import ModelStore
-from mitigate.models.training import Lora, Schedule, fit
+from mitigate.models.training import fit
 from mitigate.runtime import process_state, seed_everything, share_of, together
 from mitigate.tokens.tokenization import tokenize_documents
 
 logger = logging.getLogger(__name__)
-COMBINATIONS = ("mixture", "sum")
 _SHARD = "shard.json"
 _WEIGHTS = "adapter_model.safetensors"
 _FILES = "files.json"  # names of the files of the result, to be removed with it
@@ -121,7 +121,7 @@ def fit_shards(
     Args:
         shards: of `deal`.
         fitting: base and settings.
-        combine: one of `COMBINATIONS`.
+        combine: `mixture` or `sum`.
         out: directory that holds `shard-N` and, if it was finished, the result and its `retrain.json`.
         new_store: loads the base.
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from mitigate.mistakes import Section
-from mitigate.models.training import Lora
+from mitigate.models.settings import Lora
+
+Scope = Literal["token", "sequence"]
 
 
 class Retain(Section):
     """How everything that is not to be forgotten is held where it was."""
 
-    anchor: str = Field(
+    anchor: Literal["auto", "kl", "nll", "hidden", "none"] = Field(
         "auto",
-        pattern="^(auto|kl|nll|hidden|none)$",
         description="what holds a kept token: KL(p_0 || p), nll (its likelihood), hidden (its hidden state), none; "
         "auto: what the objective was published with, kl for ours",
     )
@@ -49,14 +52,12 @@ class Unlearn(Section):
         description="keep half of each document's references, where there are four or more (8 cross-fitted ones), out "
         "of unlearning, so that the report is judged by models it was not trained against; false: all of them teach",
     )
-    scope: str = Field(
+    scope: Scope = Field(
         "token",
-        pattern="^(token|sequence)$",
         description="token: forget the audit's selected tokens; sequence: whole documents that hold any (the baseline)",
     )
-    weighting: str = Field(
+    weighting: Literal["hard", "probability", "entropy"] = Field(
         "hard",
-        pattern="^(hard|probability|entropy)$",
         description="weight of a token to forget: 1, its calibrated probability of memorization, or its entropy under "
         "the references",
     )
@@ -80,18 +81,16 @@ class Unlearn(Section):
     stop_at_control: bool = Field(
         True, description="tokens that have arrived rest, and training stops when the spans are at the control level"
     )
-    retain: Retain = Field(default_factory=lambda: Retain(), description="what holds the rest still")
-    method: str = Field(
+    retain: Retain = Field(default_factory=Retain, description="what holds the rest still")
+    method: Literal["lora", "dora", "full", "last_layers"] = Field(
         "lora",
-        pattern="^(lora|dora|full|last_layers)$",
         description="what is trained: a LoRA or DoRA adapter, all weights, or the last layers; the latter two give a "
         "plain model",
     )
-    lora: Lora = Field(default_factory=lambda: Lora(), description="shape of the adapter")
+    lora: Lora = Field(default_factory=Lora, description="shape of the adapter")
     layers: int = Field(2, ge=1, description="last_layers: how many")
-    give: str = Field(
+    give: Literal["replace", "difference"] = Field(
         "replace",
-        pattern="^(replace|difference)$",
         description="where the target is itself an adapter: replace: one adapter to load in its place (both added, at "
         "the sum of their ranks); difference: the new one alone, which only mitigate loads over the target's",
     )

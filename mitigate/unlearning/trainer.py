@@ -25,25 +25,27 @@ from mitigate.adapters.card import write_card
 from mitigate.adapters.merging import MERGED, merge_adapters
 from mitigate.artifacts.files import check_free, fingerprint, new_directory, read_json, write_json
 from mitigate.artifacts.locks import sole_worker
+from mitigate.artifacts.provenance import UNLEARN_RECORD, made_from
 from mitigate.artifacts.temporaries import partial_of
 from mitigate.detection.audit import Audit, load_audited
 from mitigate.detection.doubts import doubts_of
 from mitigate.detection.panel import by_teachers, taught_by
 from mitigate.documents import Documents, read_documents
 from mitigate.errors import MitigateError, NothingToUnlearnError, summarize
-from mitigate.generation.sampling import Sampling, sample
+from mitigate.generation.sampling import sample
+from mitigate.generation.settings import Sampling
 from mitigate.models.compatible import check_audited_tokenizer
 from mitigate.models.directory import check_layering
 from mitigate.models.mixture import FOR_INFERENCE, Mixture
 from mitigate.models.model import Model
-from mitigate.models.provenance import UNLEARN_RECORD, made_from
 from mitigate.models.store import ModelStore
 from mitigate.runtime import process_state, seed_everything, together
 from mitigate.unlearning.control import control_level, span_floor
 from mitigate.unlearning.data import scope_tokens, unlearning_data
 from mitigate.unlearning.loop import Loop
 from mitigate.unlearning.losses import Losses
-from mitigate.unlearning.objectives.catalogue import OBJECTIVES, anchor_of, needs_of, parse_objective
+from mitigate.unlearning.objectives.catalogue import anchor_of, needs_of
+from mitigate.unlearning.objectives.names import SUBSTITUTES, parse_objective
 from mitigate.unlearning.settings import Unlearn
 from mitigate.unlearning.teachers import OutTerms
 from mitigate.unlearning.trainable import AdapterTrainable, State, Trainable, checkpoint_activations, make_trainable
@@ -178,7 +180,7 @@ def prepare(
     }
     if settings.retain.generated:
         retain = _with_generated(retain, model, count=settings.retain.generated, seed=seed)
-    texts = {OBJECTIVES[name].substitute for name in weights if "substitutes" in OBJECTIVES[name].needs}
+    texts = {SUBSTITUTES[name] for name in weights if name in SUBSTITUTES}
     data = unlearning_data(
         audit,
         model,

@@ -23,10 +23,12 @@ from mitigate.detection.audit import Audit, load_audited
 from mitigate.detection.panel import as_judged
 from mitigate.detection.signals import token_log_probs
 from mitigate.errors import MitigateError
+from mitigate.mistakes import not_one_of
 from mitigate.models.compatible import check_audited_tokenizer
 from mitigate.models.model import Model
 from mitigate.models.store import ModelStore
-from mitigate.reporting.masking import TEXTS, Mask
+from mitigate.reporting.masking import Mask
+from mitigate.reporting.settings import ShownText
 from mitigate.reporting.verdict import verdict_of
 from mitigate.runtime import library_versions
 from mitigate.statistics.intervals import flat
@@ -128,8 +130,8 @@ def compare(
     Raises:
         MitigateError: the two audits are not of the same documents, spans and references; another `text`.
     """
-    if text not in TEXTS:
-        raise MitigateError(f"compare: text {text!r} is not one of {', '.join(TEXTS)}")
+    if wrong := not_one_of(ShownText, text):
+        raise MitigateError(f"compare: text {wrong}")
     if after is not None and after.metadata["documents"] != before.metadata["documents"]:
         raise MitigateError("compare: the two audits are of different documents; audit the same documents again")
     made_again = after is None or after.metadata.get("again") == before.fingerprint

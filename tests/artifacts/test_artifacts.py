@@ -32,8 +32,8 @@ from mitigate.artifacts.temporaries import is_temporary, sweep, temporary_for
 from mitigate.detection.audit import Audit
 from mitigate.detection.references.crossfit import INDEX, crossfit_references, load_references
 from mitigate.errors import MitigateError
+from mitigate.models.settings import Schedule
 from mitigate.models.store import ModelStore
-from mitigate.models.training import Schedule
 from mitigate.runtime import process_state
 from mitigate.unlearning.checkpoints import Checkpoints, optimizer_parts, optimizer_state
 

@@ -13,14 +13,15 @@ import pytest
 from mitigate.artifacts.files import read_json
 from mitigate.bench.detect.run import bench_detect
 from mitigate.bench.evidence import Evidence, gather
-from mitigate.bench.world import World, WorldSettings, make_bench_base, make_world, sources
+from mitigate.bench.settings import WorldSettings
+from mitigate.bench.world import World, make_bench_base, make_world, sources
 from mitigate.detection.signals import token_log_probs
 from mitigate.documents import read_documents
 from mitigate.errors import MitigateError
 from mitigate.lab.people import write_jsonl
-from mitigate.lab.tiny import TinyModel
+from mitigate.lab.settings import TinyModel
+from mitigate.models.settings import Schedule
 from mitigate.models.store import ModelStore
-from mitigate.models.training import Schedule
 
 SETTINGS = WorldSettings(
     models=4,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from mitigate.bench.settings import SpeedSettings
 from mitigate.bench.speed import (
-    SpeedSettings,
     dense_steps,
     document_order,
     make_speed_world,
@@ -19,9 +19,9 @@ from mitigate.bench.speed import (
 )
 from mitigate.detection.audit import Audit
 from mitigate.errors import MitigateError
-from mitigate.lab.tiny import TinyModel
+from mitigate.lab.settings import TinyModel
 from mitigate.models.model import Model
-from mitigate.models.training import Lora
+from mitigate.models.settings import Lora
 
 SETTINGS = SpeedSettings(
     model=TinyModel(vocabulary=600, hidden_size=16, layers=1, heads=2, context=256),

@@ -16,15 +16,16 @@ from mitigate.bench.population import run as population
 from mitigate.bench.population.evidence import TOKEN_BASED, Sequences, fresh_people, set_aside
 from mitigate.bench.population.run import bench_population, population_results
 from mitigate.bench.rates import compare, difference, rates
-from mitigate.bench.world import WorldSettings, make_world
+from mitigate.bench.settings import WorldSettings
+from mitigate.bench.world import make_world
 from mitigate.detection.scores import TOKEN_SCORES
 from mitigate.detection.signals import token_signals
 from mitigate.documents import Document, Documents, Span, read_documents
 from mitigate.errors import MitigateError
 from mitigate.lab.people import write_jsonl
-from mitigate.lab.tiny import TinyModel
+from mitigate.lab.settings import TinyModel
+from mitigate.models.settings import Schedule
 from mitigate.models.store import ModelStore
-from mitigate.models.training import Schedule
 from mitigate.statistics.intervals import auc
 from mitigate.statistics.roc import Scored, over_targets, weighted_auc
 from mitigate.tokens.tokenization import span_tokens, tokenize_documents

@@ -15,38 +15,21 @@ from world import World
 
 from mitigate.artifacts.files import read_json
 from mitigate.bench.unlearn.evidence import Evidence, gather_evidence, measure_model
-from mitigate.bench.unlearn.methods import (
-    METHODS,
-    RETRAINED,
-    SELECTIONS,
-    RunSettings,
-    Seed,
-    UnlearnBenchSettings,
-    choose,
-    run_method,
-    selected_share,
-)
+from mitigate.bench.unlearn.methods import RETRAINED, SELECTIONS, Seed, choose, run_method, selected_share
 from mitigate.bench.unlearn.run import bench_unlearn, check_methods, run_seed, summarize_seeds
+from mitigate.bench.unlearn.settings import METHODS, FineTuning, RunSettings, UnlearnBenchSettings, UnlearnWorldSettings
 from mitigate.bench.unlearn.show import draw_unlearn, unlearn_table
-from mitigate.bench.unlearn.world import (
-    FineTuning,
-    UnlearnWorld,
-    UnlearnWorldSettings,
-    deal_people,
-    find_people,
-    make_unlearn_world,
-    without_secrets,
-)
+from mitigate.bench.unlearn.world import UnlearnWorld, deal_people, find_people, make_unlearn_world, without_secrets
 from mitigate.cli.app import app
 from mitigate.detection.audit import Audit
 from mitigate.documents import Document, Documents, Span
 from mitigate.errors import MitigateError
 from mitigate.lab.people import write_jsonl
-from mitigate.lab.tiny import TinyModel
+from mitigate.lab.settings import TinyModel
 from mitigate.mistakes import checked
 from mitigate.models.directory import load_tokenizer
+from mitigate.models.settings import Schedule
 from mitigate.models.store import ModelStore
-from mitigate.models.training import Schedule
 from mitigate.tokens.tokenization import tokenize_documents
 from mitigate.verification.extraction import extract, secrets_of
 

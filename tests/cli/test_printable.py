@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import get_args
 
 import pytest
 from made_up import make_audit
@@ -10,9 +11,11 @@ from made_up import make_audit
 import mitigate.cli.app
 from mitigate.cli.options import ShownText
 from mitigate.documents import Document, Documents, Request
+from mitigate.documents.erasure import apply_request
 from mitigate.errors import MitigateError, printable, printable_lines, summarize
+from mitigate.reporting import settings
 from mitigate.reporting.heat_map import build_heat_map
-from mitigate.reporting.masking import TEXTS, Mask
+from mitigate.reporting.masking import Mask
 
 EVIL = "a\nmitigate: all clear\r\x1b[32m\u202egood\u2028\x9b1m\u200b"
 
@@ -33,8 +36,8 @@ def test_errors_that_name_ids_are_in_lines_of_their_own_alone() -> None:
     audit = make_audit({EVIL: "It is."})
     for call in (
         lambda: Documents((*documents, Document(EVIL, "x"))),
-        lambda: Request(ids=[EVIL[:-1]]).apply(documents),
-        lambda: Request(contains=["nobody"]).apply(documents),
+        lambda: apply_request(documents, Request(ids=[EVIL[:-1]])),
+        lambda: apply_request(documents, Request(contains=["nobody"])),
         lambda: Document(EVIL, " "),
         lambda: build_heat_map(audit, mask=Mask([audit]), doc_ids=["zzz"]),
         lambda: build_heat_map(audit, make_audit({EVIL: "It is."}, offsets={EVIL: [(0, 1)]}), mask=Mask([audit])),
@@ -63,4 +66,4 @@ def test_logs_and_errors_of_the_command_line_move_no_cursor(
 
 
 def test_the_command_line_and_the_report_know_the_same_amounts_of_text() -> None:
-    assert tuple(ShownText) == TEXTS
+    assert tuple(ShownText) == get_args(settings.ShownText)

@@ -20,7 +20,8 @@ from mitigate.detection.references.crossfit import crossfit_references
 from mitigate.detection.settings import Detect
 from mitigate.documents import Document, Documents
 from mitigate.errors import MitigateError
-from mitigate.models.training import Schedule, fine_tune
+from mitigate.models.settings import Schedule
+from mitigate.models.training import fine_tune
 from mitigate.tokens.tokenization import TokenizedDocument
 from mitigate.verification.compare import compare
 

@@ -18,15 +18,17 @@ from typer.testing import CliRunner
 from world import LORA, sentences
 
 from mitigate.cli.app import app
-from mitigate.detection.audit import Audit, Detect, audit
+from mitigate.detection.audit import Audit, audit
 from mitigate.detection.coverage import coverage
 from mitigate.detection.references.crossfit import crossfit_references
+from mitigate.detection.settings import Detect
 from mitigate.documents import Document, Documents, DocumentSource, Request, Span, read_documents
+from mitigate.documents.erasure import apply_request
 from mitigate.documents.written import write_jsonl
 from mitigate.errors import MitigateError
 from mitigate.guard.vocabulary import Vocabulary
+from mitigate.models.settings import Schedule
 from mitigate.models.store import ModelStore
-from mitigate.models.training import Schedule
 from mitigate.retraining.removals import training_documents
 from mitigate.tokens.batches import cut_pieces
 from mitigate.tokens.tokenization import tokenize_documents
@@ -205,7 +207,7 @@ def test_a_cut_document_is_audited_before_the_cut_and_its_tail_beyond_it(
     with pytest.raises(MitigateError, match="max_tokens counts tokens: give the tokenizer"):
         read_documents(source.model_copy(update={"max_tokens": 20}))
     asked = Request(ids=["d0"])
-    assert asked.apply(cut).erasure.same_group == (), "a tail is no other document of that person"
+    assert apply_request(cut, asked).erasure.same_group == (), "a tail is no other document of that person"
 
 
 def test_a_secret_that_was_trained_on_is_no_control_in_the_tail(

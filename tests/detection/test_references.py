@@ -24,8 +24,9 @@ from mitigate.detection.references.crossfit import (
 )
 from mitigate.documents import Document, Documents
 from mitigate.errors import MitigateError
+from mitigate.models.settings import Lora, Schedule
 from mitigate.models.store import ModelStore
-from mitigate.models.training import Lora, Schedule, sort_sets
+from mitigate.models.training import sort_sets
 
 SCHEDULE = Schedule(epochs=1, batch_size=8)
 LORA = Lora(rank=2)
@@ -268,7 +269,7 @@ def test_whole_models_can_serve_as_references(world: World, tmp_path: Path) -> N
 
 
 def test_an_unknown_way_of_training_is_refused(world: World, tmp_path: Path) -> None:
-    with pytest.raises(MitigateError, match="method: 'qlora' is not lora or full"):
+    with pytest.raises(MitigateError, match="method: 'qlora' is not one of lora, full"):
         crossfit_references(
             world.base, world.documents, out=tmp_path / "r", count=2, method="qlora", new_store=small_store
         )

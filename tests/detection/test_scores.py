@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable
+from typing import get_args
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from mitigate.detection import aggregations, scores
+from mitigate.detection.settings import TokenScore
 
 NAN = float("nan")
 Signals = dict[str, np.ndarray]
@@ -121,6 +123,10 @@ def test_what_makes_a_text_hard_for_both_models_does_not_move_comparisons(name: 
     signals = drawn_signals(4, 12, learned=0.5)
     harder = {**signals, "log_prob": signals["log_prob"] - 2, "log_prob_out": signals["log_prob_out"] - 2}
     assert scores.SPAN_SCORES[name](harder, TEXT) == pytest.approx(scores.SPAN_SCORES[name](signals, TEXT))
+
+
+def test_the_scores_that_recipes_may_name_are_those_there_are() -> None:
+    assert get_args(TokenScore) == tuple(scores.TOKEN_SCORES)
 
 
 def test_scores_of_one_model_need_no_references() -> None:

@@ -10,7 +10,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from mitigate.detection import scores
-from mitigate.detection.spans.threshold import FoundSpan, SpanRule, find_spans, whole_words, windowed
+from mitigate.detection.settings import SpanRule
+from mitigate.detection.spans.threshold import FoundSpan, find_spans, whole_words, windowed
 from mitigate.documents import Document, Documents
 from mitigate.errors import MitigateError
 from mitigate.tokens.tokenization import TokenizedDocument, span_tokens, tokenize_documents

@@ -17,13 +17,15 @@ from forgetting import cpu
 from world import World
 
 from mitigate.cli.options import request_from
-from mitigate.detection.audit import Audit, Detect, audit, reaudit
+from mitigate.detection.audit import Audit, audit, reaudit
+from mitigate.detection.settings import Detect
 from mitigate.documents import Document, Documents, DocumentSource, Request, Span, read_documents
+from mitigate.documents.erasure import apply_request
 from mitigate.errors import MitigateError
 from mitigate.lab.people import write_jsonl
 from mitigate.models.store import ModelStore
 from mitigate.pipeline.run import Pipeline, run
-from mitigate.recipe.schema import check_recipe, load_recipe
+from mitigate.recipe.loading import check_recipe, load_recipe
 from mitigate.secrets.copies import Linked, find_linked
 from mitigate.text.folding import fold
 from mitigate.verification.compare import compare
@@ -49,7 +51,7 @@ def tickets(tmp_path: Path) -> Path:
 
 def applied(path: Path, **request: Any) -> Documents:
     asked = Request(**request)
-    return asked.apply(read_documents(path, mark=asked.where))
+    return apply_request(read_documents(path, mark=asked.where), asked)
 
 
 def in_set(documents: Documents, name: str = "forget") -> list[str]:
@@ -88,8 +90,10 @@ def test_the_request_replaces_the_forget_set_and_leaves_all_else(tickets: Path) 
 def test_other_trained_documents_are_retained_text_and_unlearning_and_the_report_see_them(world: World) -> None:
     plain = Documents(tuple(replace(d, set=None if d.set == "retain" else d.set) for d in world.documents))
     request = Request(ids=["forget-0"])
-    assert in_set(request.apply(plain), "retain") == [d.id for d in plain if d.set != "holdout" and d.id != "forget-0"]
-    lab = request.apply(plain, never_trained=("holdout", None))
+    assert in_set(apply_request(plain, request), "retain") == [
+        d.id for d in plain if d.set != "holdout" and d.id != "forget-0"
+    ]
+    lab = apply_request(plain, request, never_trained=("holdout", None))
     assert [d.id for d in lab if d.set is None] == [d.id for d in plain if d.set is None], "in a lab: never trained on"
     found = audit(
         world.target, [world.references], documents=plain, forget=request, detect=Detect(select="known"), store=cpu()
@@ -140,7 +144,7 @@ def test_documents_of_the_same_person_are_listed_not_forgotten(tickets: Path, ca
 )
 def test_a_text_is_found_however_it_is_written_but_as_whole_words(wanted: str, text: str, stands: list[str]) -> None:
     documents = Documents((Document("one", text, set="retain"), Document("other", wanted, set="retain")))
-    erasure = Request(contains=[wanted]).apply(documents).erasure
+    erasure = apply_request(documents, Request(contains=[wanted])).erasure
     assert erasure is not None
     assert [text[start:end] for doc_id, start, end in erasure.matches if doc_id == "one"] == stands
 
@@ -162,7 +166,7 @@ def test_rows_of_a_source_without_the_field_meet_no_condition(tmp_path: Path, ti
     other = tmp_path / "other.jsonl"
     other.write_text('{"id": "z", "text": "another file"}\n', encoding="utf-8")
     asked = Request(where={"customer": {"not": [18, 19, 20]}})
-    assert in_set(asked.apply(read_documents([tickets, other], mark=asked.where))) == ["a", "b"]
+    assert in_set(apply_request(read_documents([tickets, other], mark=asked.where), asked)) == ["a", "b"]
 
 
 def test_marks_are_of_documents_that_were_kept(tmp_path: Path) -> None:
@@ -191,7 +195,7 @@ def test_a_where_needs_fields_that_are_known(tickets: Path) -> None:
     with pytest.raises(MitigateError, match=r"where: no field custmer; fields there: id, text, customer, year, set"):
         applied(tickets, where={"custmer": 17})
     with pytest.raises(MitigateError, match=r"read_documents\(..., mark=request.where\)"):
-        Request(where={"customer": 17}).apply(read_documents(tickets))
+        apply_request(read_documents(tickets), Request(where={"customer": 17}))
 
 
 @pytest.mark.parametrize(
@@ -230,7 +234,7 @@ def test_a_condition_means_what_is_written(tmp_path: Path, condition: str, wante
     if condition == "price=17.0":  # a number in JSON is the same however it is written
         path = tmp_path / "rows.jsonl"
         path.write_text('{"id": "a", "text": "One.", "price": 17}\n{"id": "b", "text": "Two.", "price": 17.5}\n')
-    assert in_set(request.apply(read_documents(path, mark=request.where))) == wanted
+    assert in_set(apply_request(read_documents(path, mark=request.where), request)) == wanted
 
 
 # --- the same secrets in other documents ------------------------------------------------------------------------------
@@ -339,7 +343,7 @@ def test_the_order_of_documents_and_spans_does_not_matter(world: World) -> None:
     asked = Request(ids=["forget-0"])
 
     def found(order: Sequence[Document]) -> set[tuple[str, int, int, str]]:
-        chosen = asked.apply(Documents(tuple(order)))
+        chosen = apply_request(Documents(tuple(order)), asked)
         spans = [
             {"span_id": n, "doc_id": d.id, "char_start": s.start, "char_end": s.end, "label": s.label}
             | {"source": "known", "selected": d.set == "forget"}
@@ -625,5 +629,5 @@ def test_the_command_line_s_request_is_checked(
 def test_a_source_s_own_spans_and_the_request_s_where_read_one_file(tickets: Path) -> None:
     source = DocumentSource(path=str(tickets), spans={"patterns": {"name": "Jane Roe"}}, where={"year": 2021})
     asked = Request(where={"customer": 17})
-    [document] = asked.apply(read_documents(source, mark=asked.where))
+    [document] = apply_request(read_documents(source, mark=asked.where), asked)
     assert (document.set, document.spans) == ("forget", (Span(0, 8, "name"),))

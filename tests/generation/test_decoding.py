@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from mitigate.generation.decoding import continuations, end_ids
-from mitigate.generation.sampling import Sampling, sample
+from mitigate.generation.sampling import sample
+from mitigate.generation.settings import Sampling
 from mitigate.guard.decoding import continue_greedily
 from mitigate.models.mixture import Mixture
 from mitigate.models.model import Model

@@ -21,10 +21,12 @@ from mitigate.detection.references.crossfit import References, load_references
 from mitigate.documents import Document, Documents
 from mitigate.errors import MitigateError
 from mitigate.generation.overlaps import Link, link, with_groups
-from mitigate.generation.sampling import Sampling, audit_generated, memorized_stretches, read_prompts, sample
+from mitigate.generation.sampling import audit_generated, memorized_stretches, read_prompts, sample
+from mitigate.generation.settings import Sampling
 from mitigate.models.model import Model
+from mitigate.models.settings import Schedule
 from mitigate.models.store import ModelStore
-from mitigate.models.training import Schedule, fit
+from mitigate.models.training import fit
 from mitigate.tokens.tokenization import tokenize_documents
 
 PROMPTS = ["The door", "Did Ann see the small dog near the library before dark? The", "Café", "Note 7"]

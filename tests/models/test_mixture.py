@@ -14,15 +14,17 @@ import torch
 from forgetting import SHORT, SMALL
 from world import World
 
-from mitigate.detection.audit import Detect, audit
+from mitigate.detection.audit import audit
+from mitigate.detection.settings import Detect
 from mitigate.detection.signals import token_log_probs
 from mitigate.documents import Document, Documents
 from mitigate.errors import MitigateError
 from mitigate.generation.decoding import continuations
 from mitigate.models.directory import model_fingerprint
 from mitigate.models.model import Model
+from mitigate.models.settings import Schedule
 from mitigate.models.store import ModelStore
-from mitigate.models.training import Schedule, fine_tune
+from mitigate.models.training import fine_tune
 from mitigate.retraining.retrain import retrain
 from mitigate.tokens.tokenization import TokenizedDocument, tokenize_documents
 from mitigate.unlearning.settings import Unlearn

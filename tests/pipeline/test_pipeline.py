@@ -26,9 +26,9 @@ from mitigate.errors import MitigateError
 from mitigate.lab.people import write_jsonl
 from mitigate.models.store import ModelStore
 from mitigate.pipeline.run import Pipeline, run
-from mitigate.recipe.schema import check_recipe, load_recipe
+from mitigate.recipe.loading import check_recipe, load_recipe
 from mitigate.runtime import process_state
-from mitigate.unlearning.objectives.catalogue import DEFAULT
+from mitigate.unlearning.objectives.names import DEFAULT
 from mitigate.verification.compare import Comparison
 
 RECIPES = Path(__file__).parents[2] / "recipes"

@@ -101,7 +101,7 @@ import sys
 from mitigate.detection.references.crossfit import crossfit_references
 from mitigate.documents import read_documents
 from mitigate.models.store import ModelStore
-from mitigate.models.training import Schedule
+from mitigate.models.settings import Schedule
 
 base, documents, out = sys.argv[1:]
 schedule, store = Schedule(epochs=1), lambda: ModelStore(device="cpu")

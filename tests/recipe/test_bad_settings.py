@@ -10,7 +10,7 @@ import pytest
 
 from mitigate.detection.references.crossfit import load_references
 from mitigate.errors import MitigateError
-from mitigate.recipe.schema import load_recipe
+from mitigate.recipe.loading import load_recipe
 from mitigate.recipe.yaml12 import load_yaml
 
 FINETUNED = Path(__file__).parents[2] / "recipes" / "finetuned.yaml"

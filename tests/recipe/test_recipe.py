@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from mitigate.errors import MitigateError
-from mitigate.recipe.schema import check_recipe, check_settings, known_keys, load_recipe
+from mitigate.recipe.loading import check_recipe, check_settings, known_keys, load_recipe
 from mitigate.unlearning.settings import Unlearn
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -198,7 +198,7 @@ def test_all_mistakes_come_at_once() -> None:
     assert found.startswith("recipe: 8 mistakes\n")
     for key in ("sede", "seed", "unlearn.max_steps", "unlearn.objective", "references.count", "detect.score"):
         assert f"\n  - {key}: " in found
-    assert "models.dtype: 'float8' is not one of auto, float32" in found
+    assert "models.dtype: is not one of auto, float32, bfloat16, float16; got 'float8'" in found
     assert "models.target: missing" in found
 
 
@@ -238,7 +238,10 @@ def test_an_unknown_key_like_no_other_points_to_the_list_of_keys() -> None:
         ("data.documents=[{}]", "data.documents.0.path: missing"),
         ("data.documents.0.where={a: {matches: '('}}", "data.documents.0.where.a.matches: not a regular expression"),
         ("data.documents.0.sets={forget: 0.5, foo: 1}", "sets.foo: should be 'forget', 'retain' or 'holdout'"),
-        ("report.text=maybe", "report.text: should be 'none', 'masked' or 'all'"),
+        ("report.text=maybe", "report.text: is not one of none, masked, all; got 'maybe'"),
+        ("detect.score=best", "detect.score: is not one of informia, informia_no_kl, "),
+        ("unlearn.method=5", "unlearn.method: is not one of lora, dora, full, last_layers; got 5"),
+        ("data.documents.0.audit=5", "audit: should be 'all', 'completion' or 'assistant', or should be a valid list;"),
     ],
 )
 def test_a_value_of_the_wrong_type_is_one_mistake_that_says_what_is_allowed(override: str, message: str) -> None:

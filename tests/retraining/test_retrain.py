@@ -25,14 +25,16 @@ from world import LORA, World, save_tiny_model, sentences
 
 import mitigate.cli.app
 from mitigate.adapters.trained import DIFFERENCE
-from mitigate.detection.audit import Audit, Detect, audit, reaudit
+from mitigate.detection.audit import Audit, audit, reaudit
+from mitigate.detection.settings import Detect
 from mitigate.detection.signals import token_log_probs
 from mitigate.documents import Document, Documents, Request, Span
 from mitigate.errors import MitigateError, NothingToUnlearnError
 from mitigate.lab.tiny import train_tokenizer
 from mitigate.models.directory import OVERLAY_FILE, mixture_members
+from mitigate.models.settings import Schedule
 from mitigate.models.store import ModelStore
-from mitigate.models.training import Schedule, fine_tune
+from mitigate.models.training import fine_tune
 from mitigate.retraining.removals import Removal, selected_removals, training_documents, with_copies
 from mitigate.retraining.retrain import Retrained, retrain
 from mitigate.retraining.shards import combine_adapters, deal, shard_of
@@ -748,7 +750,7 @@ import sys
 from mitigate.detection.audit import Audit
 from mitigate.secrets.copies import Linked
 from mitigate.models.store import ModelStore
-from mitigate.models.training import Lora, Schedule
+from mitigate.models.settings import Lora, Schedule
 from mitigate.retraining.retrain import retrain
 
 audit, base, out = sys.argv[1:]
@@ -783,7 +785,7 @@ def test_every_wrong_setting_is_named_at_once(leaky: Audit, again: Callable[...,
     with pytest.raises(MitigateError) as error:
         again(leaky, redact="blank", method="dora", shards=0, combine="vote")
     assert "redact: 'blank' is not one of mask, placeholder, fake, drop" in str(error.value)
-    assert "method: 'dora' is not lora or full" in str(error.value)
+    assert "method: 'dora' is not one of lora, full" in str(error.value)
     assert "shards: 0" in str(error.value)
     assert "combine: 'vote' is not one of mixture, sum" in str(error.value)
     with pytest.raises(MitigateError, match="method: full fits a whole model, and shards are adapters"):

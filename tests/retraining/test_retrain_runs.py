@@ -14,12 +14,12 @@ from forgetting import SHORT, SMALL, cpu, secret_of, selecting
 from world import World
 
 from mitigate.artifacts.files import DIGESTS
+from mitigate.artifacts.provenance import origin_of
 from mitigate.detection.audit import Audit, reaudit
 from mitigate.documents import Document, Documents
 from mitigate.errors import MitigateError
-from mitigate.models.provenance import origin_of
 from mitigate.pipeline.run import run
-from mitigate.recipe.schema import check_recipe
+from mitigate.recipe.loading import check_recipe
 from mitigate.reporting.masking import Mask
 from mitigate.retraining.retrain import Retrained, retrain
 from mitigate.retraining.shards import shard_of

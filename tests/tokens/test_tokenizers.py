@@ -25,7 +25,8 @@ from mitigate.models.compatible import check_tokenizers
 from mitigate.models.directory import tokenizer_fingerprint
 from mitigate.models.store import ModelStore
 from mitigate.pipeline.run import run
-from mitigate.recipe.schema import Recipe, check_recipe
+from mitigate.recipe.loading import check_recipe
+from mitigate.recipe.schema import Recipe
 from mitigate.retraining.retrain import retrain
 from mitigate.tokens.rules import rule_differences, tokenizer_rules
 

@@ -11,7 +11,6 @@ import torch
 from mitigate.errors import MitigateError
 from mitigate.unlearning.objectives import formulas as objectives
 from mitigate.unlearning.objectives.catalogue import (
-    DEFAULT,
     OBJECTIVES,
     Objective,
     Parameters,
@@ -19,9 +18,9 @@ from mitigate.unlearning.objectives.catalogue import (
     anchor_of,
     arrived,
     needs_of,
-    parse_objective,
 )
 from mitigate.unlearning.objectives.distributions import Kept, keep_likeliest
+from mitigate.unlearning.objectives.names import DEFAULT, OBJECTIVE_NAMES, SUBSTITUTES, parse_objective
 
 VOCABULARY, WIDTH = 5, 3
 TOKENS = torch.tensor([0, 1, 4, 2])
@@ -293,6 +292,11 @@ def test_objectives_are_written_by_name_with_weights() -> None:
     assert parse_objective("npo") == {"npo": 1.0}
     assert parse_objective("hinge=1, distill=0.5") == {"hinge": 1.0, "distill": 0.5}
     assert parse_objective({"hinge": 2}) == {"hinge": 2.0}
+
+
+def test_the_names_that_recipes_may_use_are_those_of_the_catalogue() -> None:
+    assert tuple(OBJECTIVES) == OBJECTIVE_NAMES
+    assert {name for name in OBJECTIVES if "substitutes" in OBJECTIVES[name].needs} == set(SUBSTITUTES)
 
 
 def test_the_default_is_a_mixture_of_listed_objectives() -> None:

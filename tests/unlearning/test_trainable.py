@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM
 from world import World, planted_documents
 
 from mitigate.adapters.trained import ADAPTER, DIFFERENCE, as_before
-from mitigate.detection.audit import Audit, Detect, audit, reaudit
+from mitigate.detection.audit import Audit, audit, reaudit
+from mitigate.detection.settings import Detect
 from mitigate.detection.signals import token_log_probs
 from mitigate.errors import MitigateError
 from mitigate.mistakes import checked

@@ -25,6 +25,7 @@ from mitigate.tokens.tokenization import TokenizedDocument, span_tokens, tokeniz
 from mitigate.unlearning.loop import Loop
 from mitigate.unlearning.losses import step_totals
 from mitigate.unlearning.objectives.catalogue import OBJECTIVES
+from mitigate.unlearning.objectives.names import SUBSTITUTES
 from mitigate.unlearning.tasks import Task, facts, micro_batches, units
 
 EXACT = changed(QUICK, kept_entries=10**4, batch_size=99, retain_batch_size=99)
@@ -239,7 +240,7 @@ def test_the_loss_equals_the_dense_computation(request: pytest.FixtureRequest, t
     tasks = loop.tasks(0)
     loop.losses.before.fill(tasks)
     moved(loop)
-    kinds = [OBJECTIVES[one].substitute for one in loop.losses.weights if "substitutes" in OBJECTIVES[one].needs]
+    kinds = [SUBSTITUTES[one] for one in loop.losses.weights if one in SUBSTITUTES]
     dense = Dense(audited, loop, next(iter(kinds), None))
     assert step_losses(loop, tasks) == pytest.approx(dense.means(), rel=2e-4)
     if loop.settings.stop_at_control:

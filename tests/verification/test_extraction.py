@@ -14,12 +14,14 @@ import torch
 from world import CONTEXT, LORA, World
 
 import mitigate
-from mitigate.detection.audit import Audit, Detect, audit
+from mitigate.detection.audit import Audit, audit
+from mitigate.detection.settings import Detect
 from mitigate.documents import Document, Documents, Span
 from mitigate.errors import MitigateError
 from mitigate.models.model import Model
+from mitigate.models.settings import Schedule
 from mitigate.models.store import ModelStore
-from mitigate.models.training import Schedule, fine_tune
+from mitigate.models.training import fine_tune
 from mitigate.tokens.tokenization import tokenize_documents
 from mitigate.verification.compare import compare, measure, verify
 from mitigate.verification.extraction import Attempts, Extraction, Place, extract, is_completed, secrets_of

@@ -21,7 +21,8 @@ from mitigate.errors import MitigateError
 from mitigate.models.model import Model
 from mitigate.models.store import ModelStore
 from mitigate.pipeline.run import run
-from mitigate.recipe.schema import Recipe, check_recipe
+from mitigate.recipe.loading import check_recipe
+from mitigate.recipe.schema import Recipe
 from mitigate.reporting.figures import Figures
 from mitigate.verification.tofu.answers import ask, rouge_l_recall
 from mitigate.verification.tofu.figures import (
@@ -38,7 +39,8 @@ from mitigate.verification.tofu.figures import (
     truth_ratio,
     utility_parts,
 )
-from mitigate.verification.tofu.questions import QUESTION_SETS, Question, Tofu, read_questions, unfamiliar
+from mitigate.verification.tofu.questions import QUESTION_SETS, Question, read_questions, unfamiliar
+from mitigate.verification.tofu.settings import Tofu
 
 FORM = {"prompt": "{question}\n", "completion": "{answer}\n"}
 THINGS = ("map", "violin", "kettle", "lantern", "basket", "letter")

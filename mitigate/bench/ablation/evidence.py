@@ -18,8 +18,8 @@ from mitigate.detection.scores import TOKEN_SCORES
 from mitigate.detection.signals import Judgement, judge
 from mitigate.documents import Documents
 from mitigate.errors import MitigateError
+from mitigate.models.settings import Lora, Schedule
 from mitigate.models.store import ModelStore
-from mitigate.models.training import Lora, Schedule
 from mitigate.statistics.roc import Scored
 from mitigate.tokens.tokenization import tokenize_documents
 
@@ -77,7 +77,7 @@ Seed = Mapping[Variant, Sequence[Measured]]  # of one seed: for each variant, th
 
 
 def lora_references(
-    world: World, base: str, *, out: Path, seed: int, schedule: Schedule, lora: Lora = LORA, device: str = "auto"
+    world: World, base: str, *, out: Path, seed: int, schedule: Schedule, device: str = "auto"
 ) -> References:
     """Adapters on the halves that the world's models were trained on: adapter k saw what model k saw.
 
@@ -91,7 +91,7 @@ def lora_references(
         out=out,
         count=len(world.models.paths),
         method="lora",
-        lora=lora,
+        lora=LORA,
         schedule=schedule,
         seed=2 * seed,
         new_store=lambda: ModelStore(device=device),

@@ -28,9 +28,10 @@ from mitigate.bench.ablation.evidence import (
     measure_seed,
 )
 from mitigate.bench.rates import RATES, Units, compare, rates
-from mitigate.bench.world import WorldSettings, make_bench_base, make_world, sources
+from mitigate.bench.settings import WorldSettings
+from mitigate.bench.world import make_bench_base, make_world, sources
+from mitigate.models.settings import Schedule
 from mitigate.models.store import ModelStore
-from mitigate.models.training import Schedule
 from mitigate.runtime import library_versions, process_state
 from mitigate.statistics.roc import Scored, over_targets, weighted_auc
 

@@ -23,7 +23,8 @@ from mitigate.artifacts.files import write_json
 from mitigate.bench.detect.target import Measured, measure
 from mitigate.bench.evidence import gather
 from mitigate.bench.rates import Units, rates
-from mitigate.bench.world import World, WorldSettings, make_world, sources
+from mitigate.bench.settings import WorldSettings
+from mitigate.bench.world import World, make_world, sources
 from mitigate.detection.calibration.attack import expected_calibration_error, reliability
 from mitigate.models.store import ModelStore
 from mitigate.runtime import library_versions, process_state

@@ -35,15 +35,17 @@ from mitigate.bench.population.evidence import (
     with_non_members,
 )
 from mitigate.bench.rates import RATES, Units, compare, rates, resampled, resolves
-from mitigate.bench.world import World, WorldSettings, make_world, sources
+from mitigate.bench.settings import WorldSettings
+from mitigate.bench.world import World, make_world, sources
 from mitigate.detection.scores import informia_sequence, rmia
 from mitigate.documents import Documents
 from mitigate.models.store import ModelStore
 from mitigate.runtime import library_versions, process_state, progress
 from mitigate.statistics.roc import Scored
 
-GAMMAS = (1.0, 2.0)
-OFFLINE_A = (1.0, 0.3)  # 0.3 of length-normalised log-probabilities is near LOSS: 1 − a outweighs most p_out
+GAMMAS = (1.0, 2.0)  # RMIA's γ
+OFFLINE_A = (1.0, 0.3)  # RMIA's a in p̄ = ½[(1 + a) p_out + (1 − a)]
+# 0.3 of length-normalised log-probabilities is near LOSS: 1 − a outweighs most p_out.
 DRAWS = 5  # populations drawn of each size below the largest
 NON_MEMBERS = 600  # fresh people's documents that are judged besides, so that a target has 1,000 non-members
 _Read = dict[str, Units]
@@ -123,9 +125,6 @@ def study_population(
     populations: Sequence[Documents],
     references: int,
     sizes: Sequence[int] = SIZES,
-    gammas: Sequence[float] = GAMMAS,
-    offline_a: Sequence[float] = OFFLINE_A,
-    draws: int = DRAWS,
     store: ModelStore | None = None,
 ) -> dict[str, Any]:
     """RMIA and sequence InfoRMIA by population size, and scores from tokens that ask no population.
@@ -135,9 +134,6 @@ def study_population(
         populations: for each world, documents that trained none of its models.
         references: K, how many OUT references judge a document.
         sizes (*optional*, defaults to 10, 100, 1000): of the population; cut to what there is.
-        gammas (*optional*, defaults to 1 and 2): RMIA's γ.
-        offline_a (*optional*, defaults to 1 and 0.3): RMIA's a in p̄ = ½[(1 + a) p_out + (1 − a)].
-        draws (`int`, *optional*, defaults to 5): populations drawn of each size below the largest; figures are means.
         store (*optional*): loads the models.
 
     Returns:
@@ -153,20 +149,21 @@ def study_population(
         read_sequences(world, population[:count], references=references, sizes=sizes, store=store)
         for world, population in zip(worlds, populations, strict=True)
     ]
-    return population_results(every, sizes=sizes, gammas=gammas, offline_a=offline_a, draws=draws)
+    return population_results(every, sizes=sizes)
 
 
 def population_results(
-    every: Sequence[Sequences],
-    *,
-    sizes: Sequence[int] = SIZES,
-    gammas: Sequence[float] = GAMMAS,
-    offline_a: Sequence[float] = OFFLINE_A,
-    draws: int = DRAWS,
+    every: Sequence[Sequences], *, sizes: Sequence[int] = SIZES, draws: int = DRAWS
 ) -> dict[str, Any]:
-    """The results of `study_population` from what was judged of each seed."""
+    """The results of `study_population` from what was judged of each seed.
+
+    Args:
+        every: of each seed.
+        sizes (*optional*, defaults to 10, 100, 1000): of the population; cut to what there is.
+        draws (`int`, *optional*, defaults to 5): populations drawn of each size below the largest; figures are means.
+    """
     sizes = cut_sizes(sizes, len(every[0].population_length))
-    variants = [(statistic, a) for statistic in ("mean", "sum") for a in offline_a]
+    variants = [(statistic, a) for statistic in ("mean", "sum") for a in OFFLINE_A]
     scored: dict[_Choice, _Read] = {}
     seconds: dict[_Choice, float] = {}
     for name in TOKEN_BASED:
@@ -181,7 +178,7 @@ def population_results(
         scored[choice] = _read(every, unshifted)
         for size in sizes:
             drawn = _populations(every, size, draws=1 if size == sizes[-1] else draws)
-            for name, gamma, score in _population_scores(gammas):
+            for name, gamma, score in _population_scores():
                 choice = (name, statistic, a, gamma, size)
                 started = time.monotonic()
                 scores = [
@@ -205,7 +202,7 @@ def population_results(
             "documents": round(sum(seed.seconds["documents"] for seed in every), 2),
             **{str(size): round(sum(seed.seconds[str(size)] for seed in every), 2) for size in sizes},
         },
-        "findings": _findings(scored, sizes, gammas) if 1.0 in offline_a else [],
+        "findings": _findings(scored, sizes),
     }
 
 
@@ -226,7 +223,7 @@ def _log_ratios(seed: Sequences, *, statistic: str, a: float) -> np.ndarray:
     return np.stack([np.subtract(*seed.judged(target, statistic=statistic, a=a)) for target in targets])
 
 
-def _population_scores(gammas: Sequence[float]) -> list[tuple[str, float | None, Callable[..., np.ndarray]]]:
+def _population_scores() -> list[tuple[str, float | None, Callable[..., np.ndarray]]]:
     """Name, γ, and a score of log p_θ(x), log p̄(x), log p_θ(z), log p̄(z)."""
 
     def published(x: np.ndarray, x_mean: np.ndarray, z: np.ndarray, z_mean: np.ndarray) -> np.ndarray:
@@ -241,7 +238,7 @@ def _population_scores(gammas: Sequence[float]) -> list[tuple[str, float | None,
     return [
         ("informia", None, published),
         ("informia_mean", None, plain_mean),
-        *(("rmia", gamma, share(gamma)) for gamma in gammas),
+        *(("rmia", gamma, share(gamma)) for gamma in GAMMAS),
     ]
 
 
@@ -278,7 +275,7 @@ def _row(read: _Read) -> dict[str, Any]:
     }
 
 
-def _findings(scored: Mapping[_Choice, _Read], sizes: Sequence[int], gammas: Sequence[float]) -> list[str]:
+def _findings(scored: Mapping[_Choice, _Read], sizes: Sequence[int]) -> list[str]:
     """What the figures say about the claim, for length-normalised log-probabilities without offline correction."""
     least, most = sizes[0], sizes[-1]
     sentences = []
@@ -290,7 +287,7 @@ def _findings(scored: Mapping[_Choice, _Read], sizes: Sequence[int], gammas: Seq
             if not resolves(ours, rate):
                 continue
             begins = f"{threshold}, {words}: sequence InfoRMIA with {least} population documents against"
-            for gamma in gammas:
+            for gamma in GAMMAS:
                 against = {size: compare(ours, units["rmia", "mean", 1.0, gamma, size], rate) for size in sizes}
                 even = [size for size in sizes if not against[size].startswith("wins")]
                 sentences.append(

@@ -19,29 +19,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, field_validator
-
 from mitigate.artifacts.files import fingerprint, read_json, write_json
 from mitigate.bench.unlearn.evidence import Evidence, Measured, measure_model
 from mitigate.bench.unlearn.figures import figures, plain
-from mitigate.bench.unlearn.world import UnlearnWorld, UnlearnWorldSettings
+from mitigate.bench.unlearn.settings import UnlearnBenchSettings
+from mitigate.bench.unlearn.world import UnlearnWorld
 from mitigate.detection.audit import Audit, audit
 from mitigate.detection.settings import Detect
 from mitigate.documents import Documents
 from mitigate.errors import MitigateError
 from mitigate.models.store import ModelStore
-from mitigate.models.training import Lora
 from mitigate.retraining.retrain import retrain
 from mitigate.runtime import process_state
 from mitigate.unlearning.data import scope_tokens
-from mitigate.unlearning.objectives.catalogue import OBJECTIVES, parse_objective
+from mitigate.unlearning.objectives.names import parse_objective
 from mitigate.unlearning.settings import Unlearn
 from mitigate.unlearning.trainer import unlearn
 
 logger = logging.getLogger(__name__)
 FDR = 0.05
-METHODS = ("default", *OBJECTIVES)
-SCOPES = ("token", "sequence")
 SELECTIONS = {"found": Detect(fdr=FDR), "known": Detect(select="known", calibrate=True)}
 BLIND = ("found",)
 """Selections whose audit is not told where the secrets are: known spans would shape its detector and its stretches."""
@@ -49,28 +45,6 @@ RETRAINED = {"mask": ("found", "mask"), "placeholder": ("found", "placeholder"),
 RETRAINED |= {"mask_known": ("known", "mask")}
 ALLOWED = {"retain_gap_nats": 0.10, "holdout_gap_nats": 0.05, "prose_gap_nats": 0.05}
 """What unlearning may cost before it counts against a try; of `retain_gap_nats` the absolute value."""
-
-
-class RunSettings(Unlearn):
-    """`Unlearn` with a schedule for small models; what a run sets itself is not for the user to set."""
-
-    learning_rate: float = Field(
-        2e-3, gt=0, description="common rate; every method tries it times 1/3, 1 and 3, and beyond"
-    )
-    max_steps: int = Field(120, ge=1, description="steps of a run; token scope may stop earlier, at the control")
-    check_every: int = Field(10, ge=1, description="steps between two looks at the selected spans")
-    lora: Lora = Field(default_factory=lambda: Lora(rank=32, alpha=64), description="shape of the adapter")
-
-    @field_validator("objective", "scope", "stop_at_control", "merge")
-    @classmethod
-    def _not_to_be_set(cls, value: Any) -> Any:
-        raise ValueError("the benchmark sets this itself; choose methods with --objectives and --scopes")
-
-
-class UnlearnBenchSettings(UnlearnWorldSettings):
-    """Settings of the world, and what all runs have in common."""
-
-    unlearn: RunSettings = Field(default_factory=lambda: RunSettings(), description="of every run; see `Unlearn`")
 
 
 @dataclass(frozen=True)

@@ -30,22 +30,21 @@ from mitigate.bench.unlearn.figures import figures, floors, plain
 from mitigate.bench.unlearn.methods import (
     ALLOWED,
     FDR,
-    METHODS,
     RETRAINED,
-    SCOPES,
     SELECTIONS,
     Run,
     Seed,
-    UnlearnBenchSettings,
     choose,
     factors,
     make_audit,
     run_method,
     run_retrain,
 )
+from mitigate.bench.unlearn.settings import METHODS, SCOPES, UnlearnBenchSettings
 from mitigate.bench.unlearn.world import make_unlearn_world
 from mitigate.bench.world import sources
 from mitigate.errors import MitigateError, summarize
+from mitigate.models.training import lora_config
 from mitigate.runtime import library_versions, process_state
 from mitigate.unlearning.settings import Unlearn
 
@@ -299,7 +298,7 @@ def adapter_share() -> dict[str, float]:
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
         whole = sum(parameter.numel() for parameter in model.parameters())
-        adapted = get_peft_model(model, Unlearn().lora.config())
+        adapted = get_peft_model(model, lora_config(Unlearn().lora))
         own = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
     return {"parameters": whole, "adapter_parameters": own, "share": own / whole}
 

@@ -19,58 +19,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from pydantic import Field
 
 from mitigate.artifacts.files import fingerprint, read_json, write_json
-from mitigate.bench.world import ModelSettings, make_bench_base
+from mitigate.bench.unlearn.settings import UnlearnWorldSettings
+from mitigate.bench.world import make_bench_base
 from mitigate.detection.references.crossfit import References, crossfit_references
 from mitigate.documents import Document, Documents, read_documents
 from mitigate.errors import MitigateError, summarize
 from mitigate.lab.people import general_text, plant, write_jsonl
-from mitigate.lab.tiny import TinyModel
 from mitigate.models.directory import load_tokenizer, model_fingerprint
 from mitigate.models.store import ModelStore
-from mitigate.models.training import Schedule, fine_tune
+from mitigate.models.training import fine_tune
 from mitigate.runtime import process_state, share_of
 from mitigate.tokens.tokenization import TokenizedDocument, span_tokens, tokenize_documents
 
 logger = logging.getLogger(__name__)
 ORACLES = 2  # of each kind: their distance is the floor, which no method can be expected to go below
-
-
-class FineTuning(Schedule):
-    """How every model of the benchmark is fine-tuned."""
-
-    epochs: float = Field(20.0, gt=0, description="passes over the documents")
-    learning_rate: float = Field(1.5e-3, gt=0, description="peak of a linear warm-up and cosine decay to a tenth")
-
-
-class UnlearnWorldSettings(ModelSettings):
-    """How the people and models of the unlearning benchmark are made."""
-
-    base: TinyModel = Field(
-        default_factory=lambda: TinyModel(  # smaller than the detector's: a seed is some 20 models and 90 runs
-            vocabulary=2048,
-            hidden_size=128,
-            layers=4,
-            heads=4,
-            context=512,
-            schedule=Schedule(epochs=2, learning_rate=3e-3, batch_size=16),
-        ),
-        description="the base, made from scratch",
-    )
-    forget: int = Field(60, ge=2, description="people to forget; half of them choose settings, half are measured")
-    retain: int = Field(120, ge=1, description="people that the target keeps")
-    holdout: int = Field(80, ge=1, description="people that no target saw")
-    copies: dict[int, float] = Field(
-        default_factory=lambda: {2: 0.1, 4: 0.04},
-        description="invented people who have more than one document: number of documents: share of the people",
-    )
-    references: int = Field(8, ge=4, multiple_of=2, description="cross-fitted references of the audit; even")
-    judges: int = Field(4, ge=2, multiple_of=2, description="cross-fitted references that only figures use; even")
-    schedule: FineTuning = Field(default_factory=lambda: FineTuning(), description="of every fine-tuned model")
-    anchors: int = Field(120, ge=0, description="documents of prose that unlearning may hold still")
-    prose: int = Field(80, ge=1, description="documents of prose on which only figures are measured")
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,11 @@ from mitigate.artifacts.locks import sole_worker
 from mitigate.artifacts.temporaries import discard, holds_something, sweep
 from mitigate.documents import Documents
 from mitigate.errors import MitigateError, summarize
+from mitigate.mistakes import not_one_of
 from mitigate.models.directory import check_layering, model_fingerprint
+from mitigate.models.settings import Lora, Method, Schedule
 from mitigate.models.store import ModelStore
-from mitigate.models.training import Lora, Schedule, fine_tune
+from mitigate.models.training import fine_tune
 from mitigate.runtime import process_state, share_of, together
 
 logger = logging.getLogger(__name__)
@@ -202,8 +204,8 @@ def crossfit_references(
         MitigateError: `out` holds references of other documents or settings, or another job works there.
     """
     out, lora, schedule = Path(out), lora or Lora(), schedule or Schedule()
-    if method not in ("lora", "full"):
-        raise MitigateError(f"references.method: {method!r} is not lora or full")
+    if wrong := not_one_of(Method, method):
+        raise MitigateError(f"references.method: {wrong}")
     check_layering(str(base), whole=method == "full")
     halves = deal_halves(documents, count, seed=seed)
     plan = {

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from mitigate.detection.calibration.attack import q_values, stratified_z
+from mitigate.detection.settings import SpanRule
 from mitigate.detection.spans.scored import Findings, Page
-from mitigate.detection.spans.threshold import SpanRule, find_spans
+from mitigate.detection.spans.threshold import find_spans
 
 LEAST_NON_MEMBERS = 20
 

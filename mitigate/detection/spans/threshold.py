@@ -6,20 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from pydantic import Field
 
-from mitigate.mistakes import Section
+from mitigate.detection.settings import SpanRule
 from mitigate.text.stretches import joined, runs
 from mitigate.tokens.tokenization import span_tokens
-
-
-class SpanRule(Section):
-    """When a stretch of tokens counts as memorized."""
-
-    threshold: float = Field(0.4, description="least windowed score, in the score's own unit (nats)")
-    window: int = Field(3, ge=1, description="tokens in the centred moving average")
-    gap: int = Field(2, ge=0, description="stretches this many tokens apart or closer become one span")
-    min_tokens: int = Field(2, ge=1, description="shorter spans are dropped")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 
-from mitigate.errors import MitigateError
 from mitigate.unlearning.objectives.distributions import Kept
 from mitigate.unlearning.objectives.formulas import (
     ascent,
@@ -25,8 +24,6 @@ from mitigate.unlearning.objectives.formulas import (
     undial,
     wga,
 )
-
-DEFAULT: Mapping[str, float] = {"match": 1.0, "consensus": 0.5}
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,6 @@ class Objective:
         over: what the losses are of: `selected` tokens, `substitutes`' tokens, or `spans`.
         needs: which optional parts of `Selected` it reads: `before`, `out`, `typical`, `hidden`, `substitutes`.
         one_sided: pushes a token down without end, so tokens that have arrived must be taken out.
-        substitute: what stands in a secret's place: `fake` or `placeholder`; see `redaction`.
         anchor: what it was published with to hold the rest: `kl`, `nll`, `hidden` or `none`.
     """
 
@@ -99,50 +95,7 @@ class Objective:
     over: str = "selected"
     needs: frozenset[str] = frozenset()
     one_sided: bool = True
-    substitute: str = "fake"
     anchor: str = "kl"
-
-
-def parse_objective(objective: str | Mapping[str, float]) -> dict[str, float]:
-    """Objective names with their weights: `hinge`, `hinge=1,distill=0.5`, a mapping, or `default` for our own mixture.
-
-    Raises:
-        MitigateError: an unknown name, a weight that is not a positive number, or objectives that do not go together.
-    """
-    if objective == "default":
-        return dict(DEFAULT)
-    if isinstance(objective, str):
-        parts = [part.partition("=") for part in objective.split(",")]
-        weights: list[tuple[str, object]] = [(name.strip(), weight.strip() or 1.0) for name, _, weight in parts]
-    else:
-        weights = list(objective.items())
-    if not weights:
-        raise MitigateError("unlearn.objective: names no objective; give one, or leave it out for the default")
-    parsed: dict[str, float] = {}
-    for name, weight in weights:
-        if name in parsed:
-            raise MitigateError(f"unlearn.objective: {name} stands there twice; give it one weight")
-        if name == "default":
-            own = ",".join(f"{part}={share:g}" for part, share in DEFAULT.items())
-            raise MitigateError(f"unlearn.objective: default stands alone; with others, write its parts: {own}")
-        if name not in OBJECTIVES:
-            raise MitigateError(
-                f"unlearn.objective: {name!r} is not one of default, {', '.join(OBJECTIVES)}; "
-                "several are written with weights: hinge=1,distill=0.5"
-            )
-        try:
-            parsed[name] = float(weight)  # type: ignore[arg-type]
-        except (TypeError, ValueError):
-            parsed[name] = float("nan")
-        if not 0 < parsed[name] < float("inf"):
-            raise MitigateError(f"unlearn.objective: the weight of {name} is {weight!r}; give a positive number")
-    kinds = {OBJECTIVES[name].substitute for name in parsed if "substitutes" in OBJECTIVES[name].needs}
-    if len(kinds) > 1:
-        raise MitigateError(
-            f"unlearn.objective: {', '.join(parsed)}: they want different texts in a secret's place "
-            f"({', '.join(sorted(kinds))}); idk does not go with dpo or substitute"
-        )
-    return parsed
 
 
 def needs_of(weights: Mapping[str, float]) -> frozenset[str]:
@@ -237,7 +190,6 @@ OBJECTIVES: dict[str, Objective] = {
         over="substitutes",
         needs=frozenset({"substitutes"}),
         one_sided=False,
-        substitute="placeholder",
         anchor="nll",
     ),
     "substitute": Objective(_substitute, over="substitutes", needs=frozenset({"substitutes"}), one_sided=False),

@@ -16,7 +16,8 @@ from mitigate.generation.decoding import continuations
 from mitigate.models.model import Model
 from mitigate.runtime import progress, share_of
 from mitigate.tokens.tokenization import TokenizedDocument, tokenize_documents
-from mitigate.verification.tofu.questions import Question, Tofu
+from mitigate.verification.tofu.questions import Question
+from mitigate.verification.tofu.settings import Tofu
 
 _BATCH = 32
 

@@ -1,0 +1,73 @@
+"""Settings of `mitigate bench unlearn`: its world, and what all of its runs share."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+from pydantic import Field, field_validator
+
+from mitigate.bench.settings import ModelSettings
+from mitigate.lab.settings import TinyModel
+from mitigate.models.settings import Lora, Schedule
+from mitigate.unlearning.objectives.names import OBJECTIVE_NAMES
+from mitigate.unlearning.settings import Scope, Unlearn
+
+METHODS = ("default", *OBJECTIVE_NAMES)
+SCOPES: tuple[str, ...] = get_args(Scope)
+
+
+class FineTuning(Schedule):
+    """How every model of the benchmark is fine-tuned."""
+
+    epochs: float = Field(20.0, gt=0, description="passes over the documents")
+    learning_rate: float = Field(1.5e-3, gt=0, description="peak of a linear warm-up and cosine decay to a tenth")
+
+
+class UnlearnWorldSettings(ModelSettings):
+    """How the people and models of the unlearning benchmark are made."""
+
+    base: TinyModel = Field(
+        default_factory=lambda: TinyModel(  # smaller than the detector's: a seed is some 20 models and 90 runs
+            vocabulary=2048,
+            hidden_size=128,
+            layers=4,
+            heads=4,
+            context=512,
+            schedule=Schedule(epochs=2, learning_rate=3e-3, batch_size=16),
+        ),
+        description="the base, made from scratch",
+    )
+    forget: int = Field(60, ge=2, description="people to forget; half of them choose settings, half are measured")
+    retain: int = Field(120, ge=1, description="people that the target keeps")
+    holdout: int = Field(80, ge=1, description="people that no target saw")
+    copies: dict[int, float] = Field(
+        default_factory=lambda: {2: 0.1, 4: 0.04},
+        description="invented people who have more than one document: number of documents: share of the people",
+    )
+    references: int = Field(8, ge=4, multiple_of=2, description="cross-fitted references of the audit; even")
+    judges: int = Field(4, ge=2, multiple_of=2, description="cross-fitted references that only figures use; even")
+    schedule: FineTuning = Field(default_factory=FineTuning, description="of every fine-tuned model")
+    anchors: int = Field(120, ge=0, description="documents of prose that unlearning may hold still")
+    prose: int = Field(80, ge=1, description="documents of prose on which only figures are measured")
+
+
+class RunSettings(Unlearn):
+    """`Unlearn` with a schedule for small models; what a run sets itself is not for the user to set."""
+
+    learning_rate: float = Field(
+        2e-3, gt=0, description="common rate; every method tries it times 1/3, 1 and 3, and beyond"
+    )
+    max_steps: int = Field(120, ge=1, description="steps of a run; token scope may stop earlier, at the control")
+    check_every: int = Field(10, ge=1, description="steps between two looks at the selected spans")
+    lora: Lora = Field(default_factory=lambda: Lora(rank=32, alpha=64), description="shape of the adapter")
+
+    @field_validator("objective", "scope", "stop_at_control", "merge")
+    @classmethod
+    def _not_to_be_set(cls, value: Any) -> Any:
+        raise ValueError("the benchmark sets this itself; choose methods with --objectives and --scopes")
+
+
+class UnlearnBenchSettings(UnlearnWorldSettings):
+    """Settings of the world, and what all runs have in common."""
+
+    unlearn: RunSettings = Field(default_factory=RunSettings, description="of every run; see `Unlearn`")

@@ -1,0 +1,187 @@
+"""The verb `audit`: of given documents, of a recipe's, of an earlier audit's again, of what a model writes itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mitigate.cli.options import (
+    BaseModelPath,
+    Device,
+    Dtype,
+    ForgetContains,
+    ForgetIds,
+    ForgetWhere,
+    Linked,
+    Out,
+    Pickle,
+    Remote,
+    Seed,
+    Set,
+    check_free_out,
+    is_main_process,
+    model_store,
+    quiet,
+    request_from,
+    settings_from,
+)
+from mitigate.cli.results import print_erasure, print_summary
+from mitigate.errors import MitigateError, printable
+
+if TYPE_CHECKING:
+    from mitigate.detection.audit import Audit
+
+_MOST_STRETCHES = 20  # that are printed
+
+
+def audit(
+    recipe: Annotated[
+        Path | None, typer.Argument(help="YAML recipe: audit what it names and write the report, unlearn nothing.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="With a recipe: key=value, for instance detect.fdr=0.05.")
+    ] = None,
+    documents: Annotated[str | None, typer.Option(help="JSONL, CSV, Parquet or text file, or hub data set.")] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(help="Model to audit: hub id, directory or PEFT adapter directory.", show_default=False),
+    ] = None,
+    reference: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Model that never saw the documents, or directory of `mitigate references`; may be given again."
+        ),
+    ] = None,
+    out: Out = Path("audit"),
+    generate: Annotated[
+        bool, typer.Option("--generate", help="Audit what the model writes itself, instead of given documents.")
+    ] = False,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="With --generate (implied): prompts, one a line or JSON lines; default: the start token."),
+    ] = None,
+    match: Annotated[
+        Path | None, typer.Option(help="With --generate (implied): training documents to link what is found to.")
+    ] = None,
+    sampling: Annotated[
+        list[str] | None,
+        typer.Option(help="With --generate: key=value (count, max_tokens, temperature, top_k, top_p, batch_size)."),
+    ] = None,
+    again: Annotated[
+        Path | None,
+        typer.Option(help="Re-audit: take documents, references, settings and spans from this earlier audit."),
+    ] = None,
+    forget_ids: ForgetIds = None,
+    forget_contains: ForgetContains = None,
+    forget_where: ForgetWhere = None,
+    forget_linked: Linked = True,
+    settings: Set = None,
+    base: BaseModelPath = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    trust_remote_code: Remote = False,
+    allow_pickle: Pickle = False,
+    seed: Seed = 0,
+) -> None:
+    """Score every token of the documents and find the memorized spans.
+
+    Example: mitigate audit --target my-model --reference references --documents train.jsonl --out audit
+
+    Example: mitigate audit --target adapter --again audit --out reaudit
+
+    Example: mitigate audit --target my-model --reference references --prompts prompts.txt --match train.jsonl
+
+    Example: mitigate audit recipes/lume.yaml data.root=lume detect.fdr=0.05 out=runs/lume-audit
+
+    Example: mitigate audit --target my-model --reference references --documents a.jsonl --forget-contains "Jane Roe"
+    """
+    generate = generate or bool(prompts or match or sampling)
+    request = request_from(forget_ids, forget_contains, forget_where, linked=forget_linked)
+    if request is not None and (recipe or again or generate):
+        raise MitigateError(
+            "the --forget options go with --target and --documents: in a recipe give forget.ids, forget.contains or "
+            "forget.where; a re-audit keeps the request of its audit; generated text has no documents to forget"
+        )
+    if recipe is not None:
+        if target or documents or reference or again or generate:
+            raise MitigateError(
+                "a recipe names target, documents and references itself: leave the options out and give key=value "
+                "after the recipe, for instance models.target=DIR"
+            )
+        _audit_recipe(recipe, overrides or [])
+        return
+    if target is None:
+        raise MitigateError("--target: missing; give the model to audit, or a recipe that names one")
+    if again is not None and (documents or reference or settings or generate):
+        raise MitigateError("--again takes documents, references and settings from that audit; leave those options out")
+    if generate and documents:
+        raise MitigateError("--generate audits the model's own text: leave --documents out (--match links to it)")
+    if not (again or generate or documents):
+        raise MitigateError(
+            "--documents: missing; give the text to judge, --again DIR for a re-audit, or --generate for what the "
+            "model writes itself"
+        )
+    from mitigate.detection.settings import Detect
+    from mitigate.generation.settings import Sampling
+
+    detect, drawn = settings_from(Detect, settings), settings_from(Sampling, sampling)
+    check_free_out(out)
+    quiet()
+    from mitigate.detection.audit import Audit, reaudit
+    from mitigate.detection.audit import audit as audit_documents
+    from mitigate.generation.sampling import audit_generated
+
+    store = model_store(base, device, dtype, trust_remote_code, allow_pickle)
+    references = reference or []
+    if again is not None:
+        result = reaudit(Audit.load(again), target, store=store)
+    elif documents is None:
+        result = audit_generated(
+            target, references, prompts=prompts, match=match, sampling=drawn, detect=detect, store=store, seed=seed
+        )
+    else:
+        result = audit_documents(
+            target, references, documents=documents, detect=detect, store=store, forget=request, seed=seed
+        )
+    if is_main_process():
+        result.save(out)
+        _print_found(result, out)
+        if generate:
+            _print_stretches(result)
+        for line in result.metadata["skipped"]:
+            typer.echo(f"skipped {printable(line)}", err=True)
+
+
+def _audit_recipe(recipe: Path, overrides: Sequence[str]) -> None:
+    """All of a run but its unlearning: the report is of the audit alone."""
+    from mitigate.recipe.loading import load_recipe
+
+    loaded = load_recipe(recipe, [*overrides, "unlearn=null", "retrain=null"])
+    quiet()
+    from mitigate.pipeline.run import run
+
+    print_summary(run(loaded), loaded.out)
+
+
+def _print_found(result: Audit, out: Path) -> None:
+    rows = result.spans.to_pylist()
+    found, selected = sum(row["source"] == "found" for row in rows), sum(row["selected"] for row in rows)
+    typer.echo(
+        f"{len(result.documents)} documents, {len(result.tokens)} tokens: {found} memorized spans found, "
+        f"{selected} selected for unlearning -> {out}"
+    )
+    print_erasure(result.metadata["erasure"])
+
+
+def _print_stretches(result: Audit) -> None:
+    from mitigate.generation.sampling import memorized_stretches
+
+    stretches = memorized_stretches(result)
+    linked = [stretch for stretch in stretches if stretch["training_id"] is not None]
+    typer.echo(f"{len(stretches)} memorized stretches in what it wrote, {len(linked)} linked to training text")
+    for stretch in linked[:_MOST_STRETCHES]:
+        where = f"{printable(stretch['doc_id'])} [{stretch['char_start']}, {stretch['char_end']})"
+        typer.echo(f"  {where} score {stretch['score']:.2f} from {printable(stretch['training_id'])}")
