@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from mitigate.documents.chat.rendering import SPOKEN, check_arguments, check_messages, check_tools, render_chat
 from mitigate.documents.chat.turns import UNTOUCHED
 from mitigate.documents.duplicates import key_of, without_trained_controls
-from mitigate.documents.rows.formats import Body, Chat, Format, Pair, Text, Tokens, as_messages, recognise
+from mitigate.documents.rows.bodies import Body, Chat, Pair, Text, Tokens
+from mitigate.documents.rows.formats import Format, recognise
+from mitigate.documents.rows.messages import as_messages
 from mitigate.documents.rows.reader import Row, read_rows
 from mitigate.documents.rows.token_ids import text_of
 from mitigate.documents.sources import (
