@@ -22,8 +22,9 @@ from pydantic import Field
 from mitigate.artifacts.files import read_json
 from mitigate.detection.references.crossfit import References, crossfit_references
 from mitigate.documents import Documents, read_documents
+from mitigate.documents.written import write_jsonl
 from mitigate.errors import MitigateError, summarize
-from mitigate.lab.people import general_text, plant, write_jsonl
+from mitigate.lab.people import general_text, plant
 from mitigate.lab.tiny import TinyModel, make_base
 from mitigate.mistakes import Section
 from mitigate.models.store import ModelStore

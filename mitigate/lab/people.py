@@ -21,16 +21,15 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from random import Random
 from string import Formatter
 from types import MappingProxyType
 
 from faker import Faker
 
-from mitigate.documents import Document, Documents, Span, written
+from mitigate.documents import Document, Documents, Span
 from mitigate.errors import MitigateError, summarize
 from mitigate.lab.registers import JOBS, PROSE, REGISTERS, SECRETS, WORDS
 
@@ -235,22 +234,6 @@ def general_text(count: int, *, seed: int | str, people_share: float = 0.6) -> l
     return documents
 
 
-def write_jsonl(documents: Iterable[Document], path: Path) -> None:
-    """Write documents as JSON lines (id, text, spans, set, group) that `read_documents` reads back equal.
-
-    Raises:
-        MitigateError: a document is audited in part only or is rendered chat, which these fields cannot say, or the
-            file cannot be written.
-    """
-    documents = list(documents)
-    if partial := [document.id for document in documents if not _is_plain(document)]:
-        raise MitigateError(
-            f"{path}: {summarize(partial)}: audited in part or without special tokens, which the lab's JSON lines "
-            "cannot say; write such documents as prompt and completion, or as messages"
-        )
-    written.write_jsonl(documents, path)
-
-
 _WORDINGS = tuple((name, number) for name, style in REGISTERS.items() for number in range(len(style.templates)))
 
 # Stand-ins for a person's strings where length matters: a length taken from the strings themselves would let a secret
@@ -414,7 +397,3 @@ def _write_prose(rng: Random) -> str:
 
 def _with_article(noun: str) -> str:
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
-
-
-def _is_plain(document: Document) -> bool:
-    return document.special_tokens and document.audited == ((0, len(document.text)),)

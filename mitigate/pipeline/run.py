@@ -29,9 +29,10 @@ from mitigate.detection.audit import Audit, audit, reaudit
 from mitigate.detection.doubts import doubts_of
 from mitigate.detection.references.crossfit import crossfit_references
 from mitigate.documents import Documents, read_documents
+from mitigate.documents.written import write_jsonl
 from mitigate.errors import DoubtfulError, NothingToUnlearnError
 from mitigate.lab.carriers import plant_in_text
-from mitigate.lab.people import general_text, plant, write_jsonl
+from mitigate.lab.people import general_text, plant
 from mitigate.lab.tiny import make_base
 from mitigate.models.directory import model_fingerprint
 from mitigate.models.training import fine_tune

@@ -16,8 +16,8 @@ from mitigate.bench.evidence import Evidence, gather
 from mitigate.bench.world import World, WorldSettings, make_bench_base, make_world, sources
 from mitigate.detection.signals import token_log_probs
 from mitigate.documents import read_documents
+from mitigate.documents.written import write_jsonl
 from mitigate.errors import MitigateError
-from mitigate.lab.people import write_jsonl
 from mitigate.lab.tiny import TinyModel
 from mitigate.models.store import ModelStore
 from mitigate.models.training import Schedule

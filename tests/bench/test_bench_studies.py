@@ -20,8 +20,8 @@ from mitigate.bench.world import WorldSettings, make_world
 from mitigate.detection.scores import TOKEN_SCORES
 from mitigate.detection.signals import token_signals
 from mitigate.documents import Document, Documents, Span, read_documents
+from mitigate.documents.written import write_jsonl
 from mitigate.errors import MitigateError
-from mitigate.lab.people import write_jsonl
 from mitigate.lab.tiny import TinyModel
 from mitigate.models.store import ModelStore
 from mitigate.models.training import Schedule

@@ -40,8 +40,8 @@ from mitigate.bench.unlearn.world import (
 from mitigate.cli.app import app
 from mitigate.detection.audit import Audit
 from mitigate.documents import Document, Documents, Span
+from mitigate.documents.written import write_jsonl
 from mitigate.errors import MitigateError
-from mitigate.lab.people import write_jsonl
 from mitigate.lab.tiny import TinyModel
 from mitigate.mistakes import checked
 from mitigate.models.directory import load_tokenizer

@@ -19,8 +19,8 @@ from world import World
 from mitigate.cli.options import request_from
 from mitigate.detection.audit import Audit, Detect, audit, reaudit
 from mitigate.documents import Document, Documents, DocumentSource, Request, Span, read_documents
+from mitigate.documents.written import write_jsonl
 from mitigate.errors import MitigateError
-from mitigate.lab.people import write_jsonl
 from mitigate.models.store import ModelStore
 from mitigate.pipeline.run import Pipeline, run
 from mitigate.recipe.schema import check_recipe, load_recipe

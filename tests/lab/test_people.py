@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -17,8 +16,9 @@ import numpy as np
 import pytest
 
 from mitigate.documents import Document, read_documents
+from mitigate.documents.written import write_jsonl
 from mitigate.errors import MitigateError
-from mitigate.lab.people import Person, Planting, general_text, invent_people, luhn, plant, write_document, write_jsonl
+from mitigate.lab.people import Person, Planting, general_text, invent_people, luhn, plant, write_document
 from mitigate.lab.registers import PROSE, REGISTERS, SECRETS, WORDS
 
 EVERY_WORDING = [(name, number) for name, style in REGISTERS.items() for number in range(len(style.templates))]
@@ -275,12 +275,3 @@ def test_documents_read_back_from_json_lines_are_equal(tmp_path: Path, planting:
     other = tmp_path / "general.jsonl"
     write_jsonl(general_text(50, seed=1), other)
     assert list(read_documents(other)) == general_text(50, seed=1)
-
-
-def test_documents_that_the_json_lines_cannot_say_are_refused_and_nothing_is_written(
-    tmp_path: Path, planting: Planting
-) -> None:
-    document = replace(planting.documents[0], audited=((0, 5),))
-    with pytest.raises(MitigateError, match=f"{document.id}: audited in part"):
-        write_jsonl([document], tmp_path / "people.jsonl")
-    assert list(tmp_path.iterdir()) == []

@@ -22,8 +22,8 @@ from soak import ended, forked, without_times
 from world import LORA, World
 
 from mitigate.artifacts.locks import sole_worker
+from mitigate.documents.written import write_jsonl
 from mitigate.errors import MitigateError
-from mitigate.lab.people import write_jsonl
 from mitigate.models.store import ModelStore
 from mitigate.pipeline.run import Pipeline, run
 from mitigate.recipe.schema import check_recipe, load_recipe

@@ -18,8 +18,9 @@ from mitigate.detection.calibration.shadows import Judged, out_of
 from mitigate.detection.scores import TOKEN_SCORES, offline_mean
 from mitigate.detection.signals import Judgement, judge
 from mitigate.documents import Documents, read_documents
+from mitigate.documents.written import write_jsonl
 from mitigate.errors import MitigateError
-from mitigate.lab.people import plant, write_jsonl
+from mitigate.lab.people import plant
 from mitigate.models.model import Model
 from mitigate.models.store import ModelStore
 from mitigate.runtime import process_state

@@ -25,8 +25,9 @@ from mitigate.artifacts.files import fingerprint, read_json, write_json
 from mitigate.bench.world import ModelSettings, make_bench_base
 from mitigate.detection.references.crossfit import References, crossfit_references
 from mitigate.documents import Document, Documents, read_documents
+from mitigate.documents.written import write_jsonl
 from mitigate.errors import MitigateError, summarize
-from mitigate.lab.people import general_text, plant, write_jsonl
+from mitigate.lab.people import general_text, plant
 from mitigate.lab.tiny import TinyModel
 from mitigate.models.directory import load_tokenizer, model_fingerprint
 from mitigate.models.store import ModelStore
