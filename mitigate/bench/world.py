@@ -24,8 +24,9 @@ from mitigate.detection.references.crossfit import References, crossfit_referenc
 from mitigate.documents import Documents, read_documents
 from mitigate.documents.written import write_jsonl
 from mitigate.errors import MitigateError, summarize
-from mitigate.lab.people import general_text, plant
+from mitigate.lab.planting import plant
 from mitigate.lab.tiny import TinyModel, make_base
+from mitigate.lab.writing import general_text
 from mitigate.mistakes import Section
 from mitigate.models.store import ModelStore
 from mitigate.models.training import Lora, Schedule

@@ -32,8 +32,9 @@ from mitigate.documents import Documents, read_documents
 from mitigate.documents.written import write_jsonl
 from mitigate.errors import DoubtfulError, NothingToUnlearnError
 from mitigate.lab.carriers import plant_in_text
-from mitigate.lab.people import general_text, plant
+from mitigate.lab.planting import plant
 from mitigate.lab.tiny import make_base
+from mitigate.lab.writing import general_text
 from mitigate.models.directory import model_fingerprint
 from mitigate.models.training import fine_tune
 from mitigate.pipeline.inputs import Inputs

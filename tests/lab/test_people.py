@@ -18,8 +18,10 @@ import pytest
 from mitigate.documents import Document, read_documents
 from mitigate.documents.written import write_jsonl
 from mitigate.errors import MitigateError
-from mitigate.lab.people import Person, Planting, general_text, invent_people, luhn, plant, write_document
+from mitigate.lab.people import Person, invent_people, luhn
+from mitigate.lab.planting import Planting, plant
 from mitigate.lab.registers import PROSE, REGISTERS, SECRETS, WORDS
+from mitigate.lab.writing import general_text, write_document
 
 EVERY_WORDING = [(name, number) for name, style in REGISTERS.items() for number in range(len(style.templates))]
 

@@ -20,7 +20,7 @@ from mitigate.detection.signals import Judgement, judge
 from mitigate.documents import Documents, read_documents
 from mitigate.documents.written import write_jsonl
 from mitigate.errors import MitigateError
-from mitigate.lab.people import plant
+from mitigate.lab.planting import plant
 from mitigate.models.model import Model
 from mitigate.models.store import ModelStore
 from mitigate.runtime import process_state

@@ -27,8 +27,9 @@ from mitigate.detection.references.crossfit import References, crossfit_referenc
 from mitigate.documents import Document, Documents, read_documents
 from mitigate.documents.written import write_jsonl
 from mitigate.errors import MitigateError, summarize
-from mitigate.lab.people import general_text, plant
+from mitigate.lab.planting import plant
 from mitigate.lab.tiny import TinyModel
+from mitigate.lab.writing import general_text
 from mitigate.models.directory import load_tokenizer, model_fingerprint
 from mitigate.models.store import ModelStore
 from mitigate.models.training import Schedule, fine_tune
