@@ -222,7 +222,8 @@ def audit(
             )
         result = reaudit(Audit.load(again), target, store=store)
     elif generate:
-        from mitigate.generation.sampling import Sampling, audit_generated
+        from mitigate.generation.audit import audit_generated
+        from mitigate.generation.sampling import Sampling
 
         if documents:
             raise MitigateError("--generate audits the model's own text: leave --documents out (--match links to it)")
@@ -256,7 +257,7 @@ def audit(
         )
         _print_erasure(result.metadata["erasure"])
         if generate:
-            from mitigate.generation.sampling import memorized_stretches
+            from mitigate.generation.audit import memorized_stretches
 
             stretches = memorized_stretches(result)
             linked = sum(stretch["training_id"] is not None for stretch in stretches)
