@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
 from pydantic import Field, model_validator
 from transformers import (
     LogitsProcessor,
@@ -25,7 +24,7 @@ from mitigate.errors import MitigateError
 from mitigate.generation.decoding import continuations
 from mitigate.mistakes import Section
 from mitigate.models.model import Model
-from mitigate.runtime import progress, share_of
+from mitigate.runtime import gathered, progress, share_of
 
 logger = logging.getLogger(__name__)
 _UNFINISHED = "\ufffd"  # what decoding gives for the first bytes of a character that the last token broke off
@@ -169,8 +168,7 @@ def _generate(model: Model, starts: Sequence[np.ndarray], sampling: Sampling, se
                 stops = np.flatnonzero(np.isin(ids, ends))
                 found.append((number, ids[: stops[0]] if stops.size else ids))
             bar.update()
-    by_number = dict(gather_object(found) if state.num_processes > 1 else found)
-    return [by_number[number] for number in range(len(starts))]
+    return gathered(found, state)
 
 
 def _processors(sampling: Sampling, numbers: Sequence[int], seed: int) -> LogitsProcessorList:

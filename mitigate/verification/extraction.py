@@ -23,13 +23,12 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from accelerate import PartialState
-from accelerate.utils import gather_object
 
 from mitigate.detection.audit import Audit
 from mitigate.errors import MitigateError
 from mitigate.generation.decoding import continuations
 from mitigate.models.model import Model
-from mitigate.runtime import progress, share_of
+from mitigate.runtime import gathered, progress, share_of
 from mitigate.secrets.addresses import ADDRESS, UNIT
 from mitigate.secrets.inside import NAME
 from mitigate.secrets.same import comparable
@@ -252,8 +251,7 @@ def extract(model: Model, secrets: Sequence[Secret], *, description: str = "Extr
                     (number, is_completed(model.tokenizer, secret, tokens[: _new_tokens(secret, model.context)]))
                 )
             bar.update()
-    by_number = dict(gather_object(found) if state.num_processes > 1 else found)
-    return [by_number[number] for number in range(len(secrets))]
+    return gathered(found, state)
 
 
 def is_completed(tokenizer: PreTrainedTokenizerBase, secret: Secret, generated: np.ndarray) -> bool:
