@@ -25,8 +25,8 @@ from mitigate.errors import MitigateError
 from mitigate.lab.tiny import TinyModel
 from mitigate.models.store import ModelStore
 from mitigate.models.training import Schedule
-from mitigate.statistics.intervals import auc
 from mitigate.statistics.roc import Scored, over_targets, weighted_auc
+from mitigate.statistics.separation import auc
 from mitigate.tokens.tokenization import span_tokens, tokenize_documents
 
 SETTINGS = WorldSettings(

@@ -12,7 +12,8 @@ from mitigate.bench.unlearn.evidence import Evidence, Measured, Secret
 from mitigate.bench.unlearn.figures import extraction, figures, floors, over_seeds, span_scores
 from mitigate.bench.unlearn.methods import Run, criterion, factors
 from mitigate.bench.unlearn.run import SeedRuns, Tried, beyond_edge, equal_forgetting
-from mitigate.statistics.intervals import auc, clustered_share, tpr_at_fpr
+from mitigate.statistics.intervals import clustered_share
+from mitigate.statistics.separation import auc, tpr_at_fpr
 
 ROLES = ("validation",) * 3 + ("test",) * 4 + ("retain",) * 3 + ("holdout",) * 30
 TOKENS = 12  # of a document, whose first token has no score

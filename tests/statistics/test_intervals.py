@@ -9,19 +9,8 @@ import pytest
 from scipy.stats import binomtest
 from scipy.stats import t as student
 
-from mitigate.statistics.intervals import (
-    UNMEASURED,
-    Figure,
-    auc,
-    clustered,
-    clustered_auc,
-    clustered_mean,
-    clustered_share,
-    clustered_tpr,
-    mean,
-    share,
-    tpr_at_fpr,
-)
+from mitigate.statistics.intervals import UNMEASURED, Figure, clustered, clustered_mean, clustered_share, mean, share
+from mitigate.statistics.separation import auc, clustered_auc, clustered_tpr, tpr_at_fpr
 
 
 def test_auc_is_the_chance_that_a_member_scores_higher_with_ties_counted_half() -> None:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from mitigate.statistics.intervals import UNMEASURED, auc, tpr_at_fpr
+from mitigate.statistics.intervals import UNMEASURED
 from mitigate.statistics.roc import Scored, average_precision, over_targets, weighted_auc, weighted_tpr
+from mitigate.statistics.separation import auc, tpr_at_fpr
 
 Statistic = Callable[[np.ndarray, np.ndarray], np.ndarray]
 FPR = 0.1
