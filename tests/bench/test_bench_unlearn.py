@@ -48,7 +48,8 @@ from mitigate.models.directory import load_tokenizer
 from mitigate.models.store import ModelStore
 from mitigate.models.training import Schedule
 from mitigate.tokens.tokenization import tokenize_documents
-from mitigate.verification.extraction import extract, secrets_of
+from mitigate.verification.extraction import extract
+from mitigate.verification.extraction_values import secrets_of
 
 SETTINGS = UnlearnBenchSettings(
     forget=12,
