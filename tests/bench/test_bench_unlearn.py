@@ -26,8 +26,10 @@ from mitigate.bench.unlearn.methods import (
     run_method,
     selected_share,
 )
-from mitigate.bench.unlearn.run import bench_unlearn, check_methods, run_seed, summarize_seeds
+from mitigate.bench.unlearn.run import bench_unlearn, check_methods
 from mitigate.bench.unlearn.show import draw_unlearn, unlearn_table
+from mitigate.bench.unlearn.summary import summarize_seeds
+from mitigate.bench.unlearn.tries import run_seed
 from mitigate.bench.unlearn.world import (
     FineTuning,
     UnlearnWorld,

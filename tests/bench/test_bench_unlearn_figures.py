@@ -11,7 +11,8 @@ import pytest
 from mitigate.bench.unlearn.evidence import Evidence, Measured, Secret
 from mitigate.bench.unlearn.figures import extraction, figures, floors, over_seeds, span_scores
 from mitigate.bench.unlearn.methods import Run, criterion, factors
-from mitigate.bench.unlearn.run import SeedRuns, Tried, beyond_edge, equal_forgetting
+from mitigate.bench.unlearn.summary import equal_forgetting
+from mitigate.bench.unlearn.tries import SeedRuns, Tried, beyond_edge
 from mitigate.statistics.intervals import clustered_share
 from mitigate.statistics.separation import auc, tpr_at_fpr
 

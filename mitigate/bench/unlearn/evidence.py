@@ -1,7 +1,7 @@
 """What the figures of `mitigate bench unlearn` are computed from: every model's log-probabilities on the same tokens.
 
 The target, the oracles and the judges are scored once a seed, an unlearned model once a run. All figures are pure
-functions of these arrays, see `unlearn_figures`. N tokens of the people's documents in order, M of prose; a token
+functions of these arrays, see `figures`. N tokens of the people's documents in order, M of prose; a token
 without a score (a document's first) is NaN.
 """
 
