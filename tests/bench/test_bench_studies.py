@@ -14,7 +14,8 @@ from mitigate.bench.ablation.evidence import Variant, variants
 from mitigate.bench.ablation.run import bench_ablation
 from mitigate.bench.population import run as population
 from mitigate.bench.population.evidence import TOKEN_BASED, Sequences, fresh_people, set_aside
-from mitigate.bench.population.run import bench_population, population_results
+from mitigate.bench.population.figures import population_results
+from mitigate.bench.population.run import bench_population
 from mitigate.bench.rates import compare, difference, rates
 from mitigate.bench.world import WorldSettings, make_world
 from mitigate.detection.scores import TOKEN_SCORES
