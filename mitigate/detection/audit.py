@@ -42,11 +42,11 @@ from mitigate.detection.tables import document_table, span_table, token_table
 from mitigate.documents import Document, Documents, Request, Span, read_documents
 from mitigate.errors import MitigateError
 from mitigate.models.compatible import check_audited_tokenizer, check_tokenizers
-from mitigate.models.directory import tokenizer_fingerprint
 from mitigate.models.model import Model, check_same_tokenizer
 from mitigate.models.provenance import origin_of
 from mitigate.models.store import ModelStore
 from mitigate.runtime import library_versions
+from mitigate.tokens.rules import tokenizer_fingerprint
 from mitigate.tokens.tokenization import TokenizedDocument
 
 logger = logging.getLogger(__name__)

@@ -24,10 +24,10 @@ from mitigate.models.directory import (
     adapter_stack,
     load_tokenizer,
     model_fingerprint,
-    tokenizer_fingerprint,
 )
 from mitigate.models.model import Model, check_same_tokenizer
 from mitigate.models.store import ModelStore
+from mitigate.tokens.rules import tokenizer_fingerprint
 from mitigate.tokens.tokenization import tokenize_documents
 
 TinyModel = Callable[..., Path]
