@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import expm1
 from typing import Any
 
-from mitigate.reporting.figures import AUC_WORDS, Figure, Figures
+from mitigate.reporting.figures import AUC_WORDS, Figures, ReportFigure
 from mitigate.reporting.heat_map import figure_text
 from mitigate.reporting.judgement import Finding, control_of, extraction_excess, findings, worst
 
@@ -39,8 +39,8 @@ class Card:
     status: str
     answer: str
     measure: str
-    before: Figure
-    after: Figure | None
+    before: ReportFigure
+    after: ReportFigure | None
     top: float
     unit_said: bool = False
     chance: bool = False
@@ -222,7 +222,7 @@ def _level(figures: Figures, measure: str) -> str:
     return f"references that never saw them read {_with_interval(level)}"
 
 
-def _auc(figures: Figures) -> tuple[tuple[Figure, Figure | None], str]:
+def _auc(figures: Figures) -> tuple[tuple[ReportFigure, ReportFigure | None], str]:
     spans = figures.pair("leakage", "span_auc", words=AUC_WORDS, digits=3)
     documents = figures.pair("leakage", "document_auc", words=AUC_WORDS, digits=3)
     use_documents = spans[0].value is None and documents[0].value is not None
@@ -362,7 +362,7 @@ def _cost(figures: Figures) -> Card:
     return Card(question, status, answer, measure, before, after, _top(before, after), True, lower=lower)
 
 
-def _top(*figures: Figure | None) -> float:
+def _top(*figures: ReportFigure | None) -> float:
     """The right end of an axis from 0 that holds the figures and their intervals."""
     return 1.1 * max([figure.high or figure.value or 0.0 for figure in figures if figure] + [1e-9])
 
@@ -378,7 +378,7 @@ def _audit_headline(figures: Figures, leaks: bool | None) -> str:
     return f"{reading[leaks]}. {found} selected in {in_documents}. Nothing was unlearned yet."
 
 
-def _with_interval(figure: Figure) -> str:
+def _with_interval(figure: ReportFigure) -> str:
     return f"{figure.text} (95 % interval {figure.interval})" if figure.interval else figure.text
 
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from world import World
 
 from mitigate.artifacts.files import read_json
-from mitigate.bench.unlearn.evidence import Evidence, gather_evidence, measure_model
+from mitigate.bench.unlearn.evidence import UnlearnEvidence, gather_evidence, measure_model
 from mitigate.bench.unlearn.methods import (
     METHODS,
     RETRAINED,
@@ -105,7 +105,7 @@ def made(out: Path) -> UnlearnWorld:
 
 
 @pytest.fixture(scope="module")
-def evidence(made: UnlearnWorld) -> Evidence:
+def evidence(made: UnlearnWorld) -> UnlearnEvidence:
     return gather_evidence(made, device="cpu")
 
 
@@ -198,7 +198,7 @@ def test_a_second_run_repeats_nothing_and_gives_the_same_figures(out: Path, resu
 
 
 @pytest.fixture
-def seed(out: Path, made: UnlearnWorld, evidence: Evidence, tmp_path: Path) -> Seed:
+def seed(out: Path, made: UnlearnWorld, evidence: UnlearnEvidence, tmp_path: Path) -> Seed:
     """The finished benchmark's models and audits, with a place of its own for runs."""
     directory = tmp_path / "seed-0"
     directory.mkdir()
@@ -313,7 +313,7 @@ def test_judges_are_none_of_the_models_that_audits_and_unlearning_use(out: Path,
     assert set(counts) == {1}, "members and non-members are judged by as many"
 
 
-def test_audits_select_in_documents_to_forget_only(out: Path, made: UnlearnWorld, evidence: Evidence) -> None:
+def test_audits_select_in_documents_to_forget_only(out: Path, made: UnlearnWorld, evidence: UnlearnEvidence) -> None:
     for selection in SELECTIONS:
         found = Audit.load(out / "seed-0" / "audits" / selection)
         assert np.isin(evidence.role[found.columns["selected"].astype(bool)], ["validation", "test"]).all()
@@ -374,7 +374,7 @@ def test_prose_of_a_file_is_held_still_or_measured_but_not_both(tmp_path: Path, 
 # evidence -------------------------------------------------------------------------------------------------------------
 
 
-def test_secret_tokens_are_those_of_the_known_spans(made: UnlearnWorld, evidence: Evidence) -> None:
+def test_secret_tokens_are_those_of_the_known_spans(made: UnlearnWorld, evidence: UnlearnEvidence) -> None:
     start = 0
     of_spans = set()
     for document, own in zip(made.documents, evidence.tokenized, strict=True):

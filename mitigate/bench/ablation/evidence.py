@@ -59,7 +59,7 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Measured:
+class VariantScores:
     """One target's scores in one variant.
 
     Attributes:
@@ -73,7 +73,7 @@ class Measured:
     copies: np.ndarray
 
 
-Seed = Mapping[Variant, Sequence[Measured]]  # of one seed: for each variant, the targets
+Seed = Mapping[Variant, Sequence[VariantScores]]  # of one seed: for each variant, the targets
 
 
 def lora_references(
@@ -198,7 +198,7 @@ def measure_seed(
 
 def measure_target(
     evidence: Evidence, judged: Judged, target: int, *, copies: Mapping[str, int], aggregate: bool
-) -> Measured:
+) -> VariantScores:
     """The scores of one target's spans and tokens."""
     documents = np.array([judgement.document for judgement in judged.judgements])
     member = evidence.member[documents, target]
@@ -224,7 +224,7 @@ def measure_target(
     inside = np.flatnonzero(~np.isnan(judged.signals["log_prob"]) & member[of_row])
     inside = np.random.default_rng(target).permutation(inside)[:_TOKENS]
     truth = judged.signals["log_prob"] - np.concatenate([evidence.counterfactual(number) for number in documents])
-    return Measured(
+    return VariantScores(
         spans=of_spans,
         localisation={
             name: Scored(column[inside], truth[inside] > MEMORIZED, clusters[documents[of_row[inside]]])

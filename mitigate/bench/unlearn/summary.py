@@ -10,7 +10,7 @@ import torch
 from peft import get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mitigate.bench.unlearn.evidence import Evidence
+from mitigate.bench.unlearn.evidence import UnlearnEvidence
 from mitigate.bench.unlearn.figures import figures, floors, plain
 from mitigate.bench.unlearn.methods import Run
 from mitigate.bench.unlearn.tries import SeedRuns, Tried
@@ -117,7 +117,7 @@ def adapter_share() -> dict[str, float]:
     return {"parameters": whole, "adapter_parameters": own, "share": own / whole}
 
 
-def _of_method(evidence: Sequence[Evidence], tried: Sequence[Tried]) -> dict[str, Any]:
+def _of_method(evidence: Sequence[UnlearnEvidence], tried: Sequence[Tried]) -> dict[str, Any]:
     """A method's figures at its chosen rates, and all its tries.
 
     Returns:
@@ -128,7 +128,7 @@ def _of_method(evidence: Sequence[Evidence], tried: Sequence[Tried]) -> dict[str
     return {**_of_runs(evidence, [one.chosen for one in tried]), "tries": _tries(tried)}
 
 
-def _of_runs(evidence: Sequence[Evidence], runs: Sequence[Run]) -> dict[str, Any]:
+def _of_runs(evidence: Sequence[UnlearnEvidence], runs: Sequence[Run]) -> dict[str, Any]:
     measured = [run.measured for run in runs if run.measured is not None]
     records = [run.record for run in runs]
     if len(measured) < len(runs):
