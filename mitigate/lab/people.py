@@ -42,26 +42,13 @@ class Person:
         """The first name."""
         return self.name.split()[0]
 
-    @property
-    def last(self) -> str:
-        """The last name."""
-        return self.name.split()[-1]
 
-
-def invent_people(count: int, *, seed: int | str, used: set[str] | None = None, prefix: str = "person") -> list[Person]:
-    """Invent people with names and secrets of their own.
-
-    Args:
-        count: how many.
-        seed: equal seeds give equal people, in every process.
-        used (`set`, *optional*): names and secrets that are taken; those invented here are added to it. Pass one set to
-            several calls to keep all their people apart.
-        prefix (`str`, *optional*, defaults to `"person"`): of the ids, `person-0000` and so on.
-    """
+def invent_people(count: int, *, seed: int | str) -> list[Person]:
+    """Invent people with names and secrets of their own; equal seeds give equal people, in every process."""
     if count < 0:
         raise MitigateError(f"invent_people: count is {count}; give 0 or more")
-    source = PeopleSource(f"people/{seed}", set() if used is None else used, side=0)
-    return [source.person(f"{prefix}-{number:04d}") for number in range(count)]
+    source = PeopleSource(f"people/{seed}", side=0)
+    return [source.person(f"person-{number:04d}") for number in range(count)]
 
 
 _DOMAINS = tuple(f"{name}.{zone}" for name in ("harbor", "northmail", "inbox", "post") for zone in ("example", "test"))
@@ -75,15 +62,14 @@ class PeopleSource:
 
     Args:
         seed: of the draws.
-        used: names and secrets that are taken; what is drawn is added.
         side: 0 for people who are planted, 1 for throwaway ones; a hash of each string decides to which it belongs.
     """
 
-    def __init__(self, seed: str, used: set[str], *, side: int) -> None:
+    def __init__(self, seed: str, *, side: int) -> None:
         self._rng = Random(seed)
         self._faker = Faker("en_US", use_weighting=False)
         self._faker.seed_instance(self._rng.getrandbits(64))
-        self._used = used
+        self._used: set[str] = set()
         self._side = side
 
     def person(self, id: str) -> Person:
@@ -96,7 +82,7 @@ class PeopleSource:
             "card": self._card,
             "address": self._address,
             "api_key": lambda: "sk_test_" + "".join(self._rng.choices(_KEY_CHARACTERS, k=20)),
-            "account": lambda: f"{self._letters(2)}-{self._digits(4)}-{self._digits(4)}",
+            "account": lambda: "".join(self._rng.choices(_LETTERS, k=2)) + f"-{self._digits(4)}-{self._digits(4)}",
         }
         secrets = {label: self._new(drawers[label]) for label in SECRETS}
         city, employer = self._faker.city(), self._faker.company()
@@ -137,9 +123,6 @@ class PeopleSource:
 
     def _digits(self, count: int) -> str:
         return "".join(self._rng.choices("0123456789", k=count))
-
-    def _letters(self, count: int) -> str:
-        return "".join(self._rng.choices(_LETTERS, k=count))
 
 
 def luhn(digits: str) -> int:

@@ -43,7 +43,6 @@ def plant(
     seed: int | str,
     people_per_count: Mapping[int, int] = PEOPLE_PER_COUNT,
     forget_share: float = 1 / 3,
-    used: set[str] | None = None,
 ) -> Planting:
     """Plant people's secrets a known number of times, with membership decided by a coin.
 
@@ -56,7 +55,6 @@ def plant(
         people_per_count (`Mapping[int, int]`, *optional*, defaults to 12 each of 0, 1, 2, 4, 8, 16):
             number of copies -> how many people are planted that often.
         forget_share (`float`, *optional*, defaults to 1/3): share of each count's planted people to be forgotten.
-        used (`set`, *optional*): as in `invent_people`.
 
     Raises:
         MitigateError: a negative count, or a share outside [0, 1].
@@ -66,9 +64,8 @@ def plant(
     if not 0 <= forget_share <= 1:
         raise MitigateError(f"plant: forget_share is {forget_share}; give a share from 0 to 1")
     rng = Random(f"plant/{seed}")
-    taken: set[str] = set() if used is None else used
     planted = {copies: people for copies, people in sorted(people_per_count.items()) if copies > 0}
-    pool = iter(invent_people(2 * sum(planted.values()) + people_per_count.get(0, 0), seed=f"plant/{seed}", used=taken))
+    pool = iter(invent_people(2 * sum(planted.values()) + people_per_count.get(0, 0), seed=f"plant/{seed}"))
 
     documents: list[Document] = []
     people: list[Person] = []

@@ -87,7 +87,7 @@ def general_text(count: int, *, seed: int | str, people_share: float = 0.6) -> l
             f"general_text: count {count}, people_share {people_share}; give 0 or more, and a share 0 to 1"
         )
     rng = Random(f"general/{seed}")
-    source = PeopleSource(f"general/{seed}", set(), side=1)
+    source = PeopleSource(f"general/{seed}", side=1)
     documents = []
     for number in range(count):
         id = f"general-{number:05d}"
