@@ -144,11 +144,6 @@ def share(successes: int, trials: int) -> Figure:
     return Figure(successes / trials, low, high)
 
 
-def mean(values: np.ndarray) -> float:
-    """The plain mean, as a statistic for `clustered`."""
-    return float(np.mean(values))
-
-
 def flat(figures: Mapping[str, Figure]) -> dict[str, float | list[float] | None]:
     """`{key: value, key_interval: [low, high]}`: plain numbers under the keys, intervals beside them."""
     result: dict[str, float | list[float] | None] = {}

@@ -76,9 +76,7 @@ class VariantScores:
 Seed = Mapping[Variant, Sequence[VariantScores]]  # of one seed: for each variant, the targets
 
 
-def lora_references(
-    world: World, base: str, *, out: Path, seed: int, schedule: Schedule, lora: Lora = LORA, device: str = "auto"
-) -> References:
+def lora_references(world: World, base: str, *, out: Path, seed: int, schedule: Schedule, device: str) -> References:
     """Adapters on the halves that the world's models were trained on: adapter k saw what model k saw.
 
     Raises:
@@ -91,7 +89,7 @@ def lora_references(
         out=out,
         count=len(world.models.paths),
         method="lora",
-        lora=lora,
+        lora=LORA,
         schedule=schedule,
         seed=2 * seed,
         new_store=lambda: ModelStore(device=device),
@@ -125,14 +123,13 @@ def measure_seed(
     lora: References | None,
     references: int,
     targets: Sequence[int],
-    store: ModelStore | None = None,
+    store: ModelStore,
 ) -> Seed:
     """All variants on all targets of one seed.
 
     Raises:
         MitigateError: the documents have no spans.
     """
-    store = store or ModelStore()
     own, truth = len(world.models.paths), len(world.truth.paths)
     paths = [*world.models.paths, *world.truth.paths, *([base] if base else []), *(lora.paths if lora else ())]
     models = [store.load(path) for path in paths]

@@ -84,11 +84,10 @@ def read_sequences(
     population: Documents,
     *,
     references: int,
-    sizes: Sequence[int] = SIZES,
-    store: ModelStore | None = None,
+    sizes: Sequence[int],
+    store: ModelStore,
 ) -> Sequences:
     """Judge a world's documents and its population; the models of the counterfactual truth take no part."""
-    store = store or ModelStore()
     models = [store.load(path) for path in world.models.paths]
     tokenized = tokenize_documents(world.documents, models[0].tokenizer)
     keys = [document.id for document in world.documents]

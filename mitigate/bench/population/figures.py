@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mitigate.bench.population.evidence import SIZES, TOKEN_BASED, Sequences, cut_sizes
+from mitigate.bench.population.evidence import TOKEN_BASED, Sequences, cut_sizes
 from mitigate.bench.rates import RATES, Units, compare, rates, resampled, resolves
 from mitigate.detection.scores import informia_sequence, rmia
 from mitigate.runtime import progress
@@ -23,17 +23,13 @@ _CHOICE = ("score", "statistic", "a", "gamma", "population")
 READINGS = {"per_target": "A threshold for each target", "pooled": "One threshold for all targets"}
 
 
-def population_results(
-    every: Sequence[Sequences],
-    *,
-    sizes: Sequence[int] = SIZES,
-    gammas: Sequence[float] = GAMMAS,
-    offline_a: Sequence[float] = OFFLINE_A,
-    draws: int = DRAWS,
-) -> dict[str, Any]:
-    """The results of `study_population` from what was judged of each seed."""
+def population_results(every: Sequence[Sequences], *, sizes: Sequence[int]) -> dict[str, Any]:
+    """The results of `study_population` from what was judged of each seed.
+
+    For every γ of `GAMMAS`, and a of `OFFLINE_A` in p̄ = ½[(1 + a) p_out + (1 − a)].
+    """
     sizes = cut_sizes(sizes, len(every[0].population_length))
-    variants = [(statistic, a) for statistic in ("mean", "sum") for a in offline_a]
+    variants = [(statistic, a) for statistic in ("mean", "sum") for a in OFFLINE_A]
     scored: dict[_Choice, _Read] = {}
     seconds: dict[_Choice, float] = {}
     for name in TOKEN_BASED:
@@ -47,8 +43,8 @@ def population_results(
         seconds[choice] = time.monotonic() - started
         scored[choice] = _read(every, unshifted)
         for size in sizes:
-            drawn = _populations(every, size, draws=1 if size == sizes[-1] else draws)
-            for name, gamma, score in _population_scores(gammas):
+            drawn = _populations(every, size, draws=1 if size == sizes[-1] else DRAWS)
+            for name, gamma, score in _population_scores():
                 choice = (name, statistic, a, gamma, size)
                 started = time.monotonic()
                 scores = [
@@ -65,14 +61,14 @@ def population_results(
     return {
         "rows": rows,
         "sizes": list(sizes),
-        "draws": draws,
+        "draws": DRAWS,
         "documents": [len(seed.member) for seed in every],
         "non_members": min(int((~seed.member).sum(0).min()) for seed in every),
         "forward_seconds": {
             "documents": round(sum(seed.seconds["documents"] for seed in every), 2),
             **{str(size): round(sum(seed.seconds[str(size)] for seed in every), 2) for size in sizes},
         },
-        "findings": _findings(scored, sizes, gammas) if 1.0 in offline_a else [],
+        "findings": _findings(scored, sizes),
     }
 
 
@@ -93,7 +89,7 @@ def _log_ratios(seed: Sequences, *, statistic: str, a: float) -> np.ndarray:
     return np.stack([np.subtract(*seed.judged(target, statistic=statistic, a=a)) for target in targets])
 
 
-def _population_scores(gammas: Sequence[float]) -> list[tuple[str, float | None, Callable[..., np.ndarray]]]:
+def _population_scores() -> list[tuple[str, float | None, Callable[..., np.ndarray]]]:
     """Name, γ, and a score of log p_θ(x), log p̄(x), log p_θ(z), log p̄(z)."""
 
     def published(x: np.ndarray, x_mean: np.ndarray, z: np.ndarray, z_mean: np.ndarray) -> np.ndarray:
@@ -108,7 +104,7 @@ def _population_scores(gammas: Sequence[float]) -> list[tuple[str, float | None,
     return [
         ("informia", None, published),
         ("informia_mean", None, plain_mean),
-        *(("rmia", gamma, share(gamma)) for gamma in gammas),
+        *(("rmia", gamma, share(gamma)) for gamma in GAMMAS),
     ]
 
 
@@ -145,7 +141,7 @@ def _row(read: _Read) -> dict[str, Any]:
     }
 
 
-def _findings(scored: Mapping[_Choice, _Read], sizes: Sequence[int], gammas: Sequence[float]) -> list[str]:
+def _findings(scored: Mapping[_Choice, _Read], sizes: Sequence[int]) -> list[str]:
     """What the figures say about the claim, for length-normalised log-probabilities without offline correction."""
     least, most = sizes[0], sizes[-1]
     sentences = []
@@ -157,7 +153,7 @@ def _findings(scored: Mapping[_Choice, _Read], sizes: Sequence[int], gammas: Seq
             if not resolves(ours, rate):
                 continue
             begins = f"{threshold}, {words}: sequence InfoRMIA with {least} population documents against"
-            for gamma in gammas:
+            for gamma in GAMMAS:
                 against = {size: compare(ours, units["rmia", "mean", 1.0, gamma, size], rate) for size in sizes}
                 even = [size for size in sizes if not against[size].startswith("wins")]
                 sentences.append(

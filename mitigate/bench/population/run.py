@@ -28,7 +28,7 @@ from mitigate.bench.population.evidence import (
     set_aside,
     with_non_members,
 )
-from mitigate.bench.population.figures import DRAWS, GAMMAS, OFFLINE_A, population_results
+from mitigate.bench.population.figures import population_results
 from mitigate.bench.world import World, WorldSettings, make_world, sources
 from mitigate.documents import Documents
 from mitigate.models.store import ModelStore
@@ -107,11 +107,8 @@ def study_population(
     *,
     populations: Sequence[Documents],
     references: int,
-    sizes: Sequence[int] = SIZES,
-    gammas: Sequence[float] = GAMMAS,
-    offline_a: Sequence[float] = OFFLINE_A,
-    draws: int = DRAWS,
-    store: ModelStore | None = None,
+    sizes: Sequence[int],
+    store: ModelStore,
 ) -> dict[str, Any]:
     """RMIA and sequence InfoRMIA by population size, and scores from tokens that ask no population.
 
@@ -119,11 +116,8 @@ def study_population(
         worlds: one for each seed.
         populations: for each world, documents that trained none of its models.
         references: K, how many OUT references judge a document.
-        sizes (*optional*, defaults to 10, 100, 1000): of the population; cut to what there is.
-        gammas (*optional*, defaults to 1 and 2): RMIA's γ.
-        offline_a (*optional*, defaults to 1 and 0.3): RMIA's a in p̄ = ½[(1 + a) p_out + (1 − a)].
-        draws (`int`, *optional*, defaults to 5): populations drawn of each size below the largest; figures are means.
-        store (*optional*): loads the models.
+        sizes: of the population; cut to what there is. Of each below the largest, `DRAWS` populations are drawn.
+        store: loads the models.
 
     Returns:
         `rows`: one for each score (`informia` as published, `informia_mean` with every z weighted alike, `rmia`, and,
@@ -138,4 +132,4 @@ def study_population(
         read_sequences(world, population[:count], references=references, sizes=sizes, store=store)
         for world, population in zip(worlds, populations, strict=True)
     ]
-    return population_results(every, sizes=sizes, gammas=gammas, offline_a=offline_a, draws=draws)
+    return population_results(every, sizes=sizes)

@@ -78,7 +78,7 @@ def figures(
     }
 
 
-def floors(evidence: Sequence[UnlearnEvidence], *, half: str = "test") -> dict[str, Figure]:
+def floors(evidence: Sequence[UnlearnEvidence]) -> dict[str, Figure]:
     """Distances between two oracles of one kind, on secret tokens and on the other tokens of the same documents."""
     result = {}
     for name, kind, secret in (
@@ -87,30 +87,26 @@ def floors(evidence: Sequence[UnlearnEvidence], *, half: str = "test") -> dict[s
         ("token_oracle_distance", "token_oracles", True),
         ("token_oracle_other_distance", "token_oracles", False),
     ):
-        columns = [_distances(seed, seed.before, kind, half=half, secret=secret) for seed in evidence]
+        columns = [_distances(seed, seed.before, kind, half="test", secret=secret) for seed in evidence]
         result[name] = over_seeds(columns, lambda means: means[:, 2])
     return result
 
 
-def over_seeds(
-    columns: Sequence[tuple[np.ndarray, np.ndarray]], statistic: Means, *, resamples: int = RESAMPLES, seed: int = 0
-) -> Figure:
+def over_seeds(columns: Sequence[tuple[np.ndarray, np.ndarray]], statistic: Means) -> Figure:
     """A statistic of means over tokens, averaged over seeds; clusters are resampled within each seed.
 
     Args:
         columns: for each seed, (C, n) values of n tokens and their (n,) clusters.
         statistic: (R, C) means -> (R,).
-        resamples (`int`, *optional*, defaults to 300): bootstrap samples.
-        seed (`int`, *optional*, defaults to 0): of the resampling.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     results = []
     for values, clusters in columns:
         if not values.shape[1]:
             return UNMEASURED
         _, place = np.unique(clusters, return_inverse=True)
         count = int(place.max()) + 1
-        weights = rng.multinomial(count, np.full(count, 1 / count), size=resamples)
+        weights = rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
         weights = np.concatenate([np.ones((1, count)), weights])
         sums = np.stack([np.bincount(place, weights=column, minlength=count) for column in values])
         results.append(statistic(weights @ sums.T / (weights @ np.bincount(place))[:, None]))
