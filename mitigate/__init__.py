@@ -29,7 +29,7 @@ _HOMES = {
     "Unlearn": "mitigate.unlearning.settings",
     "Unlearned": "mitigate.unlearning.trainer",
     "audit": "mitigate.detection.audit",
-    "audit_generated": "mitigate.generation.sampling",
+    "audit_generated": "mitigate.generation.audit",
     "bench_detect": "mitigate.bench.detect.run",
     "compare": "mitigate.verification.compare",
     "crossfit_references": "mitigate.detection.references.crossfit",

@@ -7,7 +7,7 @@ import os
 import random
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -99,6 +99,12 @@ def seed_everything(seed: int) -> None:
 def share_of(items: Iterable[Item], state: PartialState) -> list[Item]:
     """This process's share of `items`: every n-th, so that neighbours of like length spread evenly."""
     return [item for number, item in enumerate(items) if number % state.num_processes == state.process_index]
+
+
+def gathered(found: Sequence[tuple[int, Item]], state: PartialState) -> list[Item]:
+    """What all processes found, in the order of its numbers; the same in each of them."""
+    everyones = gather_object(list(found)) if state.num_processes > 1 else found
+    return [item for _, item in sorted(everyones, key=lambda one: one[0])]
 
 
 @contextmanager

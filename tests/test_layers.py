@@ -152,6 +152,15 @@ def test_each_room_says_what_it_holds() -> None:
     assert silent == []
 
 
+def test_each_class_has_a_name_of_its_own() -> None:
+    homes: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "mitigate").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert {name: paths for name, paths in homes.items() if len(paths) > 1} == {}
+
+
 def test_the_public_names_are_these() -> None:
     assert sorted(PUBLIC) == mitigate.__all__
     assert [name for name in PUBLIC if getattr(mitigate, name, None) is None] == []

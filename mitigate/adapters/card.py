@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mitigate.artifacts.files import new_file
-from mitigate.models.directory import MIXTURE_FILE, OVERLAY_FILE, adapter_stack, base_of
+from mitigate.models.adapters import OVERLAY_FILE, base_of
+from mitigate.models.directory import MIXTURE_FILE, adapter_stack
 
 CARD = "README.md"
 

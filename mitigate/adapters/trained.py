@@ -25,11 +25,10 @@ from torch.distributed.tensor import DTensor
 from mitigate.adapters.addition import Part, add, check_sum
 from mitigate.artifacts.files import write_json
 from mitigate.errors import MitigateError
-from mitigate.models.adapters import is_adapter
-from mitigate.models.directory import OVERLAY_FILE
+from mitigate.models.adapters import OVERLAY_FILE, is_adapter
 from mitigate.models.model import Model
 from mitigate.models.settings import Lora
-from mitigate.models.store import SharedBase
+from mitigate.models.shared_base import SharedBase
 from mitigate.models.training import beside_saved_modules, lora_config, sort_sets
 
 DIFFERENCE = "difference"  # directory of an adapter that is of no use without those that it lies over

@@ -28,20 +28,15 @@ def rates(scored: Units) -> dict[str, dict[str, float | None]]:
     return {name: (_figure(resamples[name]) if name in resamples else UNMEASURED)._asdict() for name in RATES}
 
 
-def difference(ours: Units, theirs: Units, rate: str) -> Figure:
-    """A rate of ours less that of theirs; both see the same resamples of the clusters.
+def compare(ours: Units, theirs: Units, rate: str) -> str:
+    """Both figures, and whether ours wins: by half a thousandth or more, where the difference's interval excludes 0.
 
-    As `over_targets`, but paired: what makes a resample hard for both does not widen the interval.
+    As `over_targets`, but paired: what makes a resample of the clusters hard for both does not widen the interval.
 
     Args:
         ours, theirs: for each seed, scored units of the same targets' documents.
         rate: a key of `RATES`.
     """
-    return _figure(resampled(ours, [rate])[0] - resampled(theirs, [rate])[0])
-
-
-def compare(ours: Units, theirs: Units, rate: str) -> str:
-    """Both figures, and whether ours wins: by half a thousandth or more, where the difference's interval excludes 0."""
     one, other = (resampled(units, [rate])[0] for units in (ours, theirs))
     gap = _figure(one - other)
     if gap.value is None or gap.low is None or gap.high is None:

@@ -36,8 +36,9 @@ from mitigate.detection.audit import Audit, audit
 from mitigate.detection.settings import Detect
 from mitigate.documents import Documents
 from mitigate.errors import MitigateError
-from mitigate.lab.people import general_text, plant
+from mitigate.lab.planting import plant
 from mitigate.lab.tiny import new_llama, train_tokenizer
+from mitigate.lab.writing import general_text
 from mitigate.models.store import ModelStore
 from mitigate.runtime import library_versions, process_state, progress, quiet_libraries
 from mitigate.tokens.batches import collate, cut_pieces

@@ -22,9 +22,11 @@ from mitigate.artifacts.files import read_json
 from mitigate.bench.settings import ModelSettings, WorldSettings
 from mitigate.detection.references.crossfit import References, crossfit_references
 from mitigate.documents import Documents, read_documents
+from mitigate.documents.written import write_jsonl
 from mitigate.errors import MitigateError, summarize
-from mitigate.lab.people import general_text, plant, write_jsonl
+from mitigate.lab.planting import plant
 from mitigate.lab.tiny import make_base
+from mitigate.lab.writing import general_text
 from mitigate.models.settings import Schedule
 from mitigate.models.store import ModelStore
 from mitigate.runtime import process_state

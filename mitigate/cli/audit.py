@@ -132,7 +132,7 @@ def audit(
     quiet()
     from mitigate.detection.audit import Audit, reaudit
     from mitigate.detection.audit import audit as audit_documents
-    from mitigate.generation.sampling import audit_generated
+    from mitigate.generation.audit import audit_generated
 
     store = model_store(base, device, dtype, trust_remote_code, allow_pickle)
     references = reference or []
@@ -177,7 +177,7 @@ def _print_found(result: Audit, out: Path) -> None:
 
 
 def _print_stretches(result: Audit) -> None:
-    from mitigate.generation.sampling import memorized_stretches
+    from mitigate.generation.audit import memorized_stretches
 
     stretches = memorized_stretches(result)
     linked = [stretch for stretch in stretches if stretch["training_id"] is not None]

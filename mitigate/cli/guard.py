@@ -163,7 +163,7 @@ def guard_generate(
     Example: mitigate guard generate --guard guard.json --model my-model --prompts prompts.txt
     """
     quiet()
-    from mitigate.generation.sampling import read_prompts
+    from mitigate.generation.prompts import read_prompts
     from mitigate.guard.decoding import GuardLogitsProcessor, continue_greedily
     from mitigate.guard.guard import NOTICE
 

@@ -44,10 +44,10 @@ from mitigate.documents import Document, Documents, Request, Span, read_document
 from mitigate.documents.erasure import apply_request
 from mitigate.errors import MitigateError
 from mitigate.models.compatible import check_audited_tokenizer, check_tokenizers
-from mitigate.models.directory import tokenizer_fingerprint
 from mitigate.models.model import Model, check_same_tokenizer
 from mitigate.models.store import ModelStore
 from mitigate.runtime import library_versions
+from mitigate.tokens.rules import tokenizer_fingerprint
 from mitigate.tokens.tokenization import TokenizedDocument
 
 logger = logging.getLogger(__name__)

@@ -1,25 +1,14 @@
-"""Which tokens of its own output a model memorized: sample it, audit what it wrote, link that to the training text.
-
-    result = audit_generated("my-model", ["references"], prompts="prompts.txt", match="train.jsonl")
-    for stretch in memorized_stretches(result): ...     # text, score, and the training document it was copied from
-
-A model prefers what it wrote itself: a token drawn from p_θ has an expected log-ratio of KL(p_θ ‖ p̄) ≥ 0 where nothing
-is memorized. A threshold or an error rate that holds for given documents is too low for generated ones; that a stretch
-stands in a training document, and scores high under references that never saw that one, is the evidence.
-"""
+"""Text drawn from a model, each sample with random numbers of its own."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
 from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
@@ -29,141 +18,15 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from mitigate.detection.audit import Audit, audit
-from mitigate.detection.references.crossfit import References, load_references
-from mitigate.detection.settings import Detect
-from mitigate.documents import Document, Documents, read_documents
-from mitigate.documents.rows.reader import Row, read_rows
-from mitigate.documents.sources import DocumentSource
-from mitigate.errors import MitigateError, summarize
+from mitigate.documents import Document, Documents
+from mitigate.errors import MitigateError
 from mitigate.generation.decoding import continuations
-from mitigate.generation.overlaps import link, with_groups
 from mitigate.generation.settings import Sampling
 from mitigate.models.model import Model
-from mitigate.models.store import ModelStore
-from mitigate.runtime import progress, share_of
+from mitigate.runtime import gathered, progress, share_of
 
 logger = logging.getLogger(__name__)
 _UNFINISHED = "\ufffd"  # what decoding gives for the first bytes of a character that the last token broke off
-
-
-def audit_generated(
-    target: str | Path | Model,
-    references: References | Sequence[str | Path],
-    *,
-    prompts: str | Path | Sequence[str] | None = None,
-    match: str | Path | Documents | None = None,
-    sampling: Sampling | None = None,
-    detect: Detect | None = None,
-    store: ModelStore | None = None,
-    seed: int = 0,
-) -> Audit:
-    """Sample text from the target and audit it: the continuations are scored, the prompts are only read.
-
-    With training documents, what was copied from one is judged by the references that never saw that one. Without, a
-    cross-fitted reference may know the copied text and so hide that the target does.
-
-    Args:
-        target: the model under audit: hub id, directory, adapter directory, or a loaded model.
-        references: as in `audit`.
-        prompts (*optional*): a file of them or a list; default: sample from the start token.
-        match (*optional*): training documents to link the output to; for cross-fitted references, the documents that
-            they were cross-fitted on.
-        sampling, detect (*optional*): settings of sampling and of the detector.
-        store (*optional*): loads the models.
-        seed (`int`, *optional*, defaults to 0): of the samples.
-
-    Returns:
-        The audit of the generated documents. Its metadata holds `generated`: `sampling`, `prompts` (their number),
-        `links` (`doc_id, char_start, char_end, training_id, training_start`) and `without_text` (samples left out).
-
-    Raises:
-        MitigateError: as in `read_prompts`, `sample` and `audit`; no sample has a text.
-    """
-    sampling, store = sampling or Sampling(), store or ModelStore()
-    references = references if isinstance(references, References) else load_references(references)
-    prompts = read_prompts(prompts) if isinstance(prompts, str | Path) else prompts
-    model = target if isinstance(target, Model) else store.load(target)
-    if match is not None and not isinstance(match, Documents):
-        match = read_documents(match, tokenizer=model.tokenizer)
-    _warn_of_unknown_training(references, match)
-    generated = sample(model, prompts, sampling=sampling, seed=seed)
-    links = link(generated, match) if match is not None else {}
-    if match is not None:
-        generated = with_groups(generated, links, match)
-    result = audit(model, references, documents=generated, detect=detect, store=store, seed=seed)
-    described = {
-        "sampling": sampling.model_dump(),
-        "prompts": len(prompts or ()),
-        "links": [
-            {
-                "doc_id": doc_id,
-                "char_start": found.char_start,
-                "char_end": found.char_end,
-                "training_id": found.doc_id,
-                "training_start": found.doc_start,
-            }
-            for doc_id, of_document in links.items()
-            for found in of_document
-        ],
-        "without_text": len(generated.skipped),
-    }
-    return replace(result, metadata={**result.metadata, "generated": described})
-
-
-def memorized_stretches(audit: Audit) -> list[dict[str, Any]]:
-    """The spans that an audit found, highest score first, each with the training document it was copied from.
-
-    Returns:
-        dicts of `doc_id, char_start, char_end, text, score`, the audit's `probability` and `q` where it has them, and
-        `training_id`: that of the link which shares the most characters with the span, None where there is none.
-    """
-    links = audit.metadata.get("generated", {}).get("links", [])
-    texts = dict(zip(audit.documents["doc_id"].to_pylist(), audit.documents["text"].to_pylist(), strict=True))
-    names = ["doc_id", "char_start", "char_end", "score"]
-    names += [name for name in ("probability", "q") if name in audit.spans.column_names]
-    stretches = []
-    for span in audit.spans.to_pylist():
-        if span["source"] != "found":
-            continue
-        shared = {
-            number: min(found["char_end"], span["char_end"]) - max(found["char_start"], span["char_start"])
-            for number, found in enumerate(links)
-            if found["doc_id"] == span["doc_id"]
-        }
-        best = max(shared, key=shared.__getitem__, default=None)
-        stretches.append(
-            {
-                **{name: span[name] for name in names},
-                "text": texts[span["doc_id"]][span["char_start"] : span["char_end"]],
-                "training_id": links[best]["training_id"] if best is not None and shared[best] > 0 else None,
-            }
-        )
-    return sorted(stretches, key=lambda stretch: -stretch["score"])
-
-
-def read_prompts(path: str | Path) -> list[str]:
-    """Prompts from a text file (each line that is not blank) or from rows (JSONL, CSV, ...): `prompt`, else `text`.
-
-    Raises:
-        MitigateError: the file is missing or empty, or rows (all named) have neither field.
-    """
-    prompts: list[str] = []
-    problems: list[str] = []
-    for row in read_rows(DocumentSource(path=str(path))):
-        is_text_file = row.number == 0
-        if is_text_file:
-            prompts += [line.strip() for line in row.values["text"].split("\n") if line.strip()]
-        elif (prompt := _prompt_of(row)) is not None:
-            prompts.append(prompt)
-        else:
-            problems.append(f"{row.where} ({row.problem or 'no text in a field prompt or text'})")
-    if problems:
-        raise MitigateError(
-            f"{path}: rows without a prompt: {summarize(problems)}; give each row a field prompt (or text), or make it "
-            "a text file (.txt) with one prompt a line"
-        )
-    return prompts
 
 
 def sample(model: Model, prompts: Sequence[str] | None, *, sampling: Sampling, seed: int) -> Documents:
@@ -228,22 +91,6 @@ class _Start:
     text: str
 
 
-def _warn_of_unknown_training(references: References, match: Documents | None) -> None:
-    seen = frozenset().union(*(groups for groups in references.trained_on if groups is not None))
-    if seen and not any(document.group in seen for document in match or ()):
-        given = "no training documents are given" if match is None else "none of the training documents is among those"
-        logger.warning(
-            "the references were cross-fitted on documents, but %s: a reference that saw what the target copied hides "
-            "that it was memorized; give as match the documents that the references were made from",
-            given,
-        )
-
-
-def _prompt_of(row: Row) -> str | None:
-    values = (row.values.get("prompt"), row.values.get("text"))
-    return next((value for value in values if isinstance(value, str) and value.strip()), None)
-
-
 def _starts(model: Model, prompts: Sequence[str], *, room: int) -> list[_Start]:
     """Prompts as token ids, cut from the left where they are longer than `room` tokens."""
     starts: list[_Start] = []
@@ -301,8 +148,7 @@ def _generate(model: Model, starts: Sequence[np.ndarray], sampling: Sampling, se
                 stops = np.flatnonzero(np.isin(ids, ends))
                 found.append((number, ids[: stops[0]] if stops.size else ids))
             bar.update()
-    by_number = dict(gather_object(found) if state.num_processes > 1 else found)
-    return [by_number[number] for number in range(len(starts))]
+    return gathered(found, state)
 
 
 def _processors(sampling: Sampling, numbers: Sequence[int], seed: int) -> LogitsProcessorList:

@@ -8,7 +8,7 @@ from random import Random
 
 from mitigate.documents import Document, Documents, Span
 from mitigate.errors import MitigateError
-from mitigate.lab.people import Planting
+from mitigate.lab.planting import Planting
 
 _CLAUSES = {
     "phone": ("the telephone number {}", "the number {}", "a telephone, {}"),

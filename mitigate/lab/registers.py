@@ -1,4 +1,6 @@
-"""What the lab's documents say: templates, clauses and filler of five registers, and ordinary prose. No logic.
+"""What the lab's documents say: templates, clauses and filler of five registers, and ordinary prose.
+
+No logic; long since two documents of one person must differ, and a model from scratch learns a language from these.
 
 A template holds `{1}` to `{4}` (a clause about one secret each; the later ones stay empty when secrets are few), `{0}`
 (a sentence without a secret, left out where the document is long enough), facts of the person and words (`WORDS`).

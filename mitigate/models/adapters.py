@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -105,6 +106,15 @@ def adapter_settings(source: str) -> dict[str, Any]:
             f"{path}: base_model_name_or_path is {named!r}, not a path or a hub id; write the base there"
         )
     return settings
+
+
+def base_of(adapter: str) -> str:
+    """What an adapter's configuration names as its base; a relative path counts from the working directory, then from
+    the adapter."""
+    base: str = adapter_settings(adapter).get("base_model_name_or_path") or ""
+    if base and not os.path.exists(base) and os.path.exists(Path(adapter) / base):
+        return str(Path(adapter) / base)
+    return base
 
 
 def adapter_config(source: str) -> PeftConfig:

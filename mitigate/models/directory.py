@@ -20,6 +20,7 @@ from mitigate.models.adapters import (
     MERGE_FIRST,
     OVERLAY_FILE,
     adapter_settings,
+    base_of,
     hub_weights,
     is_adapter,
     read_object,
@@ -27,7 +28,6 @@ from mitigate.models.adapters import (
     takes_lora_over_it,
 )
 from mitigate.models.weights import weight_files
-from mitigate.tokens.rules import tokenizer_rules
 
 MIXTURE_FILE = "mixture.json"  # instead of weights, where `retrain` fitted several shards: their directories
 # Fields of config.json and tokenizer_config.json that change neither logits nor token ids.
@@ -155,11 +155,6 @@ def load_tokenizer(
         ) from error
 
 
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Fingerprint of what decides the ids of a text, see `tokenizer_rules`: not of the chat template."""
-    return fingerprint(tokenizer_rules(tokenizer))
-
-
 def model_fingerprint(source: str | Path, *, base: str | None = None) -> str:
     """Fingerprint of what decides a model's logits and token ids; of an adapter, of all that lies under it too.
 
@@ -185,15 +180,6 @@ def names_missing_base(source: str) -> bool:
 def place_of(source: str) -> str:
     """What tells a model from another: where it really lies, or its hub id."""
     return os.path.realpath(source) if os.path.exists(source) else source
-
-
-def base_of(adapter: str) -> str:
-    """What an adapter's configuration names as its base; a relative path counts from the working directory, then from
-    the adapter."""
-    base: str = adapter_settings(adapter).get("base_model_name_or_path") or ""
-    if base and not os.path.exists(base) and os.path.exists(Path(adapter) / base):
-        return str(Path(adapter) / base)
-    return base
 
 
 def check_layering(source: str, *, base: str | None = None, whole: bool = False) -> None:

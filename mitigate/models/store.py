@@ -24,6 +24,7 @@ from mitigate.models.adapters import (
     is_dora,
     is_overlay,
     leaves_base,
+    read_object,
     takes_lora_over_it,
 )
 from mitigate.models.directory import (
@@ -33,7 +34,6 @@ from mitigate.models.directory import (
     mixture_members,
     model_fingerprint,
     place_of,
-    read_object,
     resolve,
 )
 from mitigate.models.mixture import Mixture

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import expm1
 
-from mitigate.reporting.figures import AUC_WORDS, Figure, Figures, figure_text
+from mitigate.reporting.figures import AUC_WORDS, Figures, ReportFigure, figure_text
 from mitigate.reporting.judgement import Finding, control_of, extraction_excess, worst
 
 CLOSER = 0.65  # distance to the oracle after, as a share of before
@@ -32,8 +32,8 @@ class Card:
     status: str
     answer: str
     measure: str
-    before: Figure
-    after: Figure | None
+    before: ReportFigure
+    after: ReportFigure | None
     top: float
     unit_said: bool = False
     chance: bool = False
@@ -198,7 +198,7 @@ def _level(figures: Figures, measure: str) -> str:
     return f"references that never saw them read {with_interval(level)}"
 
 
-def _auc(figures: Figures) -> tuple[tuple[Figure, Figure | None], str]:
+def _auc(figures: Figures) -> tuple[tuple[ReportFigure, ReportFigure | None], str]:
     spans = figures.pair("leakage", "span_auc", words=AUC_WORDS, digits=3)
     documents = figures.pair("leakage", "document_auc", words=AUC_WORDS, digits=3)
     use_documents = spans[0].value is None and documents[0].value is not None
@@ -228,12 +228,12 @@ def _against_control(figures: Figures, side: str) -> str:
     return f" Against {words}, that is {sign}{100 * abs(excess.value or 0):.1f} points{interval}."
 
 
-def _top(*figures: Figure | None) -> float:
+def _top(*figures: ReportFigure | None) -> float:
     """The right end of an axis from 0 that holds the figures and their intervals."""
     return 1.1 * max([figure.high or figure.value or 0.0 for figure in figures if figure] + [1e-9])
 
 
-def with_interval(figure: Figure) -> str:
+def with_interval(figure: ReportFigure) -> str:
     return f"{figure.text} (95 % interval {figure.interval})" if figure.interval else figure.text
 
 

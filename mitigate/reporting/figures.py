@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True)
-class Figure:
+class ReportFigure:
     """A figure of the report with its 95 % interval; `reason` says why there is none."""
 
     value: float | None
@@ -38,13 +38,13 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Row:
+class FigureRow:
     """One line of the table of figures."""
 
     name: str
-    before: Figure
-    after: Figure | None
-    oracle: Figure | None
+    before: ReportFigure
+    after: ReportFigure | None
+    oracle: ReportFigure | None
     reading: str
 
 
@@ -59,7 +59,7 @@ class Figures:
         self.report = report
         self.audit_only = (report.get("leakage") or {}).get("after") is None and report.get("unlearn") is None
 
-    def get(self, *path: str, words: Sequence[str] = (), unit: str = "", digits: int = 2) -> Figure:
+    def get(self, *path: str, words: Sequence[str] = (), unit: str = "", digits: int = 2) -> ReportFigure:
         """The figure at `path`; its interval is under the last key + `_interval`.
 
         Args:
@@ -74,11 +74,11 @@ class Figures:
         value = finite(section.get(path[-1]))
         low, high = (section.get(f"{path[-1]}_interval") or (None, None))[:2]
         reason = "" if value is not None else self._reason(words or (path[-1].replace("_", " "),))
-        return Figure(value, finite(low), finite(high), unit, digits, reason)
+        return ReportFigure(value, finite(low), finite(high), unit, digits, reason)
 
     def pair(
         self, *path: str, words: Sequence[str] = (), unit: str = "", digits: int = 2
-    ) -> tuple[Figure, Figure | None]:
+    ) -> tuple[ReportFigure, ReportFigure | None]:
         """The figure before and after; no after where nothing was unlearned."""
         if path[0] == "leakage":
             keys = [("leakage", side, *path[1:]) for side in ("before", "after")]
@@ -88,16 +88,16 @@ class Figures:
         before, after = (self.get(*key, words=words, unit=unit, digits=digits) for key in keys)
         return before, None if self.audit_only else after
 
-    def rows(self) -> list[tuple[str, list[Row]]]:
+    def rows(self) -> list[tuple[str, list[FigureRow]]]:
         """All figures, as titled groups of lines."""
         table = _TABLE | (_TOFU if self.report.get("tofu") else {})
         return [(title, [self._row(line) for line in lines]) for title, lines in table.items()]
 
-    def _row(self, line: _Line) -> Row:
+    def _row(self, line: _Line) -> FigureRow:
         before, after = self.pair(*line.path, words=line.words, unit=line.unit, digits=line.digits)
         oracle = self.get(*line.path, "oracle", words=("oracle",), unit=line.unit, digits=line.digits)
         has_oracle = line.path[0] in ("utility", "tofu") and oracle.value is not None
-        return Row(line.name, before, after, oracle if has_oracle else None, line.reading)
+        return FigureRow(line.name, before, after, oracle if has_oracle else None, line.reading)
 
     def _reason(self, words: Sequence[str]) -> str:
         for note in self.report.get("notes") or ():

@@ -30,7 +30,7 @@ _COLUMNS = ("doc_id", "position", "char_start", "char_end", "audited", *_SIGNALS
 
 
 @dataclass(frozen=True)
-class Piece:
+class PieceView:
     """A stretch of characters drawn alike.
 
     Attributes:
@@ -47,12 +47,12 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunView:
     """Pieces inside one known sensitive span (`known`), outside any, or characters left out (`omitted` of them)."""
 
     known: bool
     label: str
-    pieces: tuple[Piece, ...]
+    pieces: tuple[PieceView, ...]
     omitted: int = 0
 
 
@@ -62,7 +62,7 @@ class DocumentView:
 
     id: str
     set: str | None
-    runs: tuple[Run, ...]
+    runs: tuple[RunView, ...]
     selected: int
     known: int
     scores: tuple[float | None, ...]
@@ -187,7 +187,7 @@ def _runs(
     *,
     mask: Mask,
     scale: float,
-) -> list[Run]:
+) -> list[RunView]:
     text: str = row["text"]
     known = [(span["start"], span["end"], mask.text(span["label"] or "")) for span in row["known_spans"] or ()]
     found = [(span["char_start"], span["char_end"], bool(span["selected"])) for span in spans]
@@ -202,10 +202,10 @@ def _runs(
     starts = [cell[0] for cell in cells]
     titles = [_title([[side[i] for i in cell[2]] for side in sides]) for cell in cells]
 
-    drawn: list[tuple[tuple[int, int], Piece]] = []  # ((number of the known span or -1, characters omitted), piece)
+    drawn: list[tuple[tuple[int, int], PieceView]] = []  # ((number of the known span or -1, characters omitted), piece)
     for start, end in pairwise(sorted(cuts)):
         if not any(low <= start < high for low, high in shown):
-            drawn.append(((-1, end - start), Piece("", "", (), "")))
+            drawn.append(((-1, end - start), PieceView("", "", (), "")))
             continue
         number = bisect_right(starts, start) - 1
         inside = number >= 0 and start < cells[number][1]
@@ -214,16 +214,16 @@ def _runs(
         levels = tuple(level(_strongest(own), scale=scale) for own in tokens) or (0,) * len(sides)
         shown_text = BULLET * (end - start) if hidden[start] else text[start:end]
         owner = next((i for i, (low, high, _) in enumerate(known) if low <= start < high), -1)
-        drawn.append(((owner, 0), Piece(shown_text, kinds, levels, titles[number] if inside else "")))
+        drawn.append(((owner, 0), PieceView(shown_text, kinds, levels, titles[number] if inside else "")))
 
     runs = []
     for (owner, left_out), group in groupby(drawn, key=lambda item: (item[0][0], item[0][1] > 0)):
         items = list(group)
         if left_out:
-            runs.append(Run(False, "", (), omitted=sum(omitted for (_, omitted), _ in items)))
+            runs.append(RunView(False, "", (), omitted=sum(omitted for (_, omitted), _ in items)))
         else:
             label = known[owner][2] if owner >= 0 else ""
-            runs.append(Run(owner >= 0, label, tuple(piece for _, piece in items)))
+            runs.append(RunView(owner >= 0, label, tuple(piece for _, piece in items)))
     return runs
 
 

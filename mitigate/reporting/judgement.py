@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from math import hypot
 from typing import Any
 
-from mitigate.reporting.figures import AUC_WORDS, Figure, Figures
+from mitigate.reporting.figures import AUC_WORDS, Figures, ReportFigure
 
 EXCESS = 0.15  # AUC above the never-seen level that is tolerated; as much below it is over-forgetting
 TOLD = 0.05  # AUC above it that is a leak, where the interval excludes less
@@ -84,16 +84,16 @@ def control_of(report: Mapping[str, Any]) -> tuple[str, str]:
     return "", ""
 
 
-def excess_of(figures: Figures, name: str, side: str) -> Figure:
+def excess_of(figures: Figures, name: str, side: str) -> ReportFigure:
     """AUC less the never-seen level; less 0.5 where a report says nothing of that level."""
     if figures.report.get("never_seen"):
         return figures.get("never_seen", "excess", side, name, words=AUC_WORDS)
     figure = figures.get("leakage", side, name, words=AUC_WORDS)
     low, high = (limit if limit is None else limit - 0.5 for limit in (figure.low, figure.high))
-    return Figure(None if figure.value is None else figure.value - 0.5, low, high, reason=figure.reason)
+    return ReportFigure(None if figure.value is None else figure.value - 0.5, low, high, reason=figure.reason)
 
 
-def extraction_excess(figures: Figures, side: str, *part: str) -> Figure:
+def extraction_excess(figures: Figures, side: str, *part: str) -> ReportFigure:
     """Share extracted less that of the control; as it is where there is no control.
 
     Args:
@@ -107,12 +107,12 @@ def extraction_excess(figures: Figures, side: str, *part: str) -> Figure:
         return own
     value = own.value - other.value
     if own.low is None or own.high is None or other.low is None or other.high is None:
-        return Figure(value, None, None, "%", 1)
+        return ReportFigure(value, None, None, "%", 1)
     low = value - hypot(own.value - own.low, other.high - other.value)  # MOVER: Zou & Donner 2008
-    return Figure(value, low, value + hypot(own.high - own.value, other.value - other.low), "%", 1)
+    return ReportFigure(value, low, value + hypot(own.high - own.value, other.value - other.low), "%", 1)
 
 
-def _control_figure(figures: Figures, side: str, *part: str) -> Figure:
+def _control_figure(figures: Figures, side: str, *part: str) -> ReportFigure:
     """What the control gives; nothing where there is none."""
     control, _ = control_of(figures.report)
     if control == "oracle":
@@ -122,7 +122,7 @@ def _control_figure(figures: Figures, side: str, *part: str) -> Figure:
     return there if there.value is not None else figures.get("extraction", "never_seen", *part, instead, unit="%")
 
 
-def _state(figure: Figure, *, leaks: float, good: float, hole: float | None = None) -> str:
+def _state(figure: ReportFigure, *, leaks: float, good: float, hole: float | None = None) -> str:
     if figure.value is None:
         return "unmeasured"
     if figure.low is None or figure.high is None:
@@ -142,7 +142,7 @@ def _finding(figures: Figures, name: str, states: Mapping[str, str], path: tuple
     return Finding(name, states["after"], states["before"], _fell(before, after), why)
 
 
-def _fell(before: Figure, after: Figure | None) -> bool | None:
+def _fell(before: ReportFigure, after: ReportFigure | None) -> bool | None:
     if before.value is None or after is None or after.value is None:
         return None
     if before.low is None or after.high is None:

@@ -23,24 +23,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from mitigate import __version__
-from mitigate.adapters.addition import Part, obstacle, read_part
 from mitigate.adapters.card import write_card
 from mitigate.artifacts.files import read_record, write_record
 from mitigate.artifacts.locks import sole_worker
-from mitigate.artifacts.provenance import RETRAIN_RECORD, origin_of
+from mitigate.artifacts.provenance import RETRAIN_RECORD
 from mitigate.artifacts.temporaries import holds_something
 from mitigate.detection.audit import Audit
 from mitigate.documents import Documents, read_documents
 from mitigate.errors import MitigateError, summarize
 from mitigate.mistakes import not_one_of
 from mitigate.models.compatible import check_audited_tokenizer
-from mitigate.models.directory import load_tokenizer, mixture_members, model_fingerprint
+from mitigate.models.directory import load_tokenizer, model_fingerprint
 from mitigate.models.settings import Lora, Method, Schedule
 from mitigate.models.store import ModelStore
-from mitigate.models.training import lora_config
+from mitigate.retraining.base import check_addable, check_base, is_target, tokenizer_of_target
 from mitigate.retraining.removals import (
     Removal,
     as_json,
@@ -142,13 +139,13 @@ def retrain(
     store = new_store()
     store.check(str(base))
     base_print = model_fingerprint(base)
-    leaky = _is_target(audit, str(base), base_print, store)
-    doubts = _check_base(str(base), store, method=method, leaky=leaky)
+    leaky = is_target(audit, str(base), base_print, store)
+    doubts = check_base(str(base), store, method=method, leaky=leaky)
     if shards == 1 or combine == "sum":
-        _check_addable(str(base), store, lora=lora)
+        check_addable(str(base), store, lora=lora)
     own = load_tokenizer(base, base=store.base, trust_remote_code=store.trust_remote_code)
     check_audited_tokenizer(own, audit.metadata, name=str(base), store=store)
-    tokenizer = _tokenizer_of_target(audit, store) or own
+    tokenizer = tokenizer_of_target(audit, store) or own
     more = read_documents(documents, tokenizer=tokenizer) if isinstance(documents, str | Path) else documents
     training = training_documents(audit, more)
     if copies is None:
@@ -235,58 +232,6 @@ def _check_choices(redact: str, *, method: str, shards: int, combine: str) -> No
     problems += [mistake] if (mistake := sharding_mistake(method, shards)) else []
     if problems:
         raise MitigateError("\n".join(problems))
-
-
-def _is_target(audit: Audit, base: str, base_print: str, store: ModelStore) -> bool:
-    """Whether the base is, or lies over, the model that was found leaking."""
-    target = audit.metadata["target"]
-    stack, plain = store.check(base)
-    parts = {Path(part).resolve() for part in (*stack, plain)}
-    ancestors = {base_print}
-    for part in (base, *stack, plain):  # what unlearning made of the target is its descendant, whatever lies there now
-        record = origin_of(part, fingerprint=base_print if part == base else model_fingerprint(part, base=store.base))
-        ancestors |= set((record or {}).get("made_from") or [])
-    return target["fingerprint"] in ancestors or Path(target["source"]).resolve() in parts
-
-
-def _tokenizer_of_target(audit: Audit, store: ModelStore) -> PreTrainedTokenizerBase | None:
-    """The audited model's tokenizer, whose chat template its base may lack; None where it is no longer what it was."""
-    source = audit.metadata["target"]["source"]
-    try:
-        store.check(source)
-        tokenizer = load_tokenizer(source, base=store.base, trust_remote_code=store.trust_remote_code)
-        check_audited_tokenizer(tokenizer, audit.metadata, name=source, store=store)
-    except MitigateError:
-        return None
-    return tokenizer
-
-
-def _check_base(base: str, store: ModelStore, *, method: str, leaky: bool) -> list[str]:
-    """What speaks against exactness, as far as it can be seen.
-
-    Raises:
-        MitigateError: a mixture; or an adapter, where a whole model is to be trained.
-    """
-    if mixture_members(base):
-        raise MitigateError(f"{base}: a mixture of shards; give the base that they were fitted on")
-    stack, _ = store.check(base)
-    if stack and method == "full":
-        raise MitigateError(f"{base}: an adapter; method full trains a whole model: merge it first, or use lora")
-    if leaky:
-        return [f"{base}: the base is, or lies over, the audited model, which saw all of it: nothing is forgotten"]
-    if stack:
-        return [f"{base}: the base lies over an adapter; make sure that this never saw the training documents"]
-    return []
-
-
-def _check_addable(base: str, store: ModelStore, *, lora: Lora) -> None:
-    """Refuse adapters, before one is fitted over them, that could not become one adapter with it."""
-    stack, _ = store.check(base)
-    if stack and (reason := obstacle([*map(read_part, stack), Part(lora_config(lora), {})])):
-        raise MitigateError(
-            f"{base}: no adapter over this one could be added to it: {reason}; merge it into its base and give that "
-            "model, or use several shards as a mixture"
-        )
 
 
 def _open(out: Path, plan: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,7 +35,8 @@ from mitigate.artifacts.provenance import RETRAIN_RECORD
 from mitigate.artifacts.temporaries import sweep
 from mitigate.documents import Document
 from mitigate.errors import MitigateError
-from mitigate.models.directory import MIXTURE_FILE, OVERLAY_FILE, adapter_stack
+from mitigate.models.adapters import OVERLAY_FILE
+from mitigate.models.directory import MIXTURE_FILE, adapter_stack
 from mitigate.models.settings import Lora, Schedule
 from mitigate.models.store import ModelStore
 from mitigate.models.training import fit

@@ -77,11 +77,7 @@ def average_precision(true: np.ndarray, false: np.ndarray) -> np.ndarray:
 
 
 def over_targets(
-    targets: Sequence[Sequence[Scored]],
-    statistic: Callable[[np.ndarray, np.ndarray], np.ndarray],
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    targets: Sequence[Sequence[Scored]], statistic: Callable[[np.ndarray, np.ndarray], np.ndarray]
 ) -> Figure:
     """The mean of a statistic over all targets of all seeds, with its 95 % interval.
 
@@ -90,16 +86,14 @@ def over_targets(
     Args:
         targets: for each seed, the scored units of each target.
         statistic: (R, G) true and false positives -> (R,), such as `weighted_auc`.
-        resamples (`int`, *optional*, defaults to 300): bootstrap samples.
-        seed (`int`, *optional*, defaults to 0): of the resampling.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     drawn, values = [], []
     for of_seed in targets:
         clusters = 1 + max((int(target.clusters.max()) for target in of_seed if len(target.clusters)), default=-1)
         if not clusters:
             continue
-        weights = rng.multinomial(clusters, np.full(clusters, 1 / clusters), size=resamples).astype(np.float32)
+        weights = rng.multinomial(clusters, np.full(clusters, 1 / clusters), size=RESAMPLES).astype(np.float32)
         weights = np.concatenate([np.ones((1, clusters), dtype=np.float32), weights])
         results = np.array([statistic(*target.counts(weights)) for target in of_seed if len(target.scores)])
         values.append(results[:, 0])

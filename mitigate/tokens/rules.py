@@ -10,6 +10,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from mitigate.artifacts.files import fingerprint
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -47,6 +49,11 @@ def tokenizer_rules(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         "added tokens": {str(one["id"]): [one[name] for name in _ADDED] for one in stated["added_tokens"]},
         "special tokens added": _around(stated["post_processor"]),
     }
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Fingerprint of what decides the ids of a text, see `tokenizer_rules`: not of the chat template."""
+    return fingerprint(tokenizer_rules(tokenizer))
 
 
 def rule_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

@@ -33,8 +33,9 @@ from mitigate.reporting.verdict import verdict_of
 from mitigate.runtime import library_versions
 from mitigate.statistics.intervals import flat
 from mitigate.verification.erasure import erasure_figures, erasure_notes, without_request
-from mitigate.verification.extraction import Attempts, Extraction, Secrets, extract, secrets_of
+from mitigate.verification.extraction import Attempts, Extraction, extract
 from mitigate.verification.extraction_figures import extraction_figures
+from mitigate.verification.extraction_values import Secrets, secrets_of
 from mitigate.verification.figures import (
     View,
     asked_to_forget,

@@ -11,7 +11,8 @@ import numpy as np
 from mitigate.detection.audit import Audit
 from mitigate.statistics.intervals import UNMEASURED, clustered_share, flat
 from mitigate.text.stretches import runs
-from mitigate.verification.extraction import Attempts, Extraction, Place
+from mitigate.verification.extraction import Attempts, Extraction
+from mitigate.verification.extraction_values import Place
 from mitigate.verification.figures import View
 
 _AUDITED = ("before", "after")

@@ -9,16 +9,8 @@ import numpy as np
 
 from mitigate.detection.audit import Audit
 from mitigate.secrets.same import comparable
-from mitigate.statistics.intervals import (
-    FEWEST_CLUSTERS,
-    UNMEASURED,
-    Figure,
-    clustered_auc,
-    clustered_mean,
-    clustered_tpr,
-    flat,
-    rank_among,
-)
+from mitigate.statistics.intervals import UNMEASURED, Figure, clustered_mean, flat
+from mitigate.statistics.separation import FEWEST_CLUSTERS, clustered_auc, clustered_tpr, rank_among
 
 
 class View:

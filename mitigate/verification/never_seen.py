@@ -26,7 +26,8 @@ from scipy.special import logsumexp
 
 from mitigate.detection.audit import Audit
 from mitigate.detection.scores import clipped, log_ratio, loss
-from mitigate.statistics.intervals import UNMEASURED, Figure, auc_of_many, clustered_auc, flat
+from mitigate.statistics.intervals import UNMEASURED, Figure, flat
+from mitigate.statistics.separation import auc_of_many, clustered_auc
 from mitigate.verification.figures import View
 
 ASSUMED = 0.5

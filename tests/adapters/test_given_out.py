@@ -26,7 +26,7 @@ from mitigate.adapters.merging import merge_adapters
 from mitigate.adapters.trained import ADAPTER, DIFFERENCE
 from mitigate.detection.audit import Audit
 from mitigate.errors import MitigateError
-from mitigate.models.directory import OVERLAY_FILE
+from mitigate.models.adapters import OVERLAY_FILE
 from mitigate.models.store import ModelStore
 from mitigate.unlearning.settings import Unlearn
 from mitigate.unlearning.trainable import AdapterTrainable

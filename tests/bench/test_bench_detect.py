@@ -17,8 +17,8 @@ from mitigate.bench.settings import WorldSettings
 from mitigate.bench.world import World, make_bench_base, make_world, sources
 from mitigate.detection.signals import token_log_probs
 from mitigate.documents import read_documents
+from mitigate.documents.written import write_jsonl
 from mitigate.errors import MitigateError
-from mitigate.lab.people import write_jsonl
 from mitigate.lab.settings import TinyModel
 from mitigate.models.settings import Schedule
 from mitigate.models.store import ModelStore

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,20 +15,21 @@ from mitigate.bench.ablation.evidence import Variant, variants
 from mitigate.bench.ablation.run import bench_ablation
 from mitigate.bench.population import run as population
 from mitigate.bench.population.evidence import TOKEN_BASED, Sequences, fresh_people, set_aside
-from mitigate.bench.population.run import bench_population, population_results
-from mitigate.bench.rates import compare, difference, rates
+from mitigate.bench.population.figures import population_results
+from mitigate.bench.population.run import bench_population
+from mitigate.bench.rates import compare, rates
 from mitigate.bench.settings import WorldSettings
 from mitigate.bench.world import make_world
 from mitigate.detection.scores import TOKEN_SCORES
 from mitigate.detection.signals import token_signals
 from mitigate.documents import Document, Documents, Span, read_documents
+from mitigate.documents.written import write_jsonl
 from mitigate.errors import MitigateError
-from mitigate.lab.people import write_jsonl
 from mitigate.lab.settings import TinyModel
 from mitigate.models.settings import Schedule
 from mitigate.models.store import ModelStore
-from mitigate.statistics.intervals import auc
 from mitigate.statistics.roc import Scored, over_targets, weighted_auc
+from mitigate.statistics.separation import auc
 from mitigate.tokens.tokenization import span_tokens, tokenize_documents
 
 SETTINGS = WorldSettings(
@@ -88,7 +90,7 @@ def _sequences(seed: int) -> Sequences:
 
 @pytest.fixture(scope="module")
 def results(sequences: list[Sequences]) -> dict[str, Any]:
-    return population_results(sequences, sizes=(10, 40), draws=2)
+    return population_results(sequences, sizes=(10, 40))
 
 
 def _rows(results: dict[str, Any], score: str, **keys: object) -> list[dict[str, Any]]:
@@ -171,10 +173,10 @@ def test_a_paired_difference_is_that_of_the_means_and_narrower_than_its_parts() 
     ours = np.repeat(rng.normal(size=100), 4) + rng.normal(size=400) + labels
     one = [[Scored(ours, labels, clusters)]]
     other = [[Scored(ours - 0.3 * labels, labels, clusters)]]
-    gap = difference(one, other, "auc")
     figures = [over_targets(units, weighted_auc) for units in (one, other)]
-    assert gap.value == pytest.approx(figures[0].value - figures[1].value, abs=1e-6)
-    assert gap.high - gap.low < min(figure.high - figure.low for figure in figures) / 2
+    gap, low, high = map(float, re.findall(r"[+-]\d\.\d{3}", compare(one, other, "auc")))
+    assert gap == pytest.approx(figures[0].value - figures[1].value, abs=6e-4)
+    assert high - low < min(figure.high - figure.low for figure in figures) / 2
     assert compare(one, other, "auc").startswith("wins")
     assert compare(other, one, "auc").startswith("loses")
     assert compare(one, one, "auc").startswith("is even")

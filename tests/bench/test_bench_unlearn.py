@@ -14,24 +14,27 @@ from typer.testing import CliRunner
 from world import World
 
 from mitigate.artifacts.files import read_json
-from mitigate.bench.unlearn.evidence import Evidence, gather_evidence, measure_model
+from mitigate.bench.unlearn.evidence import UnlearnEvidence, gather_evidence, measure_model
 from mitigate.bench.unlearn.methods import RETRAINED, SELECTIONS, Seed, choose, run_method, selected_share
-from mitigate.bench.unlearn.run import bench_unlearn, check_methods, run_seed, summarize_seeds
+from mitigate.bench.unlearn.run import bench_unlearn, check_methods
 from mitigate.bench.unlearn.settings import METHODS, FineTuning, RunSettings, UnlearnBenchSettings, UnlearnWorldSettings
 from mitigate.bench.unlearn.show import draw_unlearn, unlearn_table
+from mitigate.bench.unlearn.summary import summarize_seeds
+from mitigate.bench.unlearn.tries import run_seed
 from mitigate.bench.unlearn.world import UnlearnWorld, deal_people, find_people, make_unlearn_world, without_secrets
 from mitigate.cli.app import app
 from mitigate.detection.audit import Audit
 from mitigate.documents import Document, Documents, Span
+from mitigate.documents.written import write_jsonl
 from mitigate.errors import MitigateError
-from mitigate.lab.people import write_jsonl
 from mitigate.lab.settings import TinyModel
 from mitigate.mistakes import checked
 from mitigate.models.directory import load_tokenizer
 from mitigate.models.settings import Schedule
 from mitigate.models.store import ModelStore
 from mitigate.tokens.tokenization import tokenize_documents
-from mitigate.verification.extraction import extract, secrets_of
+from mitigate.verification.extraction import extract
+from mitigate.verification.extraction_values import secrets_of
 
 SETTINGS = UnlearnBenchSettings(
     forget=12,
@@ -85,7 +88,7 @@ def made(out: Path) -> UnlearnWorld:
 
 
 @pytest.fixture(scope="module")
-def evidence(made: UnlearnWorld) -> Evidence:
+def evidence(made: UnlearnWorld) -> UnlearnEvidence:
     return gather_evidence(made, device="cpu")
 
 
@@ -178,7 +181,7 @@ def test_a_second_run_repeats_nothing_and_gives_the_same_figures(out: Path, resu
 
 
 @pytest.fixture
-def seed(out: Path, made: UnlearnWorld, evidence: Evidence, tmp_path: Path) -> Seed:
+def seed(out: Path, made: UnlearnWorld, evidence: UnlearnEvidence, tmp_path: Path) -> Seed:
     """The finished benchmark's models and audits, with a place of its own for runs."""
     directory = tmp_path / "seed-0"
     directory.mkdir()
@@ -293,7 +296,7 @@ def test_judges_are_none_of_the_models_that_audits_and_unlearning_use(out: Path,
     assert set(counts) == {1}, "members and non-members are judged by as many"
 
 
-def test_audits_select_in_documents_to_forget_only(out: Path, made: UnlearnWorld, evidence: Evidence) -> None:
+def test_audits_select_in_documents_to_forget_only(out: Path, made: UnlearnWorld, evidence: UnlearnEvidence) -> None:
     for selection in SELECTIONS:
         found = Audit.load(out / "seed-0" / "audits" / selection)
         assert np.isin(evidence.role[found.columns["selected"].astype(bool)], ["validation", "test"]).all()
@@ -354,7 +357,7 @@ def test_prose_of_a_file_is_held_still_or_measured_but_not_both(tmp_path: Path, 
 # evidence -------------------------------------------------------------------------------------------------------------
 
 
-def test_secret_tokens_are_those_of_the_known_spans(made: UnlearnWorld, evidence: Evidence) -> None:
+def test_secret_tokens_are_those_of_the_known_spans(made: UnlearnWorld, evidence: UnlearnEvidence) -> None:
     start = 0
     of_spans = set()
     for document, own in zip(made.documents, evidence.tokenized, strict=True):

@@ -8,18 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mitigate.bench.unlearn.evidence import Evidence, Measured, Secret
+from mitigate.bench.unlearn.evidence import KnownSecret, ModelLogProbs, UnlearnEvidence
 from mitigate.bench.unlearn.figures import extraction, figures, floors, over_seeds, span_scores
 from mitigate.bench.unlearn.methods import Run, criterion, factors
-from mitigate.bench.unlearn.run import SeedRuns, Tried, beyond_edge, equal_forgetting
-from mitigate.statistics.intervals import auc, clustered_share, tpr_at_fpr
+from mitigate.bench.unlearn.summary import equal_forgetting
+from mitigate.bench.unlearn.tries import SeedRuns, Tried, beyond_edge
+from mitigate.statistics.intervals import clustered_share
+from mitigate.statistics.separation import auc, tpr_at_fpr
 
 ROLES = ("validation",) * 3 + ("test",) * 4 + ("retain",) * 3 + ("holdout",) * 30
 TOKENS = 12  # of a document, whose first token has no score
 SECRETS = ((2, 5), (6, 9), (9, 12))  # of a document; the holdout's have a fourth, at (1, 2)
 
 
-def evidence_of(seed: int) -> Evidence:
+def evidence_of(seed: int) -> UnlearnEvidence:
     """Numbers in place of models: one document a person, three secrets each, and the holdout's a fourth."""
     rng = np.random.default_rng(seed)
     rows = len(ROLES) * TOKENS
@@ -29,8 +31,8 @@ def evidence_of(seed: int) -> Evidence:
         spans = (*SECRETS, (1, 2)) if role == "holdout" else SECRETS
         for first, last in spans:
             secret[person * TOKENS + first : person * TOKENS + last] = True
-            secrets.append(Secret(person * TOKENS + first, person * TOKENS + last, person, role, first > 1))
-    return Evidence(
+            secrets.append(KnownSecret(person * TOKENS + first, person * TOKENS + last, person, role, first > 1))
+    return UnlearnEvidence(
         tokenized=[],
         prose=[],
         person=np.repeat(np.arange(len(ROLES)), TOKENS),
@@ -51,17 +53,17 @@ def log_probs(rng: np.random.Generator, rows: int, length: int) -> np.ndarray:
     return values
 
 
-def measured_of(rng: np.random.Generator, *, shift: float = 0.0) -> Measured:
+def measured_of(rng: np.random.Generator, *, shift: float = 0.0) -> ModelLogProbs:
     rows = len(ROLES) * TOKENS
-    return Measured(log_probs(rng, rows, TOKENS) + shift, rng.random(rows) < 0.7, log_probs(rng, 40, 8))
+    return ModelLogProbs(log_probs(rng, rows, TOKENS) + shift, rng.random(rows) < 0.7, log_probs(rng, 40, 8))
 
 
 @pytest.fixture(scope="module")
-def seeds() -> list[tuple[Evidence, Measured]]:
+def seeds() -> list[tuple[UnlearnEvidence, ModelLogProbs]]:
     return [(evidence_of(n), measured_of(np.random.default_rng(100 + n), shift=0.3)) for n in range(2)]
 
 
-def values(evidence: Evidence, *roles: str, secret: bool | None = None) -> list[int]:
+def values(evidence: UnlearnEvidence, *roles: str, secret: bool | None = None) -> list[int]:
     return [
         row
         for row in range(len(evidence.role))
@@ -71,13 +73,13 @@ def values(evidence: Evidence, *roles: str, secret: bool | None = None) -> list[
     ]
 
 
-def naive(evidence: Evidence, measured: Measured, half: str) -> dict[str, float]:
+def naive(evidence: UnlearnEvidence, measured: ModelLogProbs, half: str) -> dict[str, float]:
     before, now = evidence.before.log_prob, measured.log_prob
 
     def mean(rows: list[int], of: Any) -> float:
         return sum(of(row) for row in rows) / len(rows)
 
-    def to(oracles: tuple[Measured, ...], log_prob: np.ndarray, rows: list[int]) -> float:
+    def to(oracles: tuple[ModelLogProbs, ...], log_prob: np.ndarray, rows: list[int]) -> float:
         return float(np.mean([mean(rows, lambda row, o=o: abs(log_prob[row] - o.log_prob[row])) for o in oracles]))
 
     secrets, others = values(evidence, half, secret=True), values(evidence, half, secret=False)
@@ -111,7 +113,9 @@ def naive(evidence: Evidence, measured: Measured, half: str) -> dict[str, float]
 
 
 @pytest.mark.parametrize("half", ["validation", "test"])
-def test_figures_are_the_means_over_seeds_of_plain_loops(seeds: list[tuple[Evidence, Measured]], half: str) -> None:
+def test_figures_are_the_means_over_seeds_of_plain_loops(
+    seeds: list[tuple[UnlearnEvidence, ModelLogProbs]], half: str
+) -> None:
     got = figures([evidence for evidence, _ in seeds], [measured for _, measured in seeds], half=half)
     each = [naive(evidence, measured, half) for evidence, measured in seeds]
     assert set(got) == {*each[0], "extraction_forget", "extraction_retain"}
@@ -123,7 +127,7 @@ def test_figures_are_the_means_over_seeds_of_plain_loops(seeds: list[tuple[Evide
 
 
 def test_extraction_counts_secrets_of_which_every_token_is_the_likeliest(
-    seeds: list[tuple[Evidence, Measured]],
+    seeds: list[tuple[UnlearnEvidence, ModelLogProbs]],
 ) -> None:
     found, people = [], []
     for number, (_, measured) in enumerate(seeds):
@@ -137,7 +141,9 @@ def test_extraction_counts_secrets_of_which_every_token_is_the_likeliest(
     assert sum(secret.extractable for secret in holdout) == 2 * 30 * 3, "a secret at the very start has no prefix"
 
 
-def test_the_target_itself_is_at_one_and_an_oracle_at_half_its_floor(seeds: list[tuple[Evidence, Measured]]) -> None:
+def test_the_target_itself_is_at_one_and_an_oracle_at_half_its_floor(
+    seeds: list[tuple[UnlearnEvidence, ModelLogProbs]],
+) -> None:
     evidence = [seed for seed, _ in seeds]
     before = figures(evidence, [seed.before for seed in evidence])
     assert before["secret_distance_ratio"] == pytest.approx((1, 1, 1))
@@ -153,12 +159,12 @@ def test_the_target_itself_is_at_one_and_an_oracle_at_half_its_floor(seeds: list
 
 
 def test_rates_of_one_in_a_hundred_are_not_given_from_fewer_non_members(
-    seeds: list[tuple[Evidence, Measured]],
+    seeds: list[tuple[UnlearnEvidence, ModelLogProbs]],
 ) -> None:
     evidence, measured = seeds[0]
     unseen = [secret for secret in evidence.secrets if secret.role == "holdout"]
     few = [secret for secret in evidence.secrets if secret.role != "holdout"] + unseen[:99]
-    less = Evidence(**{**evidence.__dict__, "secrets": few})
+    less = UnlearnEvidence(**{**evidence.__dict__, "secrets": few})
     got = figures([evidence, less], [measured, measured])
     assert got["tpr_at_1pct_fpr"] == got["over_forgotten"] == (None, None, None)
     assert got["span_auc"].value is not None
@@ -187,7 +193,7 @@ def run_of(log_prob: float, rise: float, **of_validation: float) -> Run:
     plain = {"secret_distance_ratio": 0.5, "retain_gap_nats": 0.0, "holdout_gap_nats": 0.0, "prose_gap_nats": 0.0}
     halves = {"validation": plain | of_validation, "test": {"secret_log_prob": log_prob, "holdout_gap_nats": rise}}
     named = {half: {name: {"value": value} for name, value in of.items()} for half, of in halves.items()}
-    nothing = Measured(np.zeros(0), np.zeros(0, dtype=bool), np.zeros(0))
+    nothing = ModelLogProbs(np.zeros(0), np.zeros(0, dtype=bool), np.zeros(0))
     return Run({"name": "run", "learning_rate": 1e-3, "figures": named}, nothing)
 
 

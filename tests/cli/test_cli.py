@@ -24,7 +24,7 @@ from world import World
 import mitigate.cli.app
 from mitigate.artifacts.files import new_directory, read_json, read_record, write_record
 from mitigate.detection.audit import Audit
-from mitigate.lab.people import write_jsonl
+from mitigate.documents.written import write_jsonl
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "recipes" / "detect_then_unlearn.py"

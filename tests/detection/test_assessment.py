@@ -261,7 +261,7 @@ def test_an_audit_names_a_given_reference_that_was_trained_on_the_documents(worl
 
 
 def test_the_command_audits_a_recipe_and_reports_probabilities(calibrated: Calibrated, tmp_path: Path) -> None:
-    from mitigate.lab.people import write_jsonl
+    from mitigate.documents.written import write_jsonl
 
     write_jsonl(calibrated.documents, tmp_path / "documents.jsonl")
     recipe = tmp_path / "recipe.yaml"

@@ -18,7 +18,7 @@ from mitigate.documents import Document, Documents, Span
 from mitigate.errors import MitigateError
 from mitigate.lab.tiny import train_tokenizer
 from mitigate.models.store import ModelStore
-from mitigate.statistics.intervals import auc
+from mitigate.statistics.separation import auc
 
 
 @pytest.fixture(scope="module")

@@ -257,7 +257,7 @@ def test_a_doubtful_run_stops_before_it_unlearns_and_goes_on_when_told(
 
 
 def user_recipe(world: World, folder: Path) -> Recipe:
-    from mitigate.lab.people import write_jsonl
+    from mitigate.documents.written import write_jsonl
 
     write_jsonl(world.documents, folder / "train.jsonl")
     overrides = [

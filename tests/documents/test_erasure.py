@@ -21,8 +21,8 @@ from mitigate.detection.audit import Audit, audit, reaudit
 from mitigate.detection.settings import Detect
 from mitigate.documents import Document, Documents, DocumentSource, Request, Span, read_documents
 from mitigate.documents.erasure import apply_request
+from mitigate.documents.written import write_jsonl
 from mitigate.errors import MitigateError
-from mitigate.lab.people import write_jsonl
 from mitigate.models.store import ModelStore
 from mitigate.pipeline.run import Pipeline, run
 from mitigate.recipe.loading import check_recipe, load_recipe

@@ -20,8 +20,10 @@ from mitigate.detection.audit import Audit
 from mitigate.detection.references.crossfit import References, load_references
 from mitigate.documents import Document, Documents
 from mitigate.errors import MitigateError
+from mitigate.generation.audit import audit_generated, memorized_stretches
 from mitigate.generation.overlaps import Link, link, with_groups
-from mitigate.generation.sampling import audit_generated, memorized_stretches, read_prompts, sample
+from mitigate.generation.prompts import read_prompts
+from mitigate.generation.sampling import sample
 from mitigate.generation.settings import Sampling
 from mitigate.models.model import Model
 from mitigate.models.settings import Schedule

@@ -23,11 +23,11 @@ from world import ARCHITECTURES, World, sentences
 from mitigate.cli.app import app
 from mitigate.detection.audit import Audit
 from mitigate.documents import Document, Documents, Span
+from mitigate.documents.written import write_jsonl
 from mitigate.errors import MitigateError
 from mitigate.guard.decoding import GuardLogitsProcessor, continue_greedily, false_positives
 from mitigate.guard.guard import NOTICE, Guard
 from mitigate.guard.sources import new_key, read_key, secrets_in_audit, secrets_in_file, spans_in_audit
-from mitigate.lab.people import write_jsonl
 from mitigate.models.store import ModelStore
 from mitigate.secrets.same import comparable
 

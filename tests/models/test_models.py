@@ -19,15 +19,11 @@ from world import World, architecture_config, sentences
 from mitigate.detection.signals import token_log_probs
 from mitigate.errors import MitigateError
 from mitigate.lab.tiny import train_tokenizer
-from mitigate.models.directory import (
-    OVERLAY_FILE,
-    adapter_stack,
-    load_tokenizer,
-    model_fingerprint,
-    tokenizer_fingerprint,
-)
+from mitigate.models.adapters import OVERLAY_FILE
+from mitigate.models.directory import adapter_stack, load_tokenizer, model_fingerprint
 from mitigate.models.model import Model, check_same_tokenizer
 from mitigate.models.store import ModelStore
+from mitigate.tokens.rules import tokenizer_fingerprint
 from mitigate.tokens.tokenization import tokenize_documents
 
 TinyModel = Callable[..., Path]

@@ -22,9 +22,10 @@ from soak import ended, forked, without_times
 from world import LORA, World
 
 from mitigate.artifacts.locks import sole_worker
+from mitigate.documents.written import write_jsonl
 from mitigate.errors import MitigateError
-from mitigate.lab.people import write_jsonl
 from mitigate.models.store import ModelStore
+from mitigate.pipeline.lab import make_documents
 from mitigate.pipeline.run import Pipeline, run
 from mitigate.recipe.loading import check_recipe, load_recipe
 from mitigate.runtime import process_state
@@ -300,7 +301,7 @@ def test_of_the_references_only_a_damaged_one_is_made_again(
     untouched = modified(copied / "references/reference-0")
     flip_a_bit(copied / "references/reference-1/adapter_model.safetensors")
     with caplog.at_level(logging.INFO):
-        Pipeline(tiny_recipe()).make_models()
+        Pipeline(tiny_recipe()).make_references()
     assert modified(copied / "references/reference-0") == untouched
     assert contents(copied, "references/**/*") == contents(finished[0], "references/**/*")
     assert "1 of 2 references are already there" in caplog.text
@@ -385,7 +386,7 @@ def test_a_directory_that_holds_only_what_a_kill_left_is_a_new_run(copied: Path)
     (copied / ".run.json.mitigate-abcdefgh").write_text("{")
     (copied / ".mitigate.lock").write_text("")
     pipeline = Pipeline(tiny_recipe())
-    pipeline.make_documents()
+    make_documents(pipeline.inputs, pipeline.stages)
     assert sorted(contents(copied)) == [
         ".mitigate.lock",
         *sorted(name for name in whole if "lab/data" in name),

@@ -15,7 +15,7 @@ from world import World
 
 from mitigate.detection.audit import Audit, reaudit
 from mitigate.detection.references.crossfit import load_references
-from mitigate.lab.people import write_jsonl
+from mitigate.documents.written import write_jsonl
 from mitigate.models.store import ModelStore
 from mitigate.unlearning.trainer import Unlearned
 

@@ -31,7 +31,8 @@ from mitigate.detection.signals import token_log_probs
 from mitigate.documents import Document, Documents, Request, Span
 from mitigate.errors import MitigateError, NothingToUnlearnError
 from mitigate.lab.tiny import train_tokenizer
-from mitigate.models.directory import OVERLAY_FILE, mixture_members
+from mitigate.models.adapters import OVERLAY_FILE
+from mitigate.models.directory import mixture_members
 from mitigate.models.settings import Schedule
 from mitigate.models.store import ModelStore
 from mitigate.models.training import fine_tune

@@ -12,15 +12,8 @@ import numpy as np
 import pytest
 from scipy.stats import binom, norm
 
-from mitigate.statistics.intervals import (
-    Figure,
-    auc_of_many,
-    clustered_auc,
-    clustered_mean,
-    clustered_share,
-    clustered_tpr,
-    share,
-)
+from mitigate.statistics.intervals import Figure, clustered_mean, clustered_share, share
+from mitigate.statistics.separation import auc_of_many, clustered_auc, clustered_tpr
 
 TRIALS = 300
 BAR = (0.93, 0.97)

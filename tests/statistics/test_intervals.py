@@ -9,19 +9,8 @@ import pytest
 from scipy.stats import binomtest
 from scipy.stats import t as student
 
-from mitigate.statistics.intervals import (
-    UNMEASURED,
-    Figure,
-    auc,
-    clustered,
-    clustered_auc,
-    clustered_mean,
-    clustered_share,
-    clustered_tpr,
-    mean,
-    share,
-    tpr_at_fpr,
-)
+from mitigate.statistics.intervals import UNMEASURED, Figure, clustered, clustered_mean, clustered_share, share
+from mitigate.statistics.separation import auc, clustered_auc, clustered_tpr, tpr_at_fpr
 
 
 def test_auc_is_the_chance_that_a_member_scores_higher_with_ties_counted_half() -> None:
@@ -85,7 +74,7 @@ def figures_of(values: np.ndarray, clusters: list[str]) -> list[Figure]:
     """Every clustered figure of the same values in the same clusters."""
     others = np.linspace(-2, 2, 40), [str(n) for n in range(40)]
     return [
-        clustered(mean, (values, clusters)),
+        clustered(np.mean, (values, clusters)),
         clustered_mean(values, clusters),
         clustered_share(values > 0.5, clusters),
         clustered_auc((values, clusters), others),
@@ -132,7 +121,7 @@ def test_at_none_and_at_all_only_the_number_of_people_counts(rate: float) -> Non
 def test_the_jackknife_of_a_mean_is_the_clusters_spread() -> None:
     draw = np.random.default_rng(3)
     means = draw.normal(size=12)
-    figure = clustered(mean, (np.repeat(means, 5), [str(n // 5) for n in range(60)]))
+    figure = clustered(np.mean, (np.repeat(means, 5), [str(n // 5) for n in range(60)]))
     reach = student.ppf(0.975, 11) * means.std(ddof=1) / np.sqrt(12)
     assert figure == pytest.approx((means.mean(), means.mean() - reach, means.mean() + reach))
 
@@ -155,7 +144,7 @@ def test_an_aucs_interval_stays_within_bounds_and_is_not_of_width_zero_at_perfec
 
 
 def test_no_values_give_no_figure() -> None:
-    assert clustered(mean, (np.array([]), [])) == clustered_mean(np.array([]), []) == UNMEASURED
+    assert clustered(np.mean, (np.array([]), [])) == clustered_mean(np.array([]), []) == UNMEASURED
     assert clustered_share(np.array([], dtype=bool), []) == UNMEASURED
     assert clustered_auc((np.ones(3), ["a", "b", "c"]), (np.array([]), [])) == UNMEASURED
     assert share(0, 0) == UNMEASURED

@@ -22,13 +22,12 @@ from mitigate.detection.audit import Audit, audit, reaudit
 from mitigate.errors import MitigateError
 from mitigate.lab.tiny import train_tokenizer
 from mitigate.models.compatible import check_tokenizers
-from mitigate.models.directory import tokenizer_fingerprint
 from mitigate.models.store import ModelStore
 from mitigate.pipeline.run import run
 from mitigate.recipe.loading import check_recipe
 from mitigate.recipe.schema import Recipe
 from mitigate.retraining.retrain import retrain
-from mitigate.tokens.rules import rule_differences, tokenizer_rules
+from mitigate.tokens.rules import rule_differences, tokenizer_fingerprint, tokenizer_rules
 
 TEXTS = [*sentences(40, seed=7), "  two  spaces, <|x|> and Ünïcödé", ""]
 TEMPLATE = (

@@ -17,20 +17,21 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from world import World, planted_documents
 
+from mitigate.adapters.merging import MERGED
 from mitigate.adapters.trained import ADAPTER, DIFFERENCE, as_before
 from mitigate.detection.audit import Audit, audit, reaudit
 from mitigate.detection.settings import Detect
 from mitigate.detection.signals import token_log_probs
 from mitigate.errors import MitigateError
 from mitigate.mistakes import checked
-from mitigate.models.directory import OVERLAY_FILE
+from mitigate.models.adapters import OVERLAY_FILE
 from mitigate.models.model import Model
 from mitigate.models.store import ModelStore
 from mitigate.tokens.batches import collate
 from mitigate.unlearning.loop import Loop
 from mitigate.unlearning.settings import Unlearn
 from mitigate.unlearning.trainable import Trainable, decoder_layers
-from mitigate.unlearning.trainer import MERGED, unlearn
+from mitigate.unlearning.trainer import unlearn
 
 METHODS = {"lora": {}, "dora": {}, "full": {}, "last_layers": {"layers": 1}}
 

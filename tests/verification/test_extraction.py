@@ -24,8 +24,9 @@ from mitigate.models.store import ModelStore
 from mitigate.models.training import fine_tune
 from mitigate.tokens.tokenization import tokenize_documents
 from mitigate.verification.compare import compare, measure, verify
-from mitigate.verification.extraction import Attempts, Extraction, Place, extract, is_completed, secrets_of
+from mitigate.verification.extraction import Attempts, Extraction, extract, is_completed
 from mitigate.verification.extraction_figures import extraction_figures, stretches
+from mitigate.verification.extraction_values import Place, secrets_of
 from mitigate.verification.figures import View
 
 TEXTS = {  # short, for a context of 64 tokens

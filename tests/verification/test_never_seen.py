@@ -10,7 +10,7 @@ import pytest
 from simulated_reports import CLEAN, REFERENCES, Leak, World
 
 from mitigate.detection.audit import Audit
-from mitigate.statistics.intervals import auc
+from mitigate.statistics.separation import auc
 from mitigate.verification.compare import compare
 
 pytestmark = pytest.mark.filterwarnings("ignore:Mean of empty slice")

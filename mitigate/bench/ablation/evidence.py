@@ -59,7 +59,7 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Measured:
+class VariantScores:
     """One target's scores in one variant.
 
     Attributes:
@@ -73,12 +73,10 @@ class Measured:
     copies: np.ndarray
 
 
-Seed = Mapping[Variant, Sequence[Measured]]  # of one seed: for each variant, the targets
+Seed = Mapping[Variant, Sequence[VariantScores]]  # of one seed: for each variant, the targets
 
 
-def lora_references(
-    world: World, base: str, *, out: Path, seed: int, schedule: Schedule, device: str = "auto"
-) -> References:
+def lora_references(world: World, base: str, *, out: Path, seed: int, schedule: Schedule, device: str) -> References:
     """Adapters on the halves that the world's models were trained on: adapter k saw what model k saw.
 
     Raises:
@@ -125,14 +123,13 @@ def measure_seed(
     lora: References | None,
     references: int,
     targets: Sequence[int],
-    store: ModelStore | None = None,
+    store: ModelStore,
 ) -> Seed:
     """All variants on all targets of one seed.
 
     Raises:
         MitigateError: the documents have no spans.
     """
-    store = store or ModelStore()
     own, truth = len(world.models.paths), len(world.truth.paths)
     paths = [*world.models.paths, *world.truth.paths, *([base] if base else []), *(lora.paths if lora else ())]
     models = [store.load(path) for path in paths]
@@ -198,7 +195,7 @@ def measure_seed(
 
 def measure_target(
     evidence: Evidence, judged: Judged, target: int, *, copies: Mapping[str, int], aggregate: bool
-) -> Measured:
+) -> VariantScores:
     """The scores of one target's spans and tokens."""
     documents = np.array([judgement.document for judgement in judged.judgements])
     member = evidence.member[documents, target]
@@ -224,7 +221,7 @@ def measure_target(
     inside = np.flatnonzero(~np.isnan(judged.signals["log_prob"]) & member[of_row])
     inside = np.random.default_rng(target).permutation(inside)[:_TOKENS]
     truth = judged.signals["log_prob"] - np.concatenate([evidence.counterfactual(number) for number in documents])
-    return Measured(
+    return VariantScores(
         spans=of_spans,
         localisation={
             name: Scored(column[inside], truth[inside] > MEMORIZED, clusters[documents[of_row[inside]]])

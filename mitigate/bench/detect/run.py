@@ -20,7 +20,7 @@ import numpy as np
 from scipy.special import expit
 
 from mitigate.artifacts.files import write_json
-from mitigate.bench.detect.target import Measured, measure
+from mitigate.bench.detect.target import TargetScores, measure
 from mitigate.bench.evidence import gather
 from mitigate.bench.rates import Units, rates
 from mitigate.bench.settings import WorldSettings
@@ -69,7 +69,7 @@ def bench_detect(
     settings = settings or WorldSettings()
     settings.check_references(references)
     state = process_state(device)
-    measured: list[list[Measured]] = []
+    measured: list[list[TargetScores]] = []
     seconds: dict[str, float] = {"models": 0.0, "judging": 0.0}
     worlds: list[World] = []
     for seed in seeds:
@@ -102,7 +102,7 @@ def bench_detect(
     return results
 
 
-def figures(measured: Sequence[Sequence[Measured]], *, fdr: float) -> dict[str, Any]:
+def figures(measured: Sequence[Sequence[TargetScores]], *, fdr: float) -> dict[str, Any]:
     """The figures of results.json from all targets of all seeds."""
     every = [target for of_seed in measured for target in of_seed]
 
@@ -171,7 +171,7 @@ def _unaided(counts: Sequence[Mapping[str, float]]) -> dict[str, float | None]:
     }
 
 
-def _by_copies(every: Sequence[Measured]) -> dict[str, dict[str, float]]:
+def _by_copies(every: Sequence[TargetScores]) -> dict[str, dict[str, float]]:
     """Share of member spans above the score that 1 % of non-members exceed, by documents that hold the secret."""
     found: dict[int, list[np.ndarray]] = {}
     for target in every:

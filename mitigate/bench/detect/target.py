@@ -24,7 +24,7 @@ _TOKENS = 20_000  # tokens of a target, drawn at random, on which token figures 
 
 
 @dataclass
-class Measured:
+class TargetScores:
     """What one target's detectors said, and the truth.
 
     Attributes:
@@ -50,7 +50,9 @@ class Measured:
     quality: Mapping[str, Any] = field(default_factory=dict)
 
 
-def measure(evidence: Evidence, *, copies: Mapping[str, int], fdr: float, description: str = "Bench") -> list[Measured]:
+def measure(
+    evidence: Evidence, *, copies: Mapping[str, int], fdr: float, description: str = "Bench"
+) -> list[TargetScores]:
     """All detectors on all targets of one seed."""
     measured = []
     with progress(evidence.member.shape[1], description, unit="target") as bar:
@@ -60,10 +62,10 @@ def measure(evidence: Evidence, *, copies: Mapping[str, int], fdr: float, descri
     return measured
 
 
-def measure_target(evidence: Evidence, target: int, *, copies: Mapping[str, int], fdr: float) -> Measured:
+def measure_target(evidence: Evidence, target: int, *, copies: Mapping[str, int], fdr: float) -> TargetScores:
     """All detectors on one target."""
     judged = evidence.of_target(target)
-    result = Measured()
+    result = TargetScores()
     documents = np.array([judgement.document for judgement in judged.judgements])
     member = evidence.member[documents, target]
     _names, clusters = np.unique(evidence.groups, return_inverse=True)

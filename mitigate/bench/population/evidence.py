@@ -18,8 +18,9 @@ from mitigate.detection.calibration.shadows import Judged, out_of
 from mitigate.detection.scores import TOKEN_SCORES, offline_mean
 from mitigate.detection.signals import Judgement, judge
 from mitigate.documents import Documents, read_documents
+from mitigate.documents.written import write_jsonl
 from mitigate.errors import MitigateError
-from mitigate.lab.people import plant, write_jsonl
+from mitigate.lab.planting import plant
 from mitigate.models.model import Model
 from mitigate.models.store import ModelStore
 from mitigate.runtime import process_state
@@ -83,11 +84,10 @@ def read_sequences(
     population: Documents,
     *,
     references: int,
-    sizes: Sequence[int] = SIZES,
-    store: ModelStore | None = None,
+    sizes: Sequence[int],
+    store: ModelStore,
 ) -> Sequences:
     """Judge a world's documents and its population; the models of the counterfactual truth take no part."""
-    store = store or ModelStore()
     models = [store.load(path) for path in world.models.paths]
     tokenized = tokenize_documents(world.documents, models[0].tokenizer)
     keys = [document.id for document in world.documents]

@@ -1,7 +1,7 @@
 """What the figures of `mitigate bench unlearn` are computed from: every model's log-probabilities on the same tokens.
 
 The target, the oracles and the judges are scored once a seed, an unlearned model once a run. All figures are pure
-functions of these arrays, see `unlearn_figures`. N tokens of the people's documents in order, M of prose; a token
+functions of these arrays, see `figures`. N tokens of the people's documents in order, M of prose; a token
 without a score (a document's first) is NaN.
 """
 
@@ -24,7 +24,7 @@ from mitigate.tokens.tokenization import TokenizedDocument, span_tokens, tokeniz
 
 
 @dataclass(frozen=True)
-class Measured:
+class ModelLogProbs:
     """What one model says.
 
     Attributes:
@@ -44,13 +44,13 @@ class Measured:
             np.savez_compressed(stream, log_prob=self.log_prob, first=self.first, prose=self.prose)
 
     @classmethod
-    def load(cls, path: Path) -> Measured:
+    def load(cls, path: Path) -> ModelLogProbs:
         """Read what `save` wrote."""
         with np.load(path, allow_pickle=False) as arrays:
             return cls(arrays["log_prob"], arrays["first"], arrays["prose"])
 
 
-class Secret(NamedTuple):
+class KnownSecret(NamedTuple):
     """A known span: rows [first, last) among the N, whose, and whether it has a prefix to be extracted from."""
 
     first: int
@@ -61,7 +61,7 @@ class Secret(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Evidence:
+class UnlearnEvidence:
     """One seed's tokens and what target, oracles and judges say about them.
 
     Attributes:
@@ -81,11 +81,11 @@ class Evidence:
     person: np.ndarray
     role: np.ndarray
     secret: np.ndarray
-    secrets: Sequence[Secret]
+    secrets: Sequence[KnownSecret]
     prose_document: np.ndarray
-    before: Measured
-    document_oracles: tuple[Measured, ...]
-    token_oracles: tuple[Measured, ...]
+    before: ModelLogProbs
+    document_oracles: tuple[ModelLogProbs, ...]
+    token_oracles: tuple[ModelLogProbs, ...]
     judges: np.ndarray
 
     def rows(self, *roles: str, secret: bool | None = None) -> np.ndarray:
@@ -96,7 +96,7 @@ class Evidence:
         return np.flatnonzero(chosen)
 
 
-def gather_evidence(world: UnlearnWorld, *, device: str = "auto") -> Evidence:
+def gather_evidence(world: UnlearnWorld, *, device: str = "auto") -> UnlearnEvidence:
     """Score a world's documents and prose with target, oracles and judges.
 
     Raises:
@@ -120,7 +120,7 @@ def gather_evidence(world: UnlearnWorld, *, device: str = "auto") -> Evidence:
     secret, secrets = _secrets(world.documents, tokenized, people, roles)
     if not any(found.role in ("validation", "test") for found in secrets):
         raise MitigateError("no secret of the people to forget can be scored; give documents with longer known spans")
-    return Evidence(
+    return UnlearnEvidence(
         tokenized=tokenized,
         prose=prose,
         person=np.repeat(people, lengths),
@@ -141,7 +141,7 @@ def measure_model(
     prose: Sequence[TokenizedDocument],
     *,
     device: str = "auto",
-) -> Measured:
+) -> ModelLogProbs:
     """Score the tokens with one model, from its directory.
 
     Raises:
@@ -150,7 +150,7 @@ def measure_model(
     model = ModelStore(device=device).load(source)
     signals = token_signals(model, [], documents=[*tokenized, *prose], description="Measuring")
     people = sum(len(own.ids) for own in tokenized)
-    return Measured(
+    return ModelLogProbs(
         signals["log_prob"][:people], signals["rank"][:people] == 1, np.asarray(signals["log_prob"][people:])
     )
 
@@ -164,7 +164,7 @@ def _role(world: UnlearnWorld, group: str, set_name: str | None) -> str:
 
 def _secrets(
     documents: Documents, tokenized: Sequence[TokenizedDocument], people: np.ndarray, roles: Sequence[str]
-) -> tuple[np.ndarray, list[Secret]]:
+) -> tuple[np.ndarray, list[KnownSecret]]:
     """(N,) whether a token belongs to a known span, and the spans."""
     secret = np.zeros(sum(len(own.ids) for own in tokenized), dtype=bool)
     secrets = []
@@ -176,6 +176,8 @@ def _secrets(
             scored = tokens[own.audited[tokens]]
             if scored.size:
                 whole = len(scored) == len(tokens) and int(tokens[0]) > 0
-                secrets.append(Secret(start + int(scored[0]), start + int(scored[-1]) + 1, int(person), role, whole))
+                secrets.append(
+                    KnownSecret(start + int(scored[0]), start + int(scored[-1]) + 1, int(person), role, whole)
+                )
         start += len(own.ids)
     return secret, secrets

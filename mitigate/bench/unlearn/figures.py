@@ -14,7 +14,7 @@ from functools import partial
 
 import numpy as np
 
-from mitigate.bench.unlearn.evidence import Evidence, Measured
+from mitigate.bench.unlearn.evidence import ModelLogProbs, UnlearnEvidence
 from mitigate.detection.scores import clipped
 from mitigate.statistics.intervals import UNMEASURED, Figure, clustered_share
 from mitigate.statistics.roc import RESAMPLES, Scored, over_targets, weighted_auc, weighted_tpr
@@ -23,7 +23,9 @@ FEWEST_NON_MEMBERS = 100  # spans; fewer do not resolve one in a hundred
 Means = Callable[[np.ndarray], np.ndarray]
 
 
-def figures(evidence: Sequence[Evidence], measured: Sequence[Measured], *, half: str = "test") -> dict[str, Figure]:
+def figures(
+    evidence: Sequence[UnlearnEvidence], measured: Sequence[ModelLogProbs], *, half: str = "test"
+) -> dict[str, Figure]:
     """All figures of one method, one model a seed.
 
     Args:
@@ -76,7 +78,7 @@ def figures(evidence: Sequence[Evidence], measured: Sequence[Measured], *, half:
     }
 
 
-def floors(evidence: Sequence[Evidence], *, half: str = "test") -> dict[str, Figure]:
+def floors(evidence: Sequence[UnlearnEvidence]) -> dict[str, Figure]:
     """Distances between two oracles of one kind, on secret tokens and on the other tokens of the same documents."""
     result = {}
     for name, kind, secret in (
@@ -85,30 +87,26 @@ def floors(evidence: Sequence[Evidence], *, half: str = "test") -> dict[str, Fig
         ("token_oracle_distance", "token_oracles", True),
         ("token_oracle_other_distance", "token_oracles", False),
     ):
-        columns = [_distances(seed, seed.before, kind, half=half, secret=secret) for seed in evidence]
+        columns = [_distances(seed, seed.before, kind, half="test", secret=secret) for seed in evidence]
         result[name] = over_seeds(columns, lambda means: means[:, 2])
     return result
 
 
-def over_seeds(
-    columns: Sequence[tuple[np.ndarray, np.ndarray]], statistic: Means, *, resamples: int = RESAMPLES, seed: int = 0
-) -> Figure:
+def over_seeds(columns: Sequence[tuple[np.ndarray, np.ndarray]], statistic: Means) -> Figure:
     """A statistic of means over tokens, averaged over seeds; clusters are resampled within each seed.
 
     Args:
         columns: for each seed, (C, n) values of n tokens and their (n,) clusters.
         statistic: (R, C) means -> (R,).
-        resamples (`int`, *optional*, defaults to 300): bootstrap samples.
-        seed (`int`, *optional*, defaults to 0): of the resampling.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     results = []
     for values, clusters in columns:
         if not values.shape[1]:
             return UNMEASURED
         _, place = np.unique(clusters, return_inverse=True)
         count = int(place.max()) + 1
-        weights = rng.multinomial(count, np.full(count, 1 / count), size=resamples)
+        weights = rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
         weights = np.concatenate([np.ones((1, count)), weights])
         sums = np.stack([np.bincount(place, weights=column, minlength=count) for column in values])
         results.append(statistic(weights @ sums.T / (weights @ np.bincount(place))[:, None]))
@@ -117,7 +115,7 @@ def over_seeds(
     return Figure(float(value), float(low), float(high))
 
 
-def span_scores(evidence: Evidence, measured: Measured, *, half: str) -> Scored:
+def span_scores(evidence: UnlearnEvidence, measured: ModelLogProbs, *, half: str) -> Scored:
     """Forgotten people's secrets (the positives) and never-seen ones by their mean clipped log-ratio to the judges."""
     spans = [secret for secret in evidence.secrets if secret.role in (half, "holdout")]
     ratio = clipped(measured.log_prob - evidence.judges)
@@ -126,7 +124,7 @@ def span_scores(evidence: Evidence, measured: Measured, *, half: str) -> Scored:
     return Scored(scores, np.array([secret.role == half for secret in spans]), clusters)
 
 
-def extraction(seeds: Sequence[tuple[Evidence, Measured]], role: str) -> Figure:
+def extraction(seeds: Sequence[tuple[UnlearnEvidence, ModelLogProbs]], role: str) -> Figure:
     """Share of a role's secrets that greedy decoding from the true prefix completes exactly, over all seeds."""
     found = [
         (bool(measured.first[secret.first : secret.last].all()), f"{number}.{secret.person}")
@@ -149,10 +147,10 @@ def _over_forgotten(scored: Sequence[Scored]) -> Figure:
 
 
 def _distances(
-    evidence: Evidence, measured: Measured, kind: str, *, half: str, secret: bool
+    evidence: UnlearnEvidence, measured: ModelLogProbs, kind: str, *, half: str, secret: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Distances to the oracles of the model and of the model before, and that between the oracles; clusters."""
-    oracles: Sequence[Measured] = getattr(evidence, kind)
+    oracles: Sequence[ModelLogProbs] = getattr(evidence, kind)
     first, second = (oracle.log_prob for oracle in oracles)
 
     def to_oracles(log_prob: np.ndarray) -> np.ndarray:
@@ -162,19 +160,19 @@ def _distances(
     return _people(evidence, np.stack(columns), evidence.rows(half, secret=secret))
 
 
-def _people(evidence: Evidence, columns: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _people(evidence: UnlearnEvidence, columns: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return columns[:, rows], evidence.person[rows]
 
 
-def _moved(evidence: Evidence, measured: Measured) -> np.ndarray:
+def _moved(evidence: UnlearnEvidence, measured: ModelLogProbs) -> np.ndarray:
     return np.abs(measured.log_prob - evidence.before.log_prob)
 
 
-def _against_oracles(evidence: Evidence, measured: Measured) -> np.ndarray:
+def _against_oracles(evidence: UnlearnEvidence, measured: ModelLogProbs) -> np.ndarray:
     return np.stack([measured.log_prob, np.mean([one.log_prob for one in evidence.document_oracles], axis=0)])
 
 
-def _prose(evidence: Evidence, measured: Measured) -> tuple[np.ndarray, np.ndarray]:
+def _prose(evidence: UnlearnEvidence, measured: ModelLogProbs) -> tuple[np.ndarray, np.ndarray]:
     scored = ~np.isnan(evidence.before.prose)
     return np.stack([evidence.before.prose, measured.prose])[:, scored], evidence.prose_document[scored]
 

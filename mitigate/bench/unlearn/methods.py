@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mitigate.artifacts.files import fingerprint, read_json, write_json
-from mitigate.bench.unlearn.evidence import Evidence, Measured, measure_model
+from mitigate.bench.unlearn.evidence import ModelLogProbs, UnlearnEvidence, measure_model
 from mitigate.bench.unlearn.figures import figures, plain
 from mitigate.bench.unlearn.settings import UnlearnBenchSettings
 from mitigate.bench.unlearn.world import UnlearnWorld
@@ -63,7 +63,7 @@ class Seed:
     number: int
     directory: Path
     world: UnlearnWorld
-    evidence: Evidence
+    evidence: UnlearnEvidence
     audits: Mapping[str, Audit]
     settings: UnlearnBenchSettings
     device: str
@@ -79,7 +79,7 @@ class Run:
     """
 
     record: dict[str, Any]
-    measured: Measured | None
+    measured: ModelLogProbs | None
 
     @property
     def criterion(self) -> float:
@@ -253,7 +253,7 @@ def _run(
     begun = read_json(mark_file) if mark_file.is_file() else None
     state.wait_for_everyone()  # all have looked before one writes
     if kept and kept["fingerprint"] == plan:
-        return Run(kept, Measured.load(arrays))
+        return Run(kept, ModelLogProbs.load(arrays))
     if begun != plan and state.is_main_process:  # its checkpoint would be refused
         shutil.rmtree(directory, ignore_errors=True)
         write_json(mark_file, plan)

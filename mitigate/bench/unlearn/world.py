@@ -25,8 +25,10 @@ from mitigate.bench.unlearn.settings import UnlearnWorldSettings
 from mitigate.bench.world import make_bench_base
 from mitigate.detection.references.crossfit import References, crossfit_references
 from mitigate.documents import Document, Documents, read_documents
+from mitigate.documents.written import write_jsonl
 from mitigate.errors import MitigateError, summarize
-from mitigate.lab.people import general_text, plant, write_jsonl
+from mitigate.lab.planting import plant
+from mitigate.lab.writing import general_text
 from mitigate.models.directory import load_tokenizer, model_fingerprint
 from mitigate.models.store import ModelStore
 from mitigate.models.training import fine_tune

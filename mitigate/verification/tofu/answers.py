@@ -9,12 +9,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
 
 from mitigate.detection.signals import token_log_probs
 from mitigate.generation.decoding import continuations
 from mitigate.models.model import Model
-from mitigate.runtime import progress, share_of
+from mitigate.runtime import gathered, progress, share_of
 from mitigate.tokens.tokenization import TokenizedDocument, tokenize_documents
 from mitigate.verification.tofu.questions import Question
 from mitigate.verification.tofu.settings import Tofu
@@ -89,8 +88,7 @@ def greedy_answers(
             for number, tokens, most in zip(batch, generated, room, strict=True):
                 found.append((number, _text(model, tokens[:most], end=settings.answer_end)))
             bar.update()
-    answers = dict(gather_object(found) if state.num_processes > 1 else found)
-    return [answers[number] for number in range(len(prompts))]
+    return gathered(found, state)
 
 
 def rouge_l_recall(answers: Sequence[str], given: Sequence[str]) -> list[float]:
