@@ -10,12 +10,12 @@ import torch
 from peft import get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mitigate.models.training import lora_config
 from mitigate.bench.unlearn.evidence import UnlearnEvidence
 from mitigate.bench.unlearn.figures import figures, floors, plain
 from mitigate.bench.unlearn.methods import Run
 from mitigate.bench.unlearn.tries import SeedRuns, Tried
 from mitigate.errors import summarize
+from mitigate.models.training import lora_config
 from mitigate.unlearning.settings import Unlearn
 
 AS_MUCH = 0.1  # nats: a try forgets as much as ours if its secrets are no likelier by more than this
@@ -113,7 +113,7 @@ def adapter_share() -> dict[str, float]:
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
         whole = sum(parameter.numel() for parameter in model.parameters())
-        adapted = get_peft_model(model, Unlearn()lora_config(.lora))
+        adapted = get_peft_model(model, lora_config(Unlearn().lora))
         own = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
     return {"parameters": whole, "adapter_parameters": own, "share": own / whole}
 
