@@ -1,5 +1,6 @@
 # make demo   from nothing to an opened report (a few minutes on two cores)
 # make test   the whole test suite, in two processes (WORKERS=n for more)
+# make properties   the tests of what holds of every text, on 5,000 texts each: about 15 minutes
 # make soak   kill a tiny run 100 times at random and once at every rename: about 20 minutes (KILLS=10 RENAMES=8 for fewer)
 # make lint   ruff (lint and format) and mypy
 PYTHON ?= python3
@@ -12,7 +13,7 @@ SEED ?= 0
 BIN := $(VENV)/bin
 DEMO_OUT ?= runs/quickstart
 
-.PHONY: demo test soak lint format clean
+.PHONY: demo test properties soak lint format clean
 
 demo: $(VENV)/installed
 	$(BIN)/mitigate run recipes/quickstart.yaml out=$(DEMO_OUT)
@@ -21,6 +22,10 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder
+
+properties: $(VENV)/installed
+	PROPERTIES=thorough OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
+		$(BIN)/python -m pytest $$(grep -l '^from hypothesis' -r tests --include='test_*.py')
 
 soak: $(VENV)/installed
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false KILLS=$(KILLS) RENAMES=$(RENAMES) JOBS=$(JOBS) SEED=$(SEED) \

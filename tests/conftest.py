@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub.constants
+import hypothesis
 import pytest
 import torch
 from commands import Mitigate, Outcome
@@ -24,6 +26,11 @@ from mitigate.models.store import ModelStore
 from mitigate.runtime import quiet_libraries
 
 TinyModelFactory = Callable[..., Path]
+
+# The suite tries the same few examples each time; PROPERTIES=thorough tries many, others each time.
+hypothesis.settings.register_profile("suite", max_examples=40, derandomize=True, deadline=None, database=None)
+hypothesis.settings.register_profile("thorough", max_examples=5000, deadline=None, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("PROPERTIES", "suite"))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -21,6 +21,7 @@ from mitigate.documents import Document, Span
 from mitigate.errors import MitigateError
 from mitigate.secrets.copies import identifiers
 from mitigate.secrets.same import comparable, dialled_length
+from mitigate.text.stretches import joined
 
 
 def redact_document(document: Document, spans: Sequence[Span], *, redact: str, key: str = "") -> Document:
@@ -66,9 +67,8 @@ def replaced(
         else:  # piece by piece, for a copy of what was found may be a part of it
             new = "".join(fake(unit, key) if comparable(unit) else unit for unit in _units(secret))
         edits.append((span.start, span.end, new))
-    kept = [
-        span for span in document.spans if not any(start <= span.start and span.end <= end for start, end, _ in edits)
-    ]
+    gone = joined((start, end) for start, end, _ in edits)
+    kept = [span for span in document.spans if not any(start <= span.start and span.end <= end for start, end in gone)]
 
     def moved(position: int, edge: int) -> int:
         return _moved(position, edits, edge, aligned=redact == "fake")

@@ -309,7 +309,7 @@ def test_audits_select_in_documents_to_forget_only(out: Path, made: UnlearnWorld
     assert selected_share(seed, "known", secret=False) == 0
 
 
-def test_oracles_saw_what_they_should(made: UnlearnWorld) -> None:
+def test_document_oracles_never_saw_the_forget_set_and_token_oracles_did(made: UnlearnWorld) -> None:
     for path in made.document_oracles:
         assert read_json(Path(path) / "training.json")["documents"] == len(made.documents.subset("retain"))
     for path in (*made.token_oracles, made.target):

@@ -107,7 +107,7 @@ def test_the_verbs_lead_from_a_leaky_model_to_a_report(mitigate_: Mitigate, fold
     assert (folder / "report/report.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
 
 
-def test_run_and_report(mitigate_: Mitigate, world: World) -> None:
+def test_a_run_is_reported_without_the_secrets_until_all_text_is_asked_for(mitigate_: Mitigate, world: World) -> None:
     ran = mitigate_(
         *("run", ROOT / "recipes/pretrained.yaml", "models.target=target", "references.given=[base]"),
         *("data.documents.0.path=train.jsonl", "out=run", "report.extraction=false"),

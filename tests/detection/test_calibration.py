@@ -331,7 +331,7 @@ def test_the_calibration_error_of_a_perfect_statement_is_zero() -> None:
     assert expected_calibration_error(probabilities[:0], labels[:0]) == 0
 
 
-def test_the_calibration_error_of_an_example_worked_by_hand() -> None:
+def test_the_calibration_error_equals_an_example_worked_by_hand() -> None:
     probabilities = np.array([0.02, 0.08, 0.93, 0.97, 1.0, 0.51])
     labels = np.array([False, True, True, True, True, False])
     # 0.0-0.1: stated 0.05, true 0.5; 0.9-1.0: stated 2.9 / 3, true 1; 0.5-0.6: stated 0.51, true 0

@@ -509,7 +509,7 @@ def test_the_report_says_what_was_requested_and_where_else_it_stands_without_the
 # --- a whole recipe ---------------------------------------------------------------------------------------------------
 
 
-def test_one_request_through_a_whole_lab_recipe(tmp_path: Path) -> None:
+def test_a_whole_lab_recipe_forgets_what_a_request_names_and_trains_no_model_again(tmp_path: Path) -> None:
     with working_in(tmp_path):
         plain = Pipeline(tiny_recipe(unlearn=None))
         plain.run()

@@ -35,7 +35,7 @@ def test_every_shipped_recipe_validates(path: Path) -> None:
     assert recipe.seed == 3
 
 
-def test_the_issue_s_recipes_are_shipped() -> None:
+def test_recipes_for_trials_benchmarks_and_models_of_ones_own_are_shipped() -> None:
     assert {path.stem for path in SHIPPED} >= {"quickstart", "lume", "stories", "tofu", "finetuned", "pretrained"}
 
 

@@ -210,7 +210,7 @@ def test_an_unchanged_model_did_not_move_away() -> None:
     ("holdout", "status", "headline"),
     [(2.33, "good", "kept its quality"), (2.50, "caution", "at some cost"), (9.0, "bad", "at a high cost")],
 )
-def test_cost_of_other_text(holdout: float, status: str, headline: str) -> None:
+def test_a_verdict_depends_on_what_other_text_lost(holdout: float, status: str, headline: str) -> None:
     report = good()
     report["utility"]["holdout_nll"]["after"] = holdout
     verdict = judge(Figures(report))

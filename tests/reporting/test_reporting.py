@@ -26,7 +26,7 @@ def test_first_screen_says_the_verdict_the_leakage_with_intervals_and_the_cost()
     assert "None of 104 secrets is completed word for word any more (at most 3.5 %" in first
 
 
-def test_sections_after_the_first_screen() -> None:
+def test_sections_after_the_first_screen_say_what_was_selected_how_and_from_what() -> None:
     text = Page(render_report(REPORT, *pair(), text="masked")).all_text
     for words in (
         "Selected: spans that score high.",
@@ -90,7 +90,7 @@ def test_hostile_text_stays_text_everywhere() -> None:
     assert "⟨U+202E⟩txt␀␛[31m⟨U+0085⟩" in page
 
 
-def test_no_address_outside_the_file_and_a_policy_that_forbids_any() -> None:
+def test_a_page_names_no_address_outside_itself_and_its_policy_forbids_any() -> None:
     page = render_report(REPORT, *pair(), text="all")
     assert not re.search(r"(https?:)?//[\w.-]+\.\w", page)
     attributes = {name: value for _, own in Page(page).tags for name, value in own.items() if name in ("src", "href")}

@@ -141,6 +141,9 @@ def test_a_range_that_begins_or_ends_inside_a_secret_holds_the_whole_replacement
 def test_a_known_span_inside_what_is_replaced_is_gone() -> None:
     document = Document("d", "The code is 123456 now.", spans=(Span(12, 18, "code"), Span(19, 22, "when")))
     assert redact_document(document, [Span(4, 18)], redact="fake", key="k").spans == (Span(19, 22, "when"),)
+    in_two = redact_document(document, [Span(12, 15, "area"), Span(15, 18, "line")], redact="placeholder")
+    assert in_two.text == "The code is [AREA][LINE] now."
+    assert [in_two.text[span.start : span.end] for span in in_two.spans] == ["now"]
 
 
 def test_spans_of_another_text_are_refused() -> None:

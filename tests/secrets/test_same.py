@@ -50,7 +50,7 @@ from mitigate.verification.compare import Comparison
         ("--", "()", False),
     ],
 )
-def test_what_is_the_same_secret(one: str, other: str, are_same: bool) -> None:
+def test_two_strings_are_the_same_secret_either_way_round(one: str, other: str, are_same: bool) -> None:
     assert same(one, other) == same(other, one) == are_same
 
 

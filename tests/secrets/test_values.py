@@ -97,7 +97,7 @@ def test_long_hostile_text_is_read_in_time_and_values_never_overlap(name: str) -
     assert all(first.end <= second.start for first, second in pairwise(values))
 
 
-def test_recall_and_precision_on_sentences_that_others_made() -> None:
+def test_sensitive_values_are_found_in_sentences_that_others_made() -> None:
     path = DATA / "presidio" / "synth_dataset_v2.json"
     if not path.is_file():
         pytest.skip("needs shared/data/presidio")

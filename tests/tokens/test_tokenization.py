@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from texts import byte_tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from mitigate.documents import Document, read_documents
@@ -13,30 +13,6 @@ from mitigate.tokens.tokenization import TokenizedDocument, span_tokens, tokeniz
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 EMOJI = "Zoë’s  héllo 🎉👩‍👧 call 555-0100\n"
-
-
-def byte_tokenizer(*, bos: bool = True, trim_offsets: bool = False) -> PreTrainedTokenizerFast:
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=320,
-        special_tokens=["<s>", "</s>", "<|turn|>"],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    backend.train_from_iterator(["call me at home", "hello there my friend"] * 20, trainer)
-    steps: list = [processors.ByteLevel(trim_offsets=trim_offsets)]
-    steps += [processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])] if bos else []
-    backend.post_processor = processors.Sequence(steps)
-    backend.enable_truncation(4)  # saved by many a tokenizer.json; must not cut what is audited
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token="<s>",
-        eos_token="</s>",
-        extra_special_tokens=["<|turn|>"],
-        model_max_length=8,
-    )
 
 
 @pytest.fixture(scope="module")

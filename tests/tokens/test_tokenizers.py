@@ -244,7 +244,7 @@ def recipe_of(world: World, chats: tuple[Path, Path], out: Path, **changes: Any)
     )
 
 
-def test_from_an_adapter_with_its_own_chat_template_to_the_report(
+def test_a_run_on_an_adapter_with_its_own_chat_template_predicts_what_the_saved_adapter_does(
     world: World, chats: tuple[Path, Path], tmp_path: Path
 ) -> None:
     comparison = run(recipe_of(world, chats, tmp_path / "run"))
