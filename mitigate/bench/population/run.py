@@ -124,8 +124,8 @@ def study_population(
     *,
     populations: Sequence[Documents],
     references: int,
-    sizes: Sequence[int] = SIZES,
-    store: ModelStore | None = None,
+    sizes: Sequence[int],
+    store: ModelStore,
 ) -> dict[str, Any]:
     """RMIA and sequence InfoRMIA by population size, and scores from tokens that ask no population.
 
@@ -133,8 +133,8 @@ def study_population(
         worlds: one for each seed.
         populations: for each world, documents that trained none of its models.
         references: K, how many OUT references judge a document.
-        sizes (*optional*, defaults to 10, 100, 1000): of the population; cut to what there is.
-        store (*optional*): loads the models.
+        sizes: of the population; cut to what there is.
+        store: loads the models.
 
     Returns:
         `rows`: one for each score (`informia` as published, `informia_mean` with every z weighted alike, `rmia`, and,
@@ -152,14 +152,12 @@ def study_population(
     return population_results(every, sizes=sizes)
 
 
-def population_results(
-    every: Sequence[Sequences], *, sizes: Sequence[int] = SIZES, draws: int = DRAWS
-) -> dict[str, Any]:
+def population_results(every: Sequence[Sequences], *, sizes: Sequence[int], draws: int = DRAWS) -> dict[str, Any]:
     """The results of `study_population` from what was judged of each seed.
 
     Args:
         every: of each seed.
-        sizes (*optional*, defaults to 10, 100, 1000): of the population; cut to what there is.
+        sizes: of the population; cut to what there is.
         draws (`int`, *optional*, defaults to 5): populations drawn of each size below the largest; figures are means.
     """
     sizes = cut_sizes(sizes, len(every[0].population_length))
