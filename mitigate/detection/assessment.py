@@ -35,7 +35,7 @@ _NO_NULL = (
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Assessment:
     """Everything that an audit's tables are made of.
 
     Attributes:
@@ -57,7 +57,7 @@ class Verdict:
     calibration: dict[str, Any]
 
 
-def judge_documents(
+def assess_documents(
     target: Model,
     references: Sequence[Model],
     documents: Documents,
@@ -66,7 +66,7 @@ def judge_documents(
     detect: Detect,
     eligible: set[str | None],
     given: Sequence[Mapping[str, Any]] | None = None,
-) -> Verdict:
+) -> Assessment:
     """Score the documents, find their memorized spans and calibrate them as well as the material allows.
 
     Args:
@@ -112,7 +112,7 @@ def judge_documents(
     if given is None:  # a re-audit keeps the choice of the audit
         _select(page, findings.rows, detect)
     spans = [{**row, "span_id": number} for number, row in enumerate(findings.rows)]
-    return Verdict(tokenized, own, score, findings.log_odds, findings.memorized, spans, findings.calibration)
+    return Assessment(tokenized, own, score, findings.log_odds, findings.memorized, spans, findings.calibration)
 
 
 def check_calibration(documents: Documents, *, crossfitted: int, detect: Detect) -> None:

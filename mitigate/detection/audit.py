@@ -30,7 +30,7 @@ from mitigate.artifacts.files import (
     write_json,
     write_table,
 )
-from mitigate.detection.assessment import Verdict, judge_documents
+from mitigate.detection.assessment import Assessment, assess_documents
 from mitigate.detection.coverage import coverage, warn_of_gaps
 from mitigate.detection.linked import with_linked
 from mitigate.detection.references.checks import check_references
@@ -243,28 +243,30 @@ def audit(
     eligible = _eligible_sets(documents) if not forget_all else {"forget", "retain", "holdout", None}
     for reference in reference_models:
         check_same_tokenizer(model, reference)
-    verdict = judge_documents(model, reference_models, documents, seen, detect=detect, eligible=eligible)
+    assessed = assess_documents(model, reference_models, documents, seen, detect=detect, eligible=eligible)
     names = [reference.name for reference in reference_models]
     warnings = check_references(
-        verdict.signals,
+        assessed.signals,
         documents,
-        verdict.tokenized,
+        assessed.tokenized,
         names=names,
         crossfitted=seen.crossfitted,
         vocabulary=model.vocabulary_size,
     )
     windows = {name: getattr(detect, name) for name in ("context", "stride", "batch_tokens")}
-    fit = reference_fit(model, reference_models, documents, verdict.tokenized, seen, verdict.signals, settings=windows)
+    fit = reference_fit(
+        model, reference_models, documents, assessed.tokenized, seen, assessed.signals, settings=windows
+    )
     warnings += [warning] if (warning := fit_warning(fit)) else []
     for warning in warnings:
         logger.warning("%s", warning)
     erasure = None
     if documents.erasure is not None:
-        verdict, erasure = with_linked(verdict, documents)
+        assessed, erasure = with_linked(assessed, documents)
     settings = {"kind": references.kind, "detect": detect.model_dump(), "seed": seed, "warnings": warnings}
     settings |= {"erasure": erasure, "fit": fit}
-    result = _assemble(model, reference_models, documents, seen, verdict, settings)
-    warn_of_gaps(result.metadata["coverage"], documents, verdict.tokenized)
+    result = _assemble(model, reference_models, documents, seen, assessed, settings)
+    warn_of_gaps(result.metadata["coverage"], documents, assessed.tokenized)
     return result
 
 
@@ -291,7 +293,7 @@ def reaudit(before: Audit, target: str | Path | Model, *, store: ModelStore | No
         trained=table["in_references"].to_pylist(),
         crossfitted=before.metadata["crossfitted"],
     )
-    verdict = judge_documents(
+    assessed = assess_documents(
         model,
         reference_models,
         documents,
@@ -303,7 +305,7 @@ def reaudit(before: Audit, target: str | Path | Model, *, store: ModelStore | No
     settings = {name: before.metadata[name] for name in ("kind", "detect", "seed", "warnings")}
     settings |= {name: before.metadata.get(name) for name in ("erasure", "fit")}
     settings["again"] = before.fingerprint
-    again = _assemble(model, reference_models, documents, seen, verdict, settings)
+    again = _assemble(model, reference_models, documents, seen, assessed, settings)
     marks = {name: again.tokens.column_names.index(name) for name in ("memorized", "selected")}
     tokens = again.tokens  # which tokens were memorized, and which were chosen, is the earlier audit's finding
     for name, place in marks.items():
@@ -329,18 +331,18 @@ def _assemble(
     references: Sequence[Model],
     documents: Documents,
     seen: Seen,
-    verdict: Verdict,
+    assessed: Assessment,
     settings: Mapping[str, Any],
 ) -> Audit:
-    spans = span_table(verdict.spans)
+    spans = span_table(assessed.spans)
     return Audit(
         tokens=token_table(
-            verdict.tokenized,
-            verdict.signals,
+            assessed.tokenized,
+            assessed.signals,
             spans,
-            score=verdict.score,
-            log_odds=verdict.log_odds,
-            memorized=verdict.memorized,
+            score=assessed.score,
+            log_odds=assessed.log_odds,
+            memorized=assessed.memorized,
         ),
         documents=document_table(documents, out_references=seen.out, in_references=seen.trained),
         spans=spans,
@@ -353,9 +355,9 @@ def _assemble(
             "tokenizer": tokenizer_fingerprint(model.tokenizer),
             "documents": documents.fingerprint,
             "skipped": list(documents.skipped),
-            "coverage": coverage(documents, verdict.tokenized),
+            "coverage": coverage(documents, assessed.tokenized),
             "context": min(settings["detect"]["context"] or model.context, *(m.context for m in (model, *references))),
-            "calibration": verdict.calibration,
+            "calibration": assessed.calibration,
             "code": __version__,
             "versions": library_versions(),
             **settings,

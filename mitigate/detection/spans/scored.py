@@ -30,7 +30,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Findings:
-    """What a search of the documents gave; see `Verdict`, which adds what is selected."""
+    """What a search of the documents gave; see `Assessment`, which adds what is selected."""
 
     rows: list[dict[str, Any]]
     log_odds: np.ndarray
