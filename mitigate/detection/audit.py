@@ -37,7 +37,7 @@ from mitigate.detection.references.checks import check_references
 from mitigate.detection.references.crossfit import References, load_references
 from mitigate.detection.references.fit import fit_warning, reference_fit
 from mitigate.detection.settings import Detect
-from mitigate.detection.spans.scored import Seen
+from mitigate.detection.spans.scored import ReferenceMembership
 from mitigate.detection.tables import document_table, span_table, token_table
 from mitigate.documents import Document, Documents, Request, Span, read_documents
 from mitigate.errors import MitigateError
@@ -235,7 +235,7 @@ def audit(
         documents = read_documents(documents, tokenizer=model.tokenizer, mark=forget.where if forget else None)
     documents = forget.apply(documents) if forget is not None else documents
     reference_models = [store.load(path) for path in references.paths]
-    seen = Seen(
+    membership = ReferenceMembership(
         out=references.out_for(documents),
         trained=references.trained_for(documents),
         crossfitted=references.crossfitted,
@@ -243,19 +243,19 @@ def audit(
     eligible = _eligible_sets(documents) if not forget_all else {"forget", "retain", "holdout", None}
     for reference in reference_models:
         check_same_tokenizer(model, reference)
-    assessed = assess_documents(model, reference_models, documents, seen, detect=detect, eligible=eligible)
+    assessed = assess_documents(model, reference_models, documents, membership, detect=detect, eligible=eligible)
     names = [reference.name for reference in reference_models]
     warnings = check_references(
         assessed.signals,
         documents,
         assessed.tokenized,
         names=names,
-        crossfitted=seen.crossfitted,
+        crossfitted=membership.crossfitted,
         vocabulary=model.vocabulary_size,
     )
     windows = {name: getattr(detect, name) for name in ("context", "stride", "batch_tokens")}
     fit = reference_fit(
-        model, reference_models, documents, assessed.tokenized, seen, assessed.signals, settings=windows
+        model, reference_models, documents, assessed.tokenized, membership, assessed.signals, settings=windows
     )
     warnings += [warning] if (warning := fit_warning(fit)) else []
     for warning in warnings:
@@ -265,7 +265,7 @@ def audit(
         assessed, erasure = with_linked(assessed, documents)
     settings = {"kind": references.kind, "detect": detect.model_dump(), "seed": seed, "warnings": warnings}
     settings |= {"erasure": erasure, "fit": fit}
-    result = _assemble(model, reference_models, documents, seen, assessed, settings)
+    result = _assemble(model, reference_models, documents, membership, assessed, settings)
     warn_of_gaps(result.metadata["coverage"], documents, assessed.tokenized)
     return result
 
@@ -288,7 +288,7 @@ def reaudit(before: Audit, target: str | Path | Model, *, store: ModelStore | No
     documents, table = before.document_list(), before.documents
     for reference in reference_models:
         check_same_tokenizer(model, reference)
-    seen = Seen(
+    membership = ReferenceMembership(
         out=table["out_references"].to_pylist(),
         trained=table["in_references"].to_pylist(),
         crossfitted=before.metadata["crossfitted"],
@@ -297,7 +297,7 @@ def reaudit(before: Audit, target: str | Path | Model, *, store: ModelStore | No
         model,
         reference_models,
         documents,
-        seen,
+        membership,
         detect=Detect(**before.metadata["detect"]),
         eligible=_eligible_sets(documents),
         given=[{name: value for name, value in row.items() if name != "span_id"} for row in before.spans.to_pylist()],
@@ -305,7 +305,7 @@ def reaudit(before: Audit, target: str | Path | Model, *, store: ModelStore | No
     settings = {name: before.metadata[name] for name in ("kind", "detect", "seed", "warnings")}
     settings |= {name: before.metadata.get(name) for name in ("erasure", "fit")}
     settings["again"] = before.fingerprint
-    again = _assemble(model, reference_models, documents, seen, assessed, settings)
+    again = _assemble(model, reference_models, documents, membership, assessed, settings)
     marks = {name: again.tokens.column_names.index(name) for name in ("memorized", "selected")}
     tokens = again.tokens  # which tokens were memorized, and which were chosen, is the earlier audit's finding
     for name, place in marks.items():
@@ -330,7 +330,7 @@ def _assemble(
     model: Model,
     references: Sequence[Model],
     documents: Documents,
-    seen: Seen,
+    membership: ReferenceMembership,
     assessed: Assessment,
     settings: Mapping[str, Any],
 ) -> Audit:
@@ -344,14 +344,14 @@ def _assemble(
             log_odds=assessed.log_odds,
             memorized=assessed.memorized,
         ),
-        documents=document_table(documents, out_references=seen.out, in_references=seen.trained),
+        documents=document_table(documents, out_references=membership.out, in_references=membership.trained),
         spans=spans,
         metadata={
             "schema": SCHEMA,
             "target": _identity(model),
             "origin": origin_of(model.source, fingerprint=model.fingerprint),
             "references": [_identity(reference) for reference in references],
-            "crossfitted": list(seen.crossfitted),
+            "crossfitted": list(membership.crossfitted),
             "tokenizer": tokenizer_fingerprint(model.tokenizer),
             "documents": documents.fingerprint,
             "skipped": list(documents.skipped),

@@ -14,7 +14,7 @@ from mitigate.tokens.tokenization import TokenizedDocument, span_tokens
 
 
 @dataclass(frozen=True)
-class Seen:
+class ReferenceMembership:
     """Which references may judge a document, and which were trained on it.
 
     Attributes:
@@ -39,7 +39,7 @@ class Findings:
 
 
 @dataclass(frozen=True)
-class Page:
+class ScoredDocuments:
     """The documents with their token scores, and which may have spans selected."""
 
     documents: Documents
