@@ -17,7 +17,7 @@ import numpy as np
 
 from mitigate.detection.scores import token_scores
 from mitigate.detection.settings import Detect
-from mitigate.detection.signals import Judgement, by_model, judge
+from mitigate.detection.signals import Pairing, by_model, compute_signals
 from mitigate.detection.spans.by_score import LEAST_NON_MEMBERS, by_score
 from mitigate.detection.spans.by_shadows import by_shadows, plan_shadows
 from mitigate.detection.spans.scored import ReferenceMembership, ScoredDocuments
@@ -83,12 +83,12 @@ def assess_documents(
     """
     tokenized = tokenize_documents(documents, target.tokenizer)
     models = [target, *references]
-    judgements = [Judgement(number, 0, tuple(k + 1 for k in out)) for number, out in enumerate(membership.out)]
+    pairings = [Pairing(number, 0, tuple(k + 1 for k in out)) for number, out in enumerate(membership.out)]
     kind = calibration_kind(documents, crossfitted=len(membership.crossfitted), detect=detect)
     plan = plan_shadows(documents, membership, len(models)) if kind == "shadows" else None
-    signals = judge(
+    signals = compute_signals(
         models,
-        [*judgements, *(plan.judgements if plan else ())],
+        [*pairings, *(plan.pairings if plan else ())],
         documents=tokenized,
         temperature=detect.temperature,
         offline_a=detect.offline_a,
@@ -101,7 +101,7 @@ def assess_documents(
     rest = {name: column[tokens:] for name, column in signals.items()}
     own = {name: column[:tokens] for name, column in signals.items()}
     own["log_prob_references"] = by_model(
-        own["log_prob_references"], judgements, documents=tokenized, models=len(models)
+        own["log_prob_references"], pairings, documents=tokenized, models=len(models)
     )[:, 1:]
     score = token_scores(own, detect.score)
     scored = ScoredDocuments(documents, tokenized, score, eligible)

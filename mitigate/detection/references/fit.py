@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mitigate.detection.references.crossfit import draw
-from mitigate.detection.signals import Judgement, judge
+from mitigate.detection.signals import Pairing, compute_signals
 from mitigate.detection.spans.scored import ReferenceMembership
 from mitigate.documents import Documents
 from mitigate.models.model import Model
@@ -59,10 +59,12 @@ def reference_fit(
     if not members:
         return None
     chosen = sorted(draw(members, _MOST_DOCUMENTS, key="fit"))
-    judgements = [
-        Judgement(number, 1 + draw(membership.trained[number], 1, key=documents[number].id)[0]) for number in chosen
+    pairings = [
+        Pairing(number, 1 + draw(membership.trained[number], 1, key=documents[number].id)[0]) for number in chosen
     ]
-    fitted = judge([target, *references], judgements, documents=tokenized, description="References' fit", **settings)
+    fitted = compute_signals(
+        [target, *references], pairings, documents=tokenized, description="References' fit", **settings
+    )
     ends = np.cumsum([0, *(len(own.ids) for own in tokenized)])
     rows = np.concatenate([np.arange(ends[number], ends[number + 1]) for number in chosen])
     per_reference = signals["log_prob_references"][rows]

@@ -11,9 +11,9 @@ import numpy as np
 from scipy.special import expit
 
 from mitigate.detection.calibration.attack import fold_of
-from mitigate.detection.calibration.shadows import Detector, Judged, deal_shadows, fit_detector, out_of
+from mitigate.detection.calibration.shadows import Detector, PairedSignals, deal_shadows, fit_detector, out_of
 from mitigate.detection.references.crossfit import draw
-from mitigate.detection.signals import Judgement
+from mitigate.detection.signals import Pairing
 from mitigate.detection.spans.scored import Findings, ReferenceMembership, ScoredDocuments
 from mitigate.documents import Documents
 from mitigate.tokens.tokenization import word_numbers
@@ -23,16 +23,16 @@ _MOST_CALIBRATION = 2000  # documents that shadows are judged on
 
 @dataclass(frozen=True)
 class ShadowPlan:
-    """Judgements of the shadows, of the target judged by as many references, and of the spare references."""
+    """Pairings of the shadows, of the target judged by as many references, and of the spare references."""
 
     shadows: list[Any]
-    target: list[Judgement]
-    spares: list[Judgement]
+    target: list[Pairing]
+    spares: list[Pairing]
     references: int
 
     @property
-    def judgements(self) -> list[Judgement]:
-        return [*self.target, *(shadow.judgement for shadow in self.shadows), *self.spares]
+    def pairings(self) -> list[Pairing]:
+        return [*self.target, *(shadow.pairing for shadow in self.shadows), *self.spares]
 
 
 def plan_shadows(documents: Documents, membership: ReferenceMembership, models: int) -> ShadowPlan:
@@ -55,18 +55,18 @@ def plan_shadows(documents: Documents, membership: ReferenceMembership, models: 
     shadows = [
         shadow
         for shadow in deal_shadows(member, available=available, count=count, keys=keys, always=always)
-        if shadow.judgement.document in chosen
+        if shadow.pairing.document in chosen
     ]
     target = [
-        Judgement(
+        Pairing(
             number,
             0,
             tuple(sorted([*out_of(member[number], available=available, count=count, key=key)[:count], *always])),
         )
         for number, key in enumerate(keys)
     ]
-    spares = {(s.judgement.document, s.spare) for s in shadows if s.member and s.spare is not None}
-    return ShadowPlan(shadows, target, [Judgement(document, model) for document, model in sorted(spares)], count)
+    spares = {(s.pairing.document, s.spare) for s in shadows if s.member and s.spare is not None}
+    return ShadowPlan(shadows, target, [Pairing(document, model) for document, model in sorted(spares)], count)
 
 
 def by_shadows(
@@ -81,49 +81,49 @@ def by_shadows(
     Args:
         scored: the documents.
         plan: of `plan_shadows`.
-        rest: signals of the plan's judgements.
+        rest: signals of the plan's pairings.
         given: span rows of an earlier audit, to be judged again.
     """
     words = [word_numbers(own.offsets, of.text) for own, of in zip(scored.tokenized, scored.documents, strict=True)]
-    everything = Judged(plan.judgements, rest, words)
+    everything = PairedSignals(plan.pairings, rest, words)
     ends = np.cumsum([len(plan.target), len(plan.shadows), len(plan.spares)])
-    judged = everything.take(range(ends[0]))
+    paired = everything.take(range(ends[0]))
     shadows = everything.take(range(ends[0], ends[1]))
     starts = everything.starts
     spare_log_prob = {
-        (judgement.document, judgement.target): rest["log_prob"][starts[n] : starts[n + 1]]
-        for n, judgement in enumerate(plan.judgements[ends[1] :], start=int(ends[1]))
+        (pairing.document, pairing.target): rest["log_prob"][starts[n] : starts[n + 1]]
+        for n, pairing in enumerate(plan.pairings[ends[1] :], start=int(ends[1]))
     }
     groups = [document.group for document in scored.documents]
     detector = fit_detector(
         plan.shadows, shadows, spare_log_prob=spare_log_prob, known=scored.known(), groups=groups, seed=0
     )
     folds = fold_of(groups)
-    log_odds = detector.token_log_odds(judged, folds)
-    memorized, found = detector.find(judged, log_odds)
+    log_odds = detector.token_log_odds(paired, folds)
+    memorized, found = detector.find(paired, log_odds)
     if given is None:
         rows = scored.found_rows(found) + scored.known_rows()
     else:
         rows = scored.rescored(given)
-    _add_certainty(scored, rows, detector, judged, folds)
+    _add_certainty(scored, rows, detector, paired, folds)
     calibration = {
         "kind": "shadows",
         "references": plan.references,
-        "shadows": len({shadow.judgement.target for shadow in plan.shadows}),
+        "shadows": len({shadow.pairing.target for shadow in plan.shadows}),
         **detector.quality,
     }
     return Findings(rows, log_odds, memorized, calibration)
 
 
 def _add_certainty(
-    scored: ScoredDocuments, rows: list[dict[str, Any]], detector: Detector, judged: Judged, folds: np.ndarray
+    scored: ScoredDocuments, rows: list[dict[str, Any]], detector: Detector, paired: PairedSignals, folds: np.ndarray
 ) -> None:
     """Probability of every span, and its false discovery rate among the spans of its kind and eligibility."""
     spans = np.array([(scored.numbers[r["doc_id"]], r["token_start"], r["token_end"]) for r in rows], dtype=int)
-    log_odds = detector.span_log_odds(judged, spans.reshape(-1, 3), folds)
-    has_score = ~np.isnan(judged.signals["log_prob"])
+    log_odds = detector.span_log_odds(paired, spans.reshape(-1, 3), folds)
+    has_score = ~np.isnan(paired.signals["log_prob"])
     tokens = {True: 0.0, False: 0.0}
-    for number, (start, end) in enumerate(pairwise(judged.starts)):
+    for number, (start, end) in enumerate(pairwise(paired.starts)):
         tokens[scored.documents[number].set in scored.eligible] += float(has_score[start:end].sum())
     for kind in ("found", "known"):
         for eligible in (True, False):
