@@ -11,7 +11,9 @@ from forgetting import long_documents
 from transformers import PreTrainedTokenizerFast
 from world import World, make_world, save_tiny_model, sentences
 
-from mitigate.detection.audit import Audit, Detect, audit
+from mitigate.detection.audit import audit
+from mitigate.detection.record import Audit
+from mitigate.detection.settings import Detect
 from mitigate.lab.tiny import train_tokenizer
 from mitigate.models.store import ModelStore
 from mitigate.runtime import quiet_libraries

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from world import LORA
 
-from mitigate.detection.audit import Detect, audit
+from mitigate.detection.audit import audit
 from mitigate.detection.references.crossfit import crossfit_references
+from mitigate.detection.settings import Detect
 from mitigate.documents import read_documents
 from mitigate.models.store import ModelStore
 from mitigate.models.training import Schedule

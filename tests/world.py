@@ -20,8 +20,10 @@ from transformers import (
 )
 
 from mitigate.artifacts.files import DIGESTS
-from mitigate.detection.audit import Audit, Detect, audit
+from mitigate.detection.audit import audit
+from mitigate.detection.record import Audit
 from mitigate.detection.references.crossfit import crossfit_references
+from mitigate.detection.settings import Detect
 from mitigate.documents import Document, Documents, Span
 from mitigate.lab.tiny import TinyModel, make_base
 from mitigate.models.store import ModelStore

@@ -210,8 +210,9 @@ def audit(
         raise MitigateError("--target: missing; give the model to audit, or a recipe that names one")
     check_free_out(out)
     quiet()
-    from mitigate.detection.audit import Audit, reaudit
     from mitigate.detection.audit import audit as audit_documents
+    from mitigate.detection.audit import reaudit
+    from mitigate.detection.record import Audit
     from mitigate.detection.settings import Detect
 
     store = model_store(base, device, dtype, trust_remote_code, allow_pickle)
@@ -295,7 +296,7 @@ def compare(
     """
     check_free_out(out)
     quiet()
-    from mitigate.detection.audit import Audit
+    from mitigate.detection.record import Audit
     from mitigate.verification.compare import verify
 
     audits = Audit.load(before), Audit.load(after)
@@ -317,7 +318,7 @@ def report(
     quiet()
     from mitigate.artifacts.files import read_json
     from mitigate.artifacts.locks import sole_worker
-    from mitigate.detection.audit import Audit
+    from mitigate.detection.record import Audit
     from mitigate.pipeline.stages import RESULTS, damaged_results, note_results
     from mitigate.runtime import process_state
     from mitigate.verification.compare import Comparison

@@ -141,7 +141,7 @@ def unlearn(
 
     chosen_objective = parse_objective(objective) if objective else None
     quiet()
-    from mitigate.detection.audit import Audit
+    from mitigate.detection.record import Audit
     from mitigate.unlearning.settings import Unlearn
     from mitigate.unlearning.trainer import unlearn as train
 
@@ -223,7 +223,7 @@ def retrain(
     quiet()
     from pydantic import Field
 
-    from mitigate.detection.audit import Audit
+    from mitigate.detection.record import Audit
     from mitigate.mistakes import Section
     from mitigate.models.training import Lora, Schedule
     from mitigate.retraining.retrain import retrain as fit_anew

@@ -30,8 +30,10 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from mitigate.detection.audit import Audit, Detect, audit
+from mitigate.detection.audit import audit
+from mitigate.detection.record import Audit
 from mitigate.detection.references.crossfit import References, load_references
+from mitigate.detection.settings import Detect
 from mitigate.documents import Document, Documents, read_documents
 from mitigate.documents.rows.reader import Row, read_rows
 from mitigate.documents.sources import DocumentSource

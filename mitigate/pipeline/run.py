@@ -25,8 +25,9 @@ import pyarrow as pa
 from mitigate.artifacts.files import new_directory, read_json, read_table, write_json, write_table
 from mitigate.artifacts.locks import sole_worker
 from mitigate.artifacts.temporaries import discard
-from mitigate.detection.audit import Audit, audit, reaudit
+from mitigate.detection.audit import audit, reaudit
 from mitigate.detection.doubts import doubts_of
+from mitigate.detection.record import Audit
 from mitigate.detection.references.crossfit import crossfit_references
 from mitigate.documents import Documents, read_documents
 from mitigate.errors import DoubtfulError, NothingToUnlearnError

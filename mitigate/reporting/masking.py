@@ -20,7 +20,7 @@ from mitigate.secrets.values import sensitive_values
 from mitigate.text.stretches import widened
 
 if TYPE_CHECKING:
-    from mitigate.detection.audit import Audit
+    from mitigate.detection.record import Audit
 
 ShownText = Literal["none", "masked", "all"]
 TEXTS: tuple[str, ...] = get_args(ShownText)

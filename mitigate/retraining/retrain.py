@@ -31,7 +31,7 @@ from mitigate.adapters.card import write_card
 from mitigate.artifacts.files import read_record, write_record
 from mitigate.artifacts.locks import sole_worker
 from mitigate.artifacts.temporaries import holds_something
-from mitigate.detection.audit import Audit
+from mitigate.detection.record import Audit
 from mitigate.documents import Documents, read_documents
 from mitigate.errors import MitigateError, summarize
 from mitigate.models.compatible import check_audited_tokenizer

@@ -26,9 +26,10 @@ from mitigate.adapters.merging import MERGED, merge_adapters
 from mitigate.artifacts.files import check_free, fingerprint, new_directory, read_json, write_json
 from mitigate.artifacts.locks import sole_worker
 from mitigate.artifacts.temporaries import partial_of
-from mitigate.detection.audit import Audit, load_audited
+from mitigate.detection.audit import load_audited
 from mitigate.detection.doubts import doubts_of
 from mitigate.detection.panel import by_teachers, taught_by
+from mitigate.detection.record import Audit
 from mitigate.documents import Documents, read_documents
 from mitigate.errors import MitigateError, NothingToUnlearnError, summarize
 from mitigate.generation.sampling import Sampling, sample

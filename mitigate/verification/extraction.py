@@ -25,7 +25,7 @@ import numpy as np
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from mitigate.detection.audit import Audit
+from mitigate.detection.record import Audit
 from mitigate.errors import MitigateError
 from mitigate.generation.decoding import continuations
 from mitigate.models.model import Model

@@ -38,7 +38,7 @@ from mitigate.bench.unlearn.world import (
     without_secrets,
 )
 from mitigate.cli.app import app
-from mitigate.detection.audit import Audit
+from mitigate.detection.record import Audit
 from mitigate.documents import Document, Documents, Span
 from mitigate.errors import MitigateError
 from mitigate.lab.people import write_jsonl

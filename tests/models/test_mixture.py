@@ -14,7 +14,8 @@ import torch
 from forgetting import SHORT, SMALL
 from world import World
 
-from mitigate.detection.audit import Detect, audit
+from mitigate.detection.audit import audit
+from mitigate.detection.settings import Detect
 from mitigate.detection.signals import token_log_probs
 from mitigate.documents import Document, Documents
 from mitigate.errors import MitigateError

@@ -14,7 +14,8 @@ from forgetting import SHORT, SMALL, cpu, secret_of, selecting
 from world import World
 
 from mitigate.artifacts.files import DIGESTS
-from mitigate.detection.audit import Audit, reaudit
+from mitigate.detection.audit import reaudit
+from mitigate.detection.record import Audit
 from mitigate.documents import Document, Documents
 from mitigate.errors import MitigateError
 from mitigate.models.provenance import origin_of

@@ -18,7 +18,9 @@ from transformers import AutoModelForCausalLM
 from world import World, planted_documents
 
 from mitigate.adapters.trained import ADAPTER, DIFFERENCE, as_before
-from mitigate.detection.audit import Audit, Detect, audit, reaudit
+from mitigate.detection.audit import audit, reaudit
+from mitigate.detection.record import Audit
+from mitigate.detection.settings import Detect
 from mitigate.detection.signals import token_log_probs
 from mitigate.errors import MitigateError
 from mitigate.mistakes import checked

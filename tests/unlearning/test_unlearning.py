@@ -15,7 +15,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from world import World
 
-from mitigate.detection.audit import Audit, Detect, audit, reaudit
+from mitigate.detection.audit import audit, reaudit
+from mitigate.detection.record import Audit
+from mitigate.detection.settings import Detect
 from mitigate.documents import Documents
 from mitigate.errors import MitigateError, NothingToUnlearnError
 from mitigate.unlearning.loop import Loop

@@ -25,7 +25,8 @@ from mitigate.artifacts.files import fingerprint, read_json, write_json
 from mitigate.bench.unlearn.evidence import Evidence, Measured, measure_model
 from mitigate.bench.unlearn.figures import figures, plain
 from mitigate.bench.unlearn.world import UnlearnWorld, UnlearnWorldSettings
-from mitigate.detection.audit import Audit, audit
+from mitigate.detection.audit import audit
+from mitigate.detection.record import Audit
 from mitigate.detection.settings import Detect
 from mitigate.documents import Documents
 from mitigate.errors import MitigateError
