@@ -13,7 +13,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Audit": "mitigate.detection.audit",
+    "Audit": "mitigate.detection.record",
     "Comparison": "mitigate.verification.compare",
     "Detect": "mitigate.detection.settings",
     "Document": "mitigate.documents",

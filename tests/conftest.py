@@ -19,7 +19,8 @@ from transformers import PreTrainedTokenizerFast
 from world import World, make_world, save_tiny_model, sentences
 
 import mitigate.cli.app
-from mitigate.detection.audit import Audit, audit
+from mitigate.detection.audit import audit
+from mitigate.detection.record import Audit
 from mitigate.detection.settings import Detect
 from mitigate.lab.tiny import train_tokenizer
 from mitigate.models.store import ModelStore

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from world import LORA, planted_documents
 
-from mitigate.detection.audit import Audit
+from mitigate.detection.record import Audit
 from mitigate.documents import Document, Documents, Span
 from mitigate.models.settings import Lora, Schedule
 from mitigate.models.store import ModelStore

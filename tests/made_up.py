@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from mitigate.detection.audit import Audit
+from mitigate.detection.record import Audit
 
 TEXT = "Call Ann on 555-0123 now"
 KNOWN = {"a": [(12, 20, "phone")]}

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mitigate.detection.audit import Audit
+from mitigate.detection.record import Audit
 from mitigate.statistics.intervals import clustered_share, flat
 from mitigate.verification.compare import compare
 

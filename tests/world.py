@@ -20,7 +20,8 @@ from transformers import (
 )
 
 from mitigate.artifacts.files import DIGESTS
-from mitigate.detection.audit import Audit, audit
+from mitigate.detection.audit import audit
+from mitigate.detection.record import Audit
 from mitigate.detection.references.crossfit import crossfit_references
 from mitigate.detection.settings import Detect
 from mitigate.documents import Document, Documents, Span

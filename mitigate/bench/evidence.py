@@ -1,4 +1,4 @@
-"""Everything that a benchmark of detectors reads from a world's models: judgements for every target, and the truth.
+"""Everything that a benchmark of detectors reads from a world's models: pairings for every target, and the truth.
 
 Each of the detector's models is a target in turn, judged by K of the others; for each target, the shadows among the
 others are judged without it. Truth models take part in nothing else.
@@ -14,8 +14,8 @@ import numpy as np
 from scipy.special import logsumexp
 
 from mitigate.bench.world import World
-from mitigate.detection.calibration.shadows import Judged, Shadow, deal_shadows, out_of
-from mitigate.detection.signals import Judgement, judge
+from mitigate.detection.calibration.shadows import PairedSignals, Shadow, deal_shadows, out_of
+from mitigate.detection.signals import Pairing, compute_signals
 from mitigate.documents import Documents
 from mitigate.models.model import Model
 from mitigate.models.store import ModelStore
@@ -24,13 +24,13 @@ from mitigate.tokens.tokenization import TokenizedDocument, span_tokens, tokeniz
 
 @dataclass(frozen=True)
 class Evidence:
-    """Judgements of one seed's documents.
+    """Pairings of one seed's documents.
 
     Attributes:
         documents, tokenized: what is judged.
         groups: for each document the group that must not be split between folds or clusters; twins share one.
         member: (D, M) bool, which documents trained which of the detector's models.
-        everything: all judgements, each once.
+        everything: all pairings, each once.
         log_probs: (document, model) -> (T,) log-probabilities; truth models come after the detector's.
         references: K, how many OUT references judge.
         truth_member: (D, truth models) bool.
@@ -41,7 +41,7 @@ class Evidence:
     groups: Sequence[str]
     member: np.ndarray
     truth_member: np.ndarray
-    everything: Judged
+    everything: PairedSignals
     log_probs: dict[tuple[int, int], np.ndarray]
     references: int
 
@@ -54,26 +54,26 @@ class Evidence:
         ]
 
     @cached_property
-    def _place(self) -> dict[Judgement, int]:
-        return {judgement: number for number, judgement in enumerate(self.everything.judgements)}
+    def _place(self) -> dict[Pairing, int]:
+        return {pairing: number for number, pairing in enumerate(self.everything.pairings)}
 
     def available(self, target: int) -> list[int]:
         """The models that serve as shadows and references for a target."""
         return [model for model in range(self.member.shape[1]) if model != target]
 
-    def of_target(self, target: int) -> Judged:
+    def of_target(self, target: int) -> PairedSignals:
         """Every document judged with the target; a document with fewer than K OUT references is left out."""
-        return self._take(target_judgements(self.member, target, self.references, self._keys))
+        return self._take(target_pairings(self.member, target, self.references, self._keys))
 
-    def of_reference(self, target: int) -> Judged:
+    def of_reference(self, target: int) -> PairedSignals:
         """As `of_target`, but with one of the judging references in the target's place: a control without any truth."""
-        judgements = target_judgements(self.member, target, self.references, self._keys)
-        return self._take([Judgement(j.document, j.out[0], j.out) for j in judgements])
+        pairings = target_pairings(self.member, target, self.references, self._keys)
+        return self._take([Pairing(j.document, j.out[0], j.out) for j in pairings])
 
-    def shadows(self, target: int) -> tuple[list[Shadow], Judged]:
-        """The shadows of a target, and their judgements."""
+    def shadows(self, target: int) -> tuple[list[Shadow], PairedSignals]:
+        """The shadows of a target, and their pairings."""
         dealt = deal_shadows(self.member, available=self.available(target), count=self.references, keys=self._keys)
-        return dealt, self._take([shadow.judgement for shadow in dealt])
+        return dealt, self._take([shadow.pairing for shadow in dealt])
 
     def counterfactual(self, document: int) -> np.ndarray:
         """(T,) log of the mean probability under the truth models that never saw a document."""
@@ -85,8 +85,8 @@ class Evidence:
     def _keys(self) -> list[str]:
         return [document.id for document in self.documents]
 
-    def _take(self, judgements: Sequence[Judgement]) -> Judged:
-        return self.everything.take([self._place[judgement] for judgement in judgements])
+    def _take(self, pairings: Sequence[Pairing]) -> PairedSignals:
+        return self.everything.take([self._place[pairing] for pairing in pairings])
 
 
 def gather(
@@ -104,39 +104,39 @@ def gather(
         world: documents and models.
         references: K, how many OUT references judge a document.
         targets (*optional*, defaults to all): the models that are targets.
-        temperature, offline_a: as for `judge`.
+        temperature, offline_a: as for `compute_signals`.
         store (*optional*): loads the models.
     """
     store = store or ModelStore()
     models: list[Model] = [store.load(path) for path in (*world.models.paths, *world.truth.paths)]
     tokenized = tokenize_documents(world.documents, models[0].tokenizer)
     keys = [document.id for document in world.documents]
-    wanted: dict[Judgement, None] = {}
+    wanted: dict[Pairing, None] = {}
     for target in range(world.member.shape[1]) if targets is None else targets:
-        own = target_judgements(world.member, target, references, keys)
+        own = target_pairings(world.member, target, references, keys)
         available = [model for model in range(world.member.shape[1]) if model != target]
         dealt = deal_shadows(world.member, available=available, count=references, keys=keys)
-        for judgement in (*own, *(shadow.judgement for shadow in dealt)):
-            wanted[judgement] = None
-        for judgement in own:
-            wanted[Judgement(judgement.document, judgement.out[0], judgement.out)] = None
-    plain = [Judgement(document, model) for document in range(len(tokenized)) for model in range(len(models))]
-    judgements = [*wanted, *plain]
-    signals = judge(
+        for pairing in (*own, *(shadow.pairing for shadow in dealt)):
+            wanted[pairing] = None
+        for pairing in own:
+            wanted[Pairing(pairing.document, pairing.out[0], pairing.out)] = None
+    plain = [Pairing(document, model) for document in range(len(tokenized)) for model in range(len(models))]
+    pairings = [*wanted, *plain]
+    signals = compute_signals(
         models,
-        judgements,
+        pairings,
         documents=tokenized,
         temperature=temperature,
         offline_a=offline_a,
         description=f"Judging {len(tokenized)} documents by {len(models)} models",
     )
     words = [word_numbers(own.offsets, of.text) for own, of in zip(tokenized, world.documents, strict=True)]
-    everything = Judged(judgements, signals, words)
+    everything = PairedSignals(pairings, signals, words)
     starts = everything.starts
     log_probs = {
-        (judgement.document, judgement.target): signals["log_prob"][starts[n] : starts[n + 1]]
-        for n, judgement in enumerate(judgements)
-        if not judgement.out
+        (pairing.document, pairing.target): signals["log_prob"][starts[n] : starts[n + 1]]
+        for n, pairing in enumerate(pairings)
+        if not pairing.out
     }
     return Evidence(
         documents=world.documents,
@@ -150,15 +150,15 @@ def gather(
     )
 
 
-def target_judgements(member: np.ndarray, target: int, references: int, keys: Sequence[str]) -> list[Judgement]:
+def target_pairings(member: np.ndarray, target: int, references: int, keys: Sequence[str]) -> list[Pairing]:
     """Every document with `references` OUT references, judged with the target by these; see `out_of`."""
     available = [model for model in range(member.shape[1]) if model != target]
-    judgements = []
+    pairings = []
     for document, key in enumerate(keys):
         out = out_of(member[document], available=available, count=references, key=key)
         if len(out) >= references:
-            judgements.append(Judgement(document, target, tuple(sorted(out[:references]))))
-    return judgements
+            pairings.append(Pairing(document, target, tuple(sorted(out[:references]))))
+    return pairings
 
 
 def _scored(own: TokenizedDocument, span: object) -> np.ndarray:

@@ -32,7 +32,8 @@ import torch
 from mitigate.adapters.trained import add_adapter
 from mitigate.artifacts.files import write_json
 from mitigate.bench.settings import SpeedSettings
-from mitigate.detection.audit import Audit, audit
+from mitigate.detection.audit import audit
+from mitigate.detection.record import Audit
 from mitigate.detection.settings import Detect
 from mitigate.documents import Documents
 from mitigate.errors import MitigateError

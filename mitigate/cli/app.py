@@ -142,7 +142,7 @@ def compare(
     """
     check_free_out(out)
     quiet()
-    from mitigate.detection.audit import Audit
+    from mitigate.detection.record import Audit
     from mitigate.verification.compare import verify
 
     audits = Audit.load(before), Audit.load(after)
@@ -164,7 +164,7 @@ def report(
     quiet()
     from mitigate.artifacts.files import read_json
     from mitigate.artifacts.locks import sole_worker
-    from mitigate.detection.audit import Audit
+    from mitigate.detection.record import Audit
     from mitigate.pipeline.stages import RESULTS, damaged_results, note_results
     from mitigate.runtime import process_state
     from mitigate.verification.compare import Comparison

@@ -32,7 +32,7 @@ from mitigate.cli.results import print_erasure, print_summary
 from mitigate.errors import MitigateError, printable
 
 if TYPE_CHECKING:
-    from mitigate.detection.audit import Audit
+    from mitigate.detection.record import Audit
 
 _MOST_STRETCHES = 20  # that are printed
 
@@ -130,8 +130,9 @@ def audit(
     detect, drawn = settings_from(Detect, settings), settings_from(Sampling, sampling)
     check_free_out(out)
     quiet()
-    from mitigate.detection.audit import Audit, reaudit
     from mitigate.detection.audit import audit as audit_documents
+    from mitigate.detection.audit import reaudit
+    from mitigate.detection.record import Audit
     from mitigate.generation.audit import audit_generated
 
     store = model_store(base, device, dtype, trust_remote_code, allow_pickle)

@@ -69,7 +69,7 @@ def guard_make(
         raise MitigateError("--known: takes the known spans of an audit; give --audit DIR, or leave it out")
     check_free_out(out)
     quiet()
-    from mitigate.detection.audit import Audit
+    from mitigate.detection.record import Audit
     from mitigate.documents import read_documents
     from mitigate.guard.guard import NOTICE, Guard, all_ordinary
     from mitigate.guard.sources import new_key, parts_in_audit, read_key, secrets_in_file, spans_in_audit

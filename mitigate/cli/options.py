@@ -20,7 +20,7 @@ import yaml
 from mitigate.errors import DoubtfulError, MitigateError, one_line
 
 if TYPE_CHECKING:
-    from mitigate.detection.audit import Audit
+    from mitigate.detection.record import Audit
     from mitigate.documents import Request
     from mitigate.mistakes import Settings
     from mitigate.models.store import ModelStore

@@ -145,7 +145,7 @@ def unlearn(
         chosen = chosen.model_copy(update={"objective": chosen_objective})
     check_free_out(out)
     quiet()
-    from mitigate.detection.audit import Audit
+    from mitigate.detection.record import Audit
     from mitigate.unlearning.trainer import unlearn as train
 
     audited = Audit.load(audit)
@@ -222,7 +222,7 @@ def retrain(
 
     chosen = settings_from(FitSettings, settings)
     quiet()
-    from mitigate.detection.audit import Audit
+    from mitigate.detection.record import Audit
     from mitigate.retraining.retrain import retrain as fit_anew
 
     def store() -> ModelStore:

@@ -17,10 +17,10 @@ import numpy as np
 
 from mitigate.detection.scores import token_scores
 from mitigate.detection.settings import Detect
-from mitigate.detection.signals import Judgement, by_model, judge
+from mitigate.detection.signals import Pairing, by_model, compute_signals
 from mitigate.detection.spans.by_score import LEAST_NON_MEMBERS, by_score
 from mitigate.detection.spans.by_shadows import by_shadows, plan_shadows
-from mitigate.detection.spans.scored import Page, Seen
+from mitigate.detection.spans.scored import ReferenceMembership, ScoredDocuments
 from mitigate.documents import Documents
 from mitigate.errors import MitigateError
 from mitigate.models.model import Model
@@ -35,7 +35,7 @@ _NO_NULL = (
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Assessment:
     """Everything that an audit's tables are made of.
 
     Attributes:
@@ -57,23 +57,23 @@ class Verdict:
     calibration: dict[str, Any]
 
 
-def judge_documents(
+def assess_documents(
     target: Model,
     references: Sequence[Model],
     documents: Documents,
-    seen: Seen,
+    membership: ReferenceMembership,
     *,
     detect: Detect,
     eligible: set[str | None],
     given: Sequence[Mapping[str, Any]] | None = None,
-) -> Verdict:
+) -> Assessment:
     """Score the documents, find their memorized spans and calibrate them as well as the material allows.
 
     Args:
         target: the model under audit.
         references: the models that judge.
         documents: what is judged.
-        seen: which references saw what.
+        membership: which references saw what.
         detect: settings.
         eligible: sets whose spans may be selected.
         given (*optional*): span rows of an earlier audit, to be judged again instead of finding spans.
@@ -83,12 +83,12 @@ def judge_documents(
     """
     tokenized = tokenize_documents(documents, target.tokenizer)
     models = [target, *references]
-    judgements = [Judgement(number, 0, tuple(k + 1 for k in out)) for number, out in enumerate(seen.out)]
-    kind = calibration_kind(documents, crossfitted=len(seen.crossfitted), detect=detect)
-    plan = plan_shadows(documents, seen, len(models)) if kind == "shadows" else None
-    signals = judge(
+    pairings = [Pairing(number, 0, tuple(k + 1 for k in out)) for number, out in enumerate(membership.out)]
+    kind = calibration_kind(documents, crossfitted=len(membership.crossfitted), detect=detect)
+    plan = plan_shadows(documents, membership, len(models)) if kind == "shadows" else None
+    signals = compute_signals(
         models,
-        [*judgements, *(plan.judgements if plan else ())],
+        [*pairings, *(plan.pairings if plan else ())],
         documents=tokenized,
         temperature=detect.temperature,
         offline_a=detect.offline_a,
@@ -101,18 +101,18 @@ def judge_documents(
     rest = {name: column[tokens:] for name, column in signals.items()}
     own = {name: column[:tokens] for name, column in signals.items()}
     own["log_prob_references"] = by_model(
-        own["log_prob_references"], judgements, documents=tokenized, models=len(models)
+        own["log_prob_references"], pairings, documents=tokenized, models=len(models)
     )[:, 1:]
     score = token_scores(own, detect.score)
-    page = Page(documents, tokenized, score, eligible)
+    scored = ScoredDocuments(documents, tokenized, score, eligible)
     if plan is not None:
-        findings = by_shadows(page, plan, rest, given=given)
+        findings = by_shadows(scored, plan, rest, given=given)
     else:
-        findings = by_score(page, own, kind, rule=detect.spans, given=given)
+        findings = by_score(scored, own, kind, rule=detect.spans, given=given)
     if given is None:  # a re-audit keeps the choice of the audit
-        _select(page, findings.rows, detect)
+        _select(scored, findings.rows, detect)
     spans = [{**row, "span_id": number} for number, row in enumerate(findings.rows)]
-    return Verdict(tokenized, own, score, findings.log_odds, findings.memorized, spans, findings.calibration)
+    return Assessment(tokenized, own, score, findings.log_odds, findings.memorized, spans, findings.calibration)
 
 
 def check_calibration(documents: Documents, *, crossfitted: int, detect: Detect) -> None:
@@ -158,9 +158,9 @@ def calibration_kind(documents: Documents, *, crossfitted: int, detect: Detect) 
     )
 
 
-def _select(page: Page, rows: list[dict[str, Any]], detect: Detect) -> None:
+def _select(scored: ScoredDocuments, rows: list[dict[str, Any]], detect: Detect) -> None:
     """Choose spans by false discovery rate, score or share."""
-    candidates = [row for row in rows if row["source"] == detect.select and page.is_eligible(row)]
+    candidates = [row for row in rows if row["source"] == detect.select and scored.is_eligible(row)]
     if detect.fdr is not None:
         if candidates and all(row["q"] is None for row in candidates):
             raise MitigateError(_NO_NULL)

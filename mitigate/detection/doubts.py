@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mitigate.detection.audit import Audit
+from mitigate.detection.record import Audit
 from mitigate.detection.references.fit import fit_warning
 
 MOST_SELECTED = 0.5  # share of the tokens that can be selected: what is memorized is rarely most of a text

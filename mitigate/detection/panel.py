@@ -17,7 +17,7 @@ import pyarrow as pa
 from scipy.special import logsumexp
 
 from mitigate.artifacts.files import fingerprint
-from mitigate.detection.audit import Audit
+from mitigate.detection.record import Audit
 from mitigate.detection.references.crossfit import draw
 from mitigate.detection.scores import clipped
 from mitigate.errors import MitigateError

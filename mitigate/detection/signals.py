@@ -4,9 +4,9 @@ Row t of a document is about token x_t given x_<t. A document's first token, spe
 audited region have no signals (NaN). Notation: p_θ target, p_k reference k, p̄ the mean of the OUT references'
 *probabilities*, L(v) = log p_θ(v) − log p̄(v).
 
-A *judgement* is one document, one model in the target's place and the references that judge it. An audit judges every
-document by its OUT references; calibration and benchmarks judge it again with each reference as the target: all
-judgements of a batch share one forward pass of each model.
+A *pairing* is one document, one model in the target's place and the references that it is compared with. An audit pairs
+the target with every document's OUT references; calibration and benchmarks put each reference in its place as well: all
+pairings of a batch share one forward pass of each model.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ REFERENCE_SIGNALS = ("log_prob_out", "entropy_out", "log_ratio", "kl", "log_rati
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """Document number `document`, with `models[target]` in the target's place, judged by `models[k]` for k in `out`."""
+class Pairing:
+    """Document number `document`: `models[target]`, in the target's place, compared with `models[k]` for k in `out`."""
 
     document: int
     target: int
     out: tuple[int, ...] = ()
 
 
-def judge(
+def compute_signals(
     models: Sequence[Model],
-    judgements: Sequence[Judgement],
+    pairings: Sequence[Pairing],
     *,
     documents: Sequence[TokenizedDocument],
     temperature: float = 1.0,
@@ -51,13 +51,13 @@ def judge(
     batch_tokens: int | None = None,
     description: str = "Scoring",
 ) -> dict[str, np.ndarray]:
-    """Signals of every audited token in every judgement, each model running once over the documents that need it.
+    """Signals of every audited token in every pairing, each model running once over the documents that need it.
 
     Under several processes each scores a share of the batches and all get the whole result.
 
     Args:
         models: with one vocabulary.
-        judgements: in any order; several of one document share its forward passes.
+        pairings: in any order; several of one document share its forward passes.
         documents: tokenized documents.
         temperature (`float`, *optional*, defaults to 1.0): divides the logits of both models in `log_ratio`, `kl` and
             `log_ratio_variance`; every other signal is at temperature 1.
@@ -68,8 +68,8 @@ def judge(
         batch_tokens (`int`, *optional*): padded tokens in a batch; see `default_batch_tokens`.
 
     Returns:
-        columns over the tokens of the judgements' documents, concatenated in the judgements' order (N rows in all):
-        `TARGET_SIGNALS` (N,) and, where any judgement has references, `REFERENCE_SIGNALS` (N,) and
+        columns over the tokens of the pairings' documents, concatenated in the pairings' order (N rows in all):
+        `TARGET_SIGNALS` (N,) and, where any pairing has references, `REFERENCE_SIGNALS` (N,) and
         `log_prob_references` (N, K) in the order of `out`, K the longest `out`, NaN beyond. Nats; rank 1 is the most
         likely token.
 
@@ -78,28 +78,28 @@ def judge(
     """
     longest = min(model.context for model in models)
     context = min(context or longest, longest)
-    used = {number for judgement in judgements for number in (judgement.target, *judgement.out)}
+    used = {number for pairing in pairings for number in (pairing.target, *pairing.out)}
     batch_tokens = batch_tokens or default_batch_tokens(
         models[0].vocabulary_size, device=models[0].device, models=len(used)
     )
     wanted: dict[int, list[int]] = {}
-    for number, judgement in enumerate(judgements):
-        wanted.setdefault(judgement.document, []).append(number)
+    for number, pairing in enumerate(pairings):
+        wanted.setdefault(pairing.document, []).append(number)
     pieces = [piece for piece in cut_pieces(documents, context=context, stride=stride) if piece.document in wanted]
     batches = make_batches(pieces, batch_tokens=batch_tokens)
 
-    first_row = np.cumsum([0, *(len(documents[judgement.document].ids) for judgement in judgements)])
+    first_row = np.cumsum([0, *(len(documents[pairing.document].ids) for pairing in pairings)])
     state = PartialState()
     parts: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []
     mine = share_of(batches, state)
     with progress(sum(len(batch.targets) for batch in mine), description, unit="tok") as bar:
         for batch in mine:
             batch = batch.to(models[0].device)
-            asked = [[(number, judgements[number]) for number in wanted[piece.document]] for piece in batch.pieces]
+            asked = [[(number, pairings[number]) for number in wanted[piece.document]] for piece in batch.pieces]
             with torch.inference_mode():
-                parts += _judge_batch(models, batch, asked, first_row, temperature=temperature, offline_a=offline_a)
+                parts += _batch_signals(models, batch, asked, first_row, temperature=temperature, offline_a=offline_a)
             bar.update(len(batch.targets))
-    widest = max((len(judgement.out) for judgement in judgements), default=0)
+    widest = max((len(pairing.out) for pairing in pairings), default=0)
     return _assemble(gather_object(parts) if state.num_processes > 1 else parts, int(first_row[-1]), widest)
 
 
@@ -124,22 +124,22 @@ def token_signals(
         documents: tokenized documents.
         out_references (*optional*, defaults to all for every document): for each document, the indices of the
             references that never saw it.
-        temperature, offline_a, context, stride, batch_tokens: as for `judge`.
+        temperature, offline_a, context, stride, batch_tokens: as for `compute_signals`.
 
     Returns:
-        columns as of `judge`, over all tokens of all documents in order; column k of `log_prob_references` is
+        columns as of `compute_signals`, over all tokens of all documents in order; column k of `log_prob_references` is
         reference k, NaN where it was not used.
 
     Raises:
         MitigateError: a model gives NaN logits.
     """
     out_references = out_references or [tuple(range(len(references)))] * len(documents)
-    judgements = [
-        Judgement(number, 0, tuple(index + 1 for index in out)) for number, out in enumerate(map(tuple, out_references))
+    pairings = [
+        Pairing(number, 0, tuple(index + 1 for index in out)) for number, out in enumerate(map(tuple, out_references))
     ]
-    signals = judge(
+    signals = compute_signals(
         [target, *references],
-        judgements,
+        pairings,
         documents=documents,
         temperature=temperature,
         offline_a=offline_a,
@@ -150,20 +150,20 @@ def token_signals(
     )
     if references:
         signals["log_prob_references"] = by_model(
-            signals["log_prob_references"], judgements, documents=documents, models=len(references) + 1
+            signals["log_prob_references"], pairings, documents=documents, models=len(references) + 1
         )[:, 1:]
     return signals
 
 
 def by_model(
-    log_probs: np.ndarray, judgements: Sequence[Judgement], *, documents: Sequence[TokenizedDocument], models: int
+    log_probs: np.ndarray, pairings: Sequence[Pairing], *, documents: Sequence[TokenizedDocument], models: int
 ) -> np.ndarray:
-    """(N, models) from the (N, K) `log_prob_references` of judgements: column k is model k, NaN where not used."""
+    """(N, models) from the (N, K) `log_prob_references` of pairings: column k is model k, NaN where not used."""
     spread = np.full((len(log_probs), models), np.nan, dtype=log_probs.dtype)
     end = 0
-    for judgement in judgements:
-        start, end = end, end + len(documents[judgement.document].ids)
-        spread[start:end, list(judgement.out)] = log_probs[start:end, : len(judgement.out)]
+    for pairing in pairings:
+        start, end = end, end + len(documents[pairing.document].ids)
+        spread[start:end, list(pairing.out)] = log_probs[start:end, : len(pairing.out)]
     return spread
 
 
@@ -190,17 +190,17 @@ def offline_mixture(log_mean: torch.Tensor, a: float) -> torch.Tensor:
     return torch.logaddexp(log_mean + math.log((1 + a) / 2), torch.full_like(log_mean, floor))
 
 
-def _judge_batch(
+def _batch_signals(
     models: Sequence[Model],
     batch: Batch,
-    asked: Sequence[Sequence[tuple[int, Judgement]]],
+    asked: Sequence[Sequence[tuple[int, Pairing]]],
     first_row: np.ndarray,
     *,
     temperature: float,
     offline_a: float,
 ) -> list[tuple[np.ndarray, dict[str, np.ndarray]]]:
-    """Rows and signals of each judgement of each piece."""
-    needed = [{n for _, judgement in of_piece for n in (judgement.target, *judgement.out)} for of_piece in asked]
+    """Rows and signals of each pairing of each piece."""
+    needed = [{n for _, pairing in of_piece for n in (pairing.target, *pairing.out)} for of_piece in asked]
     plain = {number: _piece_log_probs(models[number], batch, number, needed) for number in set().union(*needed)}
     tempered = plain
     if temperature != 1.0:
@@ -211,15 +211,15 @@ def _judge_batch(
     parts = []
     for place, (piece, targets) in enumerate(zip(batch.pieces, _by_piece(batch.targets, batch.pieces), strict=True)):
         own: dict[int, dict[str, torch.Tensor]] = {}
-        for number, judgement in asked[place]:
-            if judgement.target not in own:
-                own[judgement.target] = _target_signals(plain[judgement.target][place], targets)
-            columns = dict(own[judgement.target])
-            if judgement.out:
-                token = torch.stack([_of_token(plain[k][place], targets) for k in judgement.out], dim=1)
-                log_mean = _log_mean(torch.stack([tempered[k][place] for k in judgement.out]))
+        for number, pairing in asked[place]:
+            if pairing.target not in own:
+                own[pairing.target] = _target_signals(plain[pairing.target][place], targets)
+            columns = dict(own[pairing.target])
+            if pairing.out:
+                token = torch.stack([_of_token(plain[k][place], targets) for k in pairing.out], dim=1)
+                log_mean = _log_mean(torch.stack([tempered[k][place] for k in pairing.out]))
                 log_mean = offline_mixture(log_mean, offline_a)
-                columns |= _joint_signals(tempered[judgement.target][place], log_mean, targets)
+                columns |= _joint_signals(tempered[pairing.target][place], log_mean, targets)
                 columns["log_prob_out"] = _log_mean(token.T)
                 columns["log_prob_references"] = token
             rows = first_row[number] + piece.start + piece.scored
@@ -228,7 +228,7 @@ def _judge_batch(
 
 
 def _piece_log_probs(model: Model, batch: Batch, number: int, needed: Sequence[set[int]]) -> dict[int, torch.Tensor]:
-    """log p over the vocabulary, (n, V) for each place in the batch whose judgements need the model."""
+    """log p over the vocabulary, (n, V) for each place in the batch whose pairings need the model."""
     places = [place for place, models in enumerate(needed) if number in models]
     using = torch.zeros(len(needed), dtype=torch.bool, device=batch.targets.device)
     using[places] = True
@@ -297,7 +297,7 @@ def checked_logits(model: Model, batch: Batch, using: torch.Tensor) -> torch.Ten
 def _assemble(
     parts: Sequence[tuple[np.ndarray, Mapping[str, np.ndarray]]], length: int, widest: int
 ) -> dict[str, np.ndarray]:
-    """Put the batches' rows in the judgements' order; every row must come once."""
+    """Put the batches' rows in the pairings' order; every row must come once."""
     rows = np.concatenate([rows for rows, _ in parts]) if parts else np.zeros(0, dtype=int)
     if len(np.unique(rows)) != len(rows):
         raise RuntimeError(f"tokens scored twice: {summarize(rows[:5])}")

@@ -90,9 +90,9 @@ def document_table(
             "audited_ranges": [list(limits) for limits in document.audited],
             "known_spans": [{"start": s.start, "end": s.end, "label": s.label} for s in document.spans],
             "out_references": list(out),
-            "in_references": list(seen),
+            "in_references": list(trained),
         }
-        for document, out, seen in zip(documents, out_references, in_references, strict=True)
+        for document, out, trained in zip(documents, out_references, in_references, strict=True)
     ]
     return pa.Table.from_pylist(rows, schema=_DOCUMENTS)
 

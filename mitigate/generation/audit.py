@@ -16,7 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mitigate.detection.audit import Audit, audit
+from mitigate.detection.audit import audit
+from mitigate.detection.record import Audit
 from mitigate.detection.references.crossfit import References, load_references
 from mitigate.detection.settings import Detect
 from mitigate.documents import Documents, read_documents

@@ -16,7 +16,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Set
 
-from mitigate.detection.audit import Audit
+from mitigate.detection.record import Audit
 from mitigate.guard.guard import run_length, windows
 from mitigate.secrets.same import Finder, comparable
 from mitigate.secrets.values import sensitive_values

@@ -10,7 +10,7 @@ import secrets as randomness
 from pathlib import Path
 
 from mitigate.artifacts.files import new_file
-from mitigate.detection.audit import Audit
+from mitigate.detection.record import Audit
 from mitigate.documents import DocumentSource, read_documents
 from mitigate.documents.rows.reader import read_rows
 from mitigate.errors import MitigateError, summarize

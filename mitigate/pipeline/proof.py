@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from mitigate.artifacts.files import new_directory, read_json, read_table, write_json, write_table
-from mitigate.detection.audit import Audit
+from mitigate.detection.record import Audit
 from mitigate.pipeline.inputs import Inputs
 from mitigate.pipeline.stages import RESULTS, Stages, damaged_results, note_results
 from mitigate.verification.compare import Comparison, compare, measure

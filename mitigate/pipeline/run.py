@@ -17,8 +17,9 @@ from pathlib import Path
 
 from mitigate.artifacts.locks import sole_worker
 from mitigate.artifacts.temporaries import discard
-from mitigate.detection.audit import Audit, audit, reaudit
+from mitigate.detection.audit import audit, reaudit
 from mitigate.detection.doubts import doubts_of
+from mitigate.detection.record import Audit
 from mitigate.detection.references.crossfit import crossfit_references
 from mitigate.documents import read_documents
 from mitigate.errors import DoubtfulError, NothingToUnlearnError

@@ -20,7 +20,7 @@ from mitigate.reporting.masking import BULLET, Mask
 from mitigate.text.stretches import widened
 
 if TYPE_CHECKING:
-    from mitigate.detection.audit import Audit
+    from mitigate.detection.record import Audit
 
 LEVELS = 5  # shades on each side of zero
 LONGEST = 3000  # characters of one document that are shown; a longer one is excerpted around its spans

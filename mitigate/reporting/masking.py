@@ -22,7 +22,7 @@ from mitigate.secrets.values import sensitive_values
 from mitigate.text.stretches import widened
 
 if TYPE_CHECKING:
-    from mitigate.detection.audit import Audit
+    from mitigate.detection.record import Audit
 
 BULLET = "•"
 _LEAST = 4  # letters and digits of the shortest secret that is searched for outside its own place

@@ -28,7 +28,7 @@ from mitigate.reporting.plots import against_references, reliability_curve, scor
 from mitigate.reporting.verdict import STATUS_WORDS, judge
 
 if TYPE_CHECKING:
-    from mitigate.detection.audit import Audit
+    from mitigate.detection.record import Audit
 
 _MOST_SPANS = 25
 _MOST_LINKED = 50

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mitigate.adapters.addition import Part, obstacle, read_part
 from mitigate.artifacts.provenance import origin_of
-from mitigate.detection.audit import Audit
+from mitigate.detection.record import Audit
 from mitigate.errors import MitigateError
 from mitigate.models.compatible import check_audited_tokenizer
 from mitigate.models.directory import load_tokenizer, mixture_members, model_fingerprint

@@ -14,7 +14,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from mitigate.artifacts.files import fingerprint
-from mitigate.detection.audit import Audit
+from mitigate.detection.record import Audit
 from mitigate.documents import Document, Documents, Span
 from mitigate.errors import MitigateError, NothingToUnlearnError, summarize
 from mitigate.secrets.copies import Linked, find_linked

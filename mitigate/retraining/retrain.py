@@ -29,7 +29,7 @@ from mitigate.artifacts.files import read_record, write_record
 from mitigate.artifacts.locks import sole_worker
 from mitigate.artifacts.provenance import RETRAIN_RECORD
 from mitigate.artifacts.temporaries import holds_something
-from mitigate.detection.audit import Audit
+from mitigate.detection.record import Audit
 from mitigate.documents import Documents, read_documents
 from mitigate.errors import MitigateError, summarize
 from mitigate.mistakes import not_one_of

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mitigate.detection.audit import Audit
+from mitigate.detection.record import Audit
 from mitigate.detection.scores import clipped
 
 

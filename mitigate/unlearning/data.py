@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mitigate.detection.audit import Audit
+from mitigate.detection.record import Audit
 from mitigate.documents import Document, Documents, Span
 from mitigate.errors import MitigateError
 from mitigate.models.model import Model

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
-from mitigate.detection.audit import Audit, load_audited
+from mitigate.detection.audit import load_audited
+from mitigate.detection.record import Audit
 from mitigate.detection.signals import checked_logits
 from mitigate.models.model import Model
 from mitigate.models.store import ModelStore

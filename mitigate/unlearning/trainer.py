@@ -27,9 +27,10 @@ from mitigate.artifacts.files import check_free, fingerprint, new_directory, rea
 from mitigate.artifacts.locks import sole_worker
 from mitigate.artifacts.provenance import UNLEARN_RECORD, made_from
 from mitigate.artifacts.temporaries import partial_of
-from mitigate.detection.audit import Audit, load_audited
+from mitigate.detection.audit import load_audited
 from mitigate.detection.doubts import doubts_of
 from mitigate.detection.panel import by_teachers, taught_by
+from mitigate.detection.record import Audit
 from mitigate.documents import Documents, read_documents
 from mitigate.errors import MitigateError, NothingToUnlearnError, summarize
 from mitigate.generation.sampling import sample

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mitigate.detection.audit import Audit
+from mitigate.detection.record import Audit
 from mitigate.statistics.intervals import UNMEASURED, clustered_mean
 
 HIDDEN = "(hidden)"

@@ -18,7 +18,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from mitigate.detection.audit import Audit
+from mitigate.detection.record import Audit
 from mitigate.secrets.addresses import ADDRESS, UNIT
 from mitigate.secrets.inside import NAME
 from mitigate.secrets.same import comparable

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mitigate.detection.audit import Audit
+from mitigate.detection.record import Audit
 from mitigate.secrets.same import comparable
 from mitigate.statistics.intervals import UNMEASURED, Figure, clustered_mean, flat
 from mitigate.statistics.separation import FEWEST_CLUSTERS, clustered_auc, clustered_tpr, rank_among

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mitigate.detection.audit import Audit
+from mitigate.detection.record import Audit
 
 _UNLEARN = ("objective", "steps", "stopped", "adapter_parameters", "model_parameters", "control")
 

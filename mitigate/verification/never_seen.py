@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from scipy.special import logsumexp
 
-from mitigate.detection.audit import Audit
+from mitigate.detection.record import Audit
 from mitigate.detection.scores import clipped, log_ratio, loss
 from mitigate.statistics.intervals import UNMEASURED, Figure, flat
 from mitigate.statistics.separation import auc_of_many, clustered_auc

@@ -24,7 +24,7 @@ from mitigate.adapters.addition import Part, add, check_sum
 from mitigate.adapters.card import loading_lines
 from mitigate.adapters.merging import merge_adapters
 from mitigate.adapters.trained import ADAPTER, DIFFERENCE
-from mitigate.detection.audit import Audit
+from mitigate.detection.record import Audit
 from mitigate.errors import MitigateError
 from mitigate.models.adapters import OVERLAY_FILE
 from mitigate.models.store import ModelStore

@@ -29,7 +29,7 @@ from mitigate.artifacts.files import (
 )
 from mitigate.artifacts.locks import sole_worker
 from mitigate.artifacts.temporaries import is_temporary, sweep, temporary_for
-from mitigate.detection.audit import Audit
+from mitigate.detection.record import Audit
 from mitigate.detection.references.crossfit import INDEX, crossfit_references, load_references
 from mitigate.errors import MitigateError
 from mitigate.models.settings import Schedule

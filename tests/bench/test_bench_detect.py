@@ -238,28 +238,28 @@ def made_base(made: World) -> str:
 
 def test_truth_models_judge_nothing_and_are_no_shadow(evidence: Evidence, made: World) -> None:
     models = made.member.shape[1]
-    with_references = [judgement for judgement in evidence.everything.judgements if judgement.out]
+    with_references = [pairing for pairing in evidence.everything.pairings if pairing.out]
     assert with_references
-    assert all(judgement.target < models and max(judgement.out) < models for judgement in with_references)
-    assert len(set(evidence.everything.judgements)) == len(evidence.everything.judgements)
+    assert all(pairing.target < models and max(pairing.out) < models for pairing in with_references)
+    assert len(set(evidence.everything.pairings)) == len(evidence.everything.pairings)
 
 
 @pytest.mark.parametrize("target", range(4))
 def test_a_target_is_no_judge_of_itself_and_no_reference_saw_what_it_judges(evidence: Evidence, target: int) -> None:
-    judged = evidence.of_target(target)
-    assert [judgement.document for judgement in judged.judgements] == list(range(len(evidence.documents)))
-    for judgement in judged.judgements:
-        assert judgement.target == target
-        assert len(judgement.out) == K
-        assert target not in judgement.out
-        assert not evidence.member[judgement.document, list(judgement.out)].any()
+    paired = evidence.of_target(target)
+    assert [pairing.document for pairing in paired.pairings] == list(range(len(evidence.documents)))
+    for pairing in paired.pairings:
+        assert pairing.target == target
+        assert len(pairing.out) == K
+        assert target not in pairing.out
+        assert not evidence.member[pairing.document, list(pairing.out)].any()
     dealt, shadows = evidence.shadows(target)
-    assert [shadow.judgement for shadow in dealt] == list(shadows.judgements)
-    assert all(target not in (shadow.judgement.target, *shadow.judgement.out, shadow.spare) for shadow in dealt)
+    assert [shadow.pairing for shadow in dealt] == list(shadows.pairings)
+    assert all(target not in (shadow.pairing.target, *shadow.pairing.out, shadow.spare) for shadow in dealt)
 
 
 def test_the_control_puts_a_judging_reference_in_the_targets_place(evidence: Evidence) -> None:
-    for own, control in zip(evidence.of_target(2).judgements, evidence.of_reference(2).judgements, strict=True):
+    for own, control in zip(evidence.of_target(2).pairings, evidence.of_reference(2).pairings, strict=True):
         assert (control.document, control.out, control.target) == (own.document, own.out, own.out[0])
     ratio = evidence.of_reference(2).signals["log_ratio"]
     assert np.nanmax(np.abs(ratio)) < 1e-4, "with one reference, it is compared with itself"
@@ -267,15 +267,15 @@ def test_the_control_puts_a_judging_reference_in_the_targets_place(evidence: Evi
 
 def test_the_rows_of_a_judgement_are_those_of_its_document_and_models(evidence: Evidence, made: World) -> None:
     store = ModelStore(device="cpu")
-    judged = evidence.of_target(1)
+    paired = evidence.of_target(1)
     expected = token_log_probs(store.load(made.models.paths[1]), evidence.tokenized)
-    np.testing.assert_allclose(judged.signals["log_prob"], expected, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(paired.signals["log_prob"], expected, rtol=0, atol=1e-4)
     for place in (0, 7, 30):
-        rows = slice(judged.starts[place], judged.starts[place + 1])
-        judgement = judged.judgements[place]
-        [judge] = judgement.out
+        rows = slice(paired.starts[place], paired.starts[place + 1])
+        pairing = paired.pairings[place]
+        [judge] = pairing.out
         np.testing.assert_allclose(
-            judged.signals["log_prob_out"][rows], evidence.log_probs[judgement.document, judge], rtol=0, atol=1e-4
+            paired.signals["log_prob_out"][rows], evidence.log_probs[pairing.document, judge], rtol=0, atol=1e-4
         )
 
 

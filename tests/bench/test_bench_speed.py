@@ -17,7 +17,7 @@ from mitigate.bench.speed import (
     speed_loop,
     speed_table,
 )
-from mitigate.detection.audit import Audit
+from mitigate.detection.record import Audit
 from mitigate.errors import MitigateError
 from mitigate.lab.settings import TinyModel
 from mitigate.models.model import Model

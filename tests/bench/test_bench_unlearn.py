@@ -23,7 +23,7 @@ from mitigate.bench.unlearn.summary import summarize_seeds
 from mitigate.bench.unlearn.tries import run_seed
 from mitigate.bench.unlearn.world import UnlearnWorld, deal_people, find_people, make_unlearn_world, without_secrets
 from mitigate.cli.app import app
-from mitigate.detection.audit import Audit
+from mitigate.detection.record import Audit
 from mitigate.documents import Document, Documents, Span
 from mitigate.documents.written import write_jsonl
 from mitigate.errors import MitigateError

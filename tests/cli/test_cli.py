@@ -23,7 +23,7 @@ from world import World
 
 import mitigate.cli.app
 from mitigate.artifacts.files import new_directory, read_json, read_record, write_record
-from mitigate.detection.audit import Audit
+from mitigate.detection.record import Audit
 from mitigate.documents.written import write_jsonl
 
 ROOT = Path(__file__).parents[2]

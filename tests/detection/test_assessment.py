@@ -14,7 +14,8 @@ from world import World, planted_documents
 
 from mitigate.artifacts.files import read_json
 from mitigate.cli.app import app
-from mitigate.detection.audit import Audit, audit, reaudit
+from mitigate.detection.audit import audit, reaudit
+from mitigate.detection.record import Audit
 from mitigate.detection.references.checks import check_references
 from mitigate.detection.references.crossfit import crossfit_references
 from mitigate.detection.settings import Detect

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from world import World
 
-from mitigate.detection.audit import Audit, audit, load_audited, reaudit
+from mitigate.detection.audit import audit, load_audited, reaudit
+from mitigate.detection.record import Audit
 from mitigate.detection.settings import Detect
 from mitigate.documents import Document, Documents, Span
 from mitigate.errors import MitigateError

@@ -27,9 +27,9 @@ from mitigate.detection.calibration.attack import (
     stratified_z,
 )
 from mitigate.detection.calibration.features import span_features, token_features
-from mitigate.detection.calibration.shadows import Detector, Judged, Shadow, deal_shadows, fit_detector, out_of
+from mitigate.detection.calibration.shadows import Detector, PairedSignals, Shadow, deal_shadows, fit_detector, out_of
 from mitigate.detection.references.crossfit import deal_halves
-from mitigate.detection.signals import Judgement
+from mitigate.detection.signals import Pairing
 from mitigate.detection.spans.segments import Segmentation, decode, fit_segmentation, stretches
 from mitigate.documents import Document, Documents
 from mitigate.errors import MitigateError
@@ -41,12 +41,12 @@ Signals = dict[str, np.ndarray]
 
 # features -------------------------------------------------------------------------------------------------------------
 
-LENGTHS = (9, 1, 5, 20)  # tokens of four judgements
+LENGTHS = (9, 1, 5, 20)  # tokens of four pairings
 DOCUMENT = np.repeat(np.arange(4), LENGTHS)
 
 
 def drawn_signals(seed: int, *, references: int = 2, tokens: int = len(DOCUMENT)) -> Signals:
-    """Signals of any size that `judge` could give; NaN at the first token of each document and at some others."""
+    """Signals of any size that `compute_signals` could give; NaN at each document's first token and at some others."""
     rng = np.random.default_rng(seed)
     log_prob = -rng.gamma(2.0, 1.5, size=tokens)
     signals = {
@@ -630,9 +630,9 @@ def test_shadows_are_judged_by_the_same_number_of_models_that_never_saw_the_docu
     available = [model for model in range(models) if model != target]
     keys = [f"d{number}" for number in range(36)]
     shadows = deal_shadows(member, available=available, count=count, keys=keys)
-    assert len({shadow.judgement for shadow in shadows}) == len(shadows), "each once"
+    assert len({shadow.pairing for shadow in shadows}) == len(shadows), "each once"
     for shadow in shadows:
-        document, model, judges = shadow.judgement.document, shadow.judgement.target, shadow.judgement.out
+        document, model, judges = shadow.pairing.document, shadow.pairing.target, shadow.pairing.out
         assert shadow.member == member[document, model]
         assert len(set(judges)) == count
         others = {*judges} | ({shadow.spare} - {None})
@@ -642,7 +642,7 @@ def test_shadows_are_judged_by_the_same_number_of_models_that_never_saw_the_docu
         outside = [k for k in available if not member[document, k] and k != model]
         assert (shadow.spare is None) == (len(outside) == count)
     left_out = {(d, m) for d in range(36) for m in available} - {
-        (shadow.judgement.document, shadow.judgement.target) for shadow in shadows
+        (shadow.pairing.document, shadow.pairing.target) for shadow in shadows
     }
     for document, model in left_out:
         assert sum(not member[document, k] for k in available if k != model) < count, "only where too few are left"
@@ -660,8 +660,8 @@ def test_every_reference_of_an_audit_is_a_shadow_of_all_documents_and_trained_on
 def test_given_references_judge_besides() -> None:
     member = np.concatenate([memberships(10, 4), np.zeros((10, 1), dtype=bool)], axis=1)
     shadows = deal_shadows(member, available=range(4), count=1, keys=[str(n) for n in range(10)], always=[4])
-    assert all(len(shadow.judgement.out) == 2 and shadow.judgement.out[-1] == 4 for shadow in shadows)
-    assert all(shadow.judgement.target != 4 and shadow.spare != 4 for shadow in shadows)
+    assert all(len(shadow.pairing.out) == 2 and shadow.pairing.out[-1] == 4 for shadow in shadows)
+    assert all(shadow.pairing.target != 4 and shadow.spare != 4 for shadow in shadows)
 
 
 def test_leaving_out_a_model_keeps_the_order_of_the_others() -> None:
@@ -686,16 +686,16 @@ def test_fewer_models_than_judge_are_all_given() -> None:
 
 
 def test_taking_judgements_keeps_their_rows() -> None:
-    judgements = [Judgement(0, 1, (2,)), Judgement(1, 0, (2,)), Judgement(0, 2, (1,))]
+    pairings = [Pairing(0, 1, (2,)), Pairing(1, 0, (2,)), Pairing(0, 2, (1,))]
     words = [np.arange(3), np.arange(2)]
     values = np.array([0.0, 0.1, 0.2, 1.0, 1.1, 2.0, 2.1, 2.2])
-    judged = Judged(judgements, {"log_prob": values}, words)
-    assert judged.starts.tolist() == [0, 3, 5, 8]
-    taken = judged.take([2, 1])
-    assert taken.judgements == [judgements[2], judgements[1]]
+    paired = PairedSignals(pairings, {"log_prob": values}, words)
+    assert paired.starts.tolist() == [0, 3, 5, 8]
+    taken = paired.take([2, 1])
+    assert taken.pairings == [pairings[2], pairings[1]]
     assert taken.signals["log_prob"].tolist() == [2.0, 2.1, 2.2, 1.0, 1.1]
     assert taken.starts.tolist() == [0, 3, 5]
-    assert judged.take([]).starts.tolist() == [0]
+    assert paired.take([]).starts.tolist() == [0]
 
 
 # a detector on simulated models ---------------------------------------------------------------------------------------
@@ -725,36 +725,36 @@ class Simulation:
         self.shadows = deal_shadows(self.member, available=range(REFERENCES), count=2, keys=self.groups)
         self.known = [[SECRET]] * DOCUMENTS
 
-    def judged(self, judgements: list[Judgement]) -> Judged:
+    def judged(self, pairings: list[Pairing]) -> PairedSignals:
         columns: dict[str, list[np.ndarray]] = {}
-        for judgement in judgements:
-            own = self.log_prob[judgement.document, judgement.target]
-            references = self.log_prob[judgement.document, list(judgement.out)].T
+        for pairing in pairings:
+            own = self.log_prob[pairing.document, pairing.target]
+            references = self.log_prob[pairing.document, list(pairing.out)].T
             out = np.log(np.exp(references).mean(1))
             silent = np.where(np.isnan(own), NAN, 0.0)
             for name, column in {
                 "log_prob": own,
                 "rank": 1 + np.floor(np.minimum(-own, 5)),
                 "top_log_prob": np.maximum(own, -1.0),
-                "entropy": self.entropy[judgement.document] + silent,
+                "entropy": self.entropy[pairing.document] + silent,
                 "log_prob_std": 1 + silent,
                 "log_prob_out": out,
-                "entropy_out": self.entropy[judgement.document] + silent,
+                "entropy_out": self.entropy[pairing.document] + silent,
                 "log_ratio": own - out,
                 "kl": 0.1 + silent,
                 "log_ratio_variance": 0.3 + silent,
                 "log_prob_references": references,
             }.items():
                 columns.setdefault(name, []).append(column)
-        return Judged(judgements, {name: np.concatenate(parts) for name, parts in columns.items()}, self.words)
+        return PairedSignals(pairings, {name: np.concatenate(parts) for name, parts in columns.items()}, self.words)
 
     def fit(self, shadows: list[Shadow] | None = None, known: list[list[tuple[int, int]]] | None = None) -> Detector:
         shadows = self.shadows if shadows is None else shadows
-        everything = self.judged([shadow.judgement for shadow in self.shadows])
-        places = {judgement: place for place, judgement in enumerate(everything.judgements)}
+        everything = self.judged([shadow.pairing for shadow in self.shadows])
+        places = {pairing: place for place, pairing in enumerate(everything.pairings)}
         return fit_detector(
             shadows,
-            everything.take([places[shadow.judgement] for shadow in shadows]),
+            everything.take([places[shadow.pairing] for shadow in shadows]),
             spare_log_prob={
                 (document, model): self.log_prob[document, model]
                 for document in range(DOCUMENTS)
@@ -764,12 +764,12 @@ class Simulation:
             groups=self.groups,
         )
 
-    def of_target(self) -> Judged:
-        judgements = []
+    def of_target(self) -> PairedSignals:
+        pairings = []
         for document, key in enumerate(self.groups):
             out = out_of(self.member[document], available=range(REFERENCES), count=2, key=key)
-            judgements.append(Judgement(document, TARGET, tuple(sorted(out[:2]))))
-        return self.judged(judgements)
+            pairings.append(Pairing(document, TARGET, tuple(sorted(out[:2]))))
+        return self.judged(pairings)
 
 
 @pytest.fixture(scope="module")
@@ -812,10 +812,10 @@ def test_known_spans_of_non_members_have_valid_p_values(simulation: Simulation, 
 
 
 def test_the_marked_tokens_are_those_that_were_planted(simulation: Simulation, detector: Detector) -> None:
-    judged, folds = simulation.of_target(), fold_of(simulation.groups)
-    log_odds = detector.token_log_odds(judged, folds)
-    assert (np.isnan(log_odds) == np.isnan(judged.signals["log_prob"])).all()
-    marked, found = detector.find(judged, log_odds)
+    paired, folds = simulation.of_target(), fold_of(simulation.groups)
+    log_odds = detector.token_log_odds(paired, folds)
+    assert (np.isnan(log_odds) == np.isnan(paired.signals["log_prob"])).all()
+    marked, found = detector.find(paired, log_odds)
     truth = (simulation.member[:, TARGET, None] & simulation.planted).ravel()
     f1 = 2 * (marked & truth).sum() / (marked.sum() + truth.sum())
     assert f1 > 0.8
@@ -830,11 +830,11 @@ def test_the_marked_tokens_are_those_that_were_planted(simulation: Simulation, d
 def test_stretches_selected_without_known_spans_are_seldom_of_non_members(
     simulation: Simulation, detector: Detector
 ) -> None:
-    judged, folds = simulation.of_target(), fold_of(simulation.groups)
-    _, found = detector.find(judged, detector.token_log_odds(judged, folds))
+    paired, folds = simulation.of_target(), fold_of(simulation.groups)
+    _, found = detector.find(paired, detector.token_log_odds(paired, folds))
     spans = np.array([(place, *unit) for place, units in enumerate(found) for unit in units])
-    searched = float((~np.isnan(judged.signals["log_prob"])).sum())
-    q = detector.q(detector.span_log_odds(judged, spans, folds), kind="found", searched=searched)
+    searched = float((~np.isnan(paired.signals["log_prob"])).sum())
+    q = detector.q(detector.span_log_odds(paired, spans, folds), kind="found", searched=searched)
     selected = spans[q <= 0.1]
     member = simulation.member[:, TARGET]
     assert (~member[selected[:, 0]]).mean() <= 0.15

@@ -18,8 +18,9 @@ from typer.testing import CliRunner
 from world import LORA, sentences
 
 from mitigate.cli.app import app
-from mitigate.detection.audit import Audit, audit
+from mitigate.detection.audit import audit
 from mitigate.detection.coverage import coverage
+from mitigate.detection.record import Audit
 from mitigate.detection.references.crossfit import crossfit_references
 from mitigate.detection.settings import Detect
 from mitigate.documents import Document, Documents, DocumentSource, Request, Span, read_documents

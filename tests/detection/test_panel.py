@@ -15,9 +15,10 @@ from forgetting import QUICK, changed, loop_of
 from world import World
 
 import mitigate.pipeline.run
-from mitigate.detection.audit import Audit, audit, reaudit
+from mitigate.detection.audit import audit, reaudit
 from mitigate.detection.doubts import doubts_of
 from mitigate.detection.panel import as_judged, by_judges, by_teachers, judges_of, taught_by
+from mitigate.detection.record import Audit
 from mitigate.detection.references.fit import fit_warning
 from mitigate.detection.settings import Detect
 from mitigate.errors import DoubtfulError, MitigateError

@@ -13,7 +13,7 @@ from world import ARCHITECTURES, sentences
 
 import mitigate.models.store
 from mitigate.detection.scores import token_scores
-from mitigate.detection.signals import Judgement, by_model, judge, offline_mixture, token_signals
+from mitigate.detection.signals import Pairing, by_model, compute_signals, offline_mixture, token_signals
 from mitigate.documents import Document, Documents
 from mitigate.errors import MitigateError
 from mitigate.models.model import Model, kept_logits
@@ -297,16 +297,16 @@ def test_batches_hold_every_piece_once_and_keep_to_their_bound(tokenized: list[T
 
 
 LONG = whole_document("long", np.random.default_rng(2).integers(2, 400, size=50))
-JUDGEMENTS = (
-    Judgement(2, 0, (1, 2)),
-    Judgement(4, 1, (3,)),
-    Judgement(0, 3),
-    Judgement(2, 1, (0, 3, 2)),
-    Judgement(2, 1, (3,)),
-    Judgement(1, 0, (1, 2, 3)),
-    Judgement(4, 0, (1, 2)),
-    Judgement(2, 2),
-    Judgement(3, 2, (0,)),
+PAIRINGS = (
+    Pairing(2, 0, (1, 2)),
+    Pairing(4, 1, (3,)),
+    Pairing(0, 3),
+    Pairing(2, 1, (0, 3, 2)),
+    Pairing(2, 1, (3,)),
+    Pairing(1, 0, (1, 2, 3)),
+    Pairing(4, 0, (1, 2)),
+    Pairing(2, 2),
+    Pairing(3, 2, (0,)),
 )  # documents, targets and references in no order, some documents many times
 
 
@@ -326,23 +326,23 @@ def test_many_judgements_equal_each_scored_alone(
     four: list[Model], judged_documents: list[TokenizedDocument], temperature: float, offline_a: float
 ) -> None:
     options = {"temperature": temperature, "offline_a": offline_a, "context": 20, "stride": 6}
-    got = judge(four, JUDGEMENTS, documents=judged_documents, **options)
+    got = compute_signals(four, PAIRINGS, documents=judged_documents, **options)
     assert got["log_prob_references"].shape[1] == 3, "as many columns as the longest `out`"
     end = 0
-    for judgement in JUDGEMENTS:
-        document = judged_documents[judgement.document]
+    for pairing in PAIRINGS:
+        document = judged_documents[pairing.document]
         start, end = end, end + len(document.ids)
-        alone = token_signals(four[judgement.target], [four[k] for k in judgement.out], documents=[document], **options)
+        alone = token_signals(four[pairing.target], [four[k] for k in pairing.out], documents=[document], **options)
         references = alone.pop("log_prob_references", np.zeros((len(document.ids), 0)))
         for name, column in got.items():
             if name == "log_prob_references":
-                used = len(judgement.out)
+                used = len(pairing.out)
                 np.testing.assert_allclose(column[start:end, :used], references, rtol=0, atol=1e-5)
                 assert np.isnan(column[start:end, used:]).all()
             elif name in alone:
                 np.testing.assert_allclose(column[start:end], alone[name], rtol=0, atol=1e-4, err_msg=name)
             else:
-                assert np.isnan(column[start:end]).all(), f"{name}: a judgement without references has none"
+                assert np.isnan(column[start:end]).all(), f"{name}: a pairing without references has none"
     assert end == len(got["log_prob"])
 
 
@@ -350,16 +350,16 @@ def test_many_judgements_equal_each_scored_alone(
 def test_judgements_do_not_depend_on_the_batch(
     four: list[Model], judged_documents: list[TokenizedDocument], batch_tokens: int
 ) -> None:
-    expected = judge(four, JUDGEMENTS, documents=judged_documents)
-    got = judge(four, JUDGEMENTS, documents=judged_documents, batch_tokens=batch_tokens)
+    expected = compute_signals(four, PAIRINGS, documents=judged_documents)
+    got = compute_signals(four, PAIRINGS, documents=judged_documents, batch_tokens=batch_tokens)
     assert_equal_signals(got, expected, tolerance=1e-4)
 
 
 def test_judgements_do_not_depend_on_their_order(four: list[Model], judged_documents: list[TokenizedDocument]) -> None:
-    expected = judge(four, JUDGEMENTS, documents=judged_documents)
-    bounds = np.cumsum([0, *(len(judged_documents[judgement.document].ids) for judgement in JUDGEMENTS)])
-    order = np.random.default_rng(0).permutation(len(JUDGEMENTS))
-    got = judge(four, [JUDGEMENTS[number] for number in order], documents=judged_documents)
+    expected = compute_signals(four, PAIRINGS, documents=judged_documents)
+    bounds = np.cumsum([0, *(len(judged_documents[pairing.document].ids) for pairing in PAIRINGS)])
+    order = np.random.default_rng(0).permutation(len(PAIRINGS))
+    got = compute_signals(four, [PAIRINGS[number] for number in order], documents=judged_documents)
     rows = np.concatenate([np.arange(bounds[number], bounds[number + 1]) for number in order])
     assert_equal_signals(got, {name: column[rows] for name, column in expected.items()}, tolerance=1e-4)
 
@@ -375,8 +375,8 @@ def test_judgements_of_a_document_share_one_forward_of_each_model_they_need(
             seen[number] += int(named["attention_mask"].sum())
 
         hooks.append(model.base.model.register_forward_pre_hook(count, with_kwargs=True))
-    judgements = [Judgement(1, 0, (1,)), Judgement(1, 1, (0,)), Judgement(1, 0, (1, 2)), Judgement(2, 0)]
-    judge(four, judgements, documents=judged_documents)
+    pairings = [Pairing(1, 0, (1,)), Pairing(1, 1, (0,)), Pairing(1, 0, (1, 2)), Pairing(2, 0)]
+    compute_signals(four, pairings, documents=judged_documents)
     for hook in hooks:
         hook.remove()
     first, second = (len(judged_documents[number].ids) for number in (1, 2))
@@ -385,11 +385,11 @@ def test_judgements_of_a_document_share_one_forward_of_each_model_they_need(
 
 def test_signals_by_model_stand_in_the_models_columns() -> None:
     documents = [whole_document("a", np.arange(2)), whole_document("b", np.arange(3))]
-    judgements = [Judgement(1, 0, (3, 1)), Judgement(0, 2), Judgement(0, 1, (0,))]
+    pairings = [Pairing(1, 0, (3, 1)), Pairing(0, 2), Pairing(0, 1, (0,))]
     log_probs = np.arange(14.0).reshape(7, 2)
     log_probs[3:5] = np.nan
     log_probs[5:, 1] = np.nan
-    got = by_model(log_probs, judgements, documents=documents, models=4)
+    got = by_model(log_probs, pairings, documents=documents, models=4)
     nan = np.nan
     expected = [
         *([nan, 1, nan, 0], [nan, 3, nan, 2], [nan, 5, nan, 4]),
@@ -418,8 +418,8 @@ def test_the_offline_mixture_stands_for_the_references_in_the_joint_signals(
     four: list[Model], tokenized: list[TokenizedDocument]
 ) -> None:
     a, number = 0.4, 1
-    signals = judge(four, [Judgement(number, 0, (1, 2))], documents=tokenized, offline_a=a)
-    plain = judge(four, [Judgement(number, 0, (1, 2))], documents=tokenized)
+    signals = compute_signals(four, [Pairing(number, 0, (1, 2))], documents=tokenized, offline_a=a)
+    plain = compute_signals(four, [Pairing(number, 0, (1, 2))], documents=tokenized)
     size = four[0].vocabulary_size
     mixed = np.log((1 + a) / 2 * np.exp(plain["log_prob_out"].astype(float)) + (1 - a) / 2 / size)
     np.testing.assert_allclose(signals["log_ratio"], plain["log_prob"] - mixed, rtol=0, atol=1e-4)

@@ -17,7 +17,8 @@ from forgetting import cpu
 from world import World
 
 from mitigate.cli.options import request_from
-from mitigate.detection.audit import Audit, audit, reaudit
+from mitigate.detection.audit import audit, reaudit
+from mitigate.detection.record import Audit
 from mitigate.detection.settings import Detect
 from mitigate.documents import Document, Documents, DocumentSource, Request, Span, read_documents
 from mitigate.documents.erasure import apply_request

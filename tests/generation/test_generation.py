@@ -16,7 +16,7 @@ import torch
 from pydantic import ValidationError
 from world import World
 
-from mitigate.detection.audit import Audit
+from mitigate.detection.record import Audit
 from mitigate.detection.references.crossfit import References, load_references
 from mitigate.documents import Document, Documents
 from mitigate.errors import MitigateError

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from world import ARCHITECTURES, World, sentences
 
 from mitigate.cli.app import app
-from mitigate.detection.audit import Audit
+from mitigate.detection.record import Audit
 from mitigate.documents import Document, Documents, Span
 from mitigate.documents.written import write_jsonl
 from mitigate.errors import MitigateError

@@ -9,7 +9,7 @@ from made_up import make_audit
 from transformers import PreTrainedTokenizerFast
 from world import sentences
 
-from mitigate.detection.audit import Audit
+from mitigate.detection.record import Audit
 from mitigate.guard.decoding import GuardLogitsProcessor, false_positives
 from mitigate.guard.guard import Guard
 from mitigate.guard.sources import secrets_in_audit

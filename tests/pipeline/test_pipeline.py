@@ -313,7 +313,7 @@ def test_of_the_references_only_a_damaged_one_is_made_again(
 def test_a_run_interrupted_in_every_stage_ends_in_the_same_bytes(
     finished: tuple[Path, Comparison], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import mitigate.detection.audit
+    import mitigate.detection.record
     import mitigate.models.training
     import mitigate.pipeline.run
     import mitigate.unlearning.loop
@@ -348,7 +348,7 @@ def test_a_run_interrupted_in_every_stage_ends_in_the_same_bytes(
         interrupt(mitigate.models.training, "write_json", call=3)  # target, oracle, first reference
         interrupt(mitigate.models.training, "write_json", call=2)
         assert not (tmp_path / "run/references/reference-1").exists()
-        interrupt(mitigate.detection.audit, "write_json", call=1)  # the audit's last file
+        interrupt(mitigate.detection.record, "write_json", call=1)  # the audit's last file
         assert not (tmp_path / "run/audit").exists()
         interrupt(mitigate.unlearning.loop.Loop, "step", call=4)  # after the checkpoint of step 2
         assert (tmp_path / "run/adapter.partial/step-000002/tensors.safetensors").is_file()

@@ -13,7 +13,8 @@ from find_and_remove import find_and_remove
 from safetensors.torch import load_file
 from world import World
 
-from mitigate.detection.audit import Audit, reaudit
+from mitigate.detection.audit import reaudit
+from mitigate.detection.record import Audit
 from mitigate.detection.references.crossfit import load_references
 from mitigate.documents.written import write_jsonl
 from mitigate.models.store import ModelStore

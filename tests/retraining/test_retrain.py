@@ -25,7 +25,8 @@ from world import LORA, World, save_tiny_model, sentences
 
 import mitigate.cli.app
 from mitigate.adapters.trained import DIFFERENCE
-from mitigate.detection.audit import Audit, audit, reaudit
+from mitigate.detection.audit import audit, reaudit
+from mitigate.detection.record import Audit
 from mitigate.detection.settings import Detect
 from mitigate.detection.signals import token_log_probs
 from mitigate.documents import Document, Documents, Request, Span
@@ -751,7 +752,7 @@ def test_a_base_that_is_the_leaky_model_is_not_called_exact(
 
 TWO = """
 import sys
-from mitigate.detection.audit import Audit
+from mitigate.detection.record import Audit
 from mitigate.secrets.copies import Linked
 from mitigate.models.store import ModelStore
 from mitigate.models.settings import Lora, Schedule

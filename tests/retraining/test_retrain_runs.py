@@ -15,7 +15,8 @@ from world import World
 
 from mitigate.artifacts.files import DIGESTS
 from mitigate.artifacts.provenance import origin_of
-from mitigate.detection.audit import Audit, reaudit
+from mitigate.detection.audit import reaudit
+from mitigate.detection.record import Audit
 from mitigate.documents import Document, Documents
 from mitigate.errors import MitigateError
 from mitigate.pipeline.run import run

@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from world import LORA, World, sentences
 
 import mitigate.cli.app
-from mitigate.detection.audit import Audit, audit, reaudit
+from mitigate.detection.audit import audit, reaudit
+from mitigate.detection.record import Audit
 from mitigate.errors import MitigateError
 from mitigate.lab.tiny import train_tokenizer
 from mitigate.models.compatible import check_tokenizers

@@ -10,7 +10,7 @@ import pytest
 from forgetting import log_ratio, selected_of
 from world import World
 
-from mitigate.detection.audit import Audit
+from mitigate.detection.record import Audit
 from mitigate.unlearning.control import Control, control_level, span_floor
 
 

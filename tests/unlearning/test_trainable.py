@@ -19,7 +19,8 @@ from world import World, planted_documents
 
 from mitigate.adapters.merging import MERGED
 from mitigate.adapters.trained import ADAPTER, DIFFERENCE, as_before
-from mitigate.detection.audit import Audit, audit, reaudit
+from mitigate.detection.audit import audit, reaudit
+from mitigate.detection.record import Audit
 from mitigate.detection.settings import Detect
 from mitigate.detection.signals import token_log_probs
 from mitigate.errors import MitigateError

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from world import World
 
-from mitigate.detection.audit import Audit, audit, reaudit
+from mitigate.detection.audit import audit, reaudit
+from mitigate.detection.record import Audit
 from mitigate.detection.settings import Detect
 from mitigate.documents import Documents
 from mitigate.errors import MitigateError, NothingToUnlearnError

@@ -14,7 +14,8 @@ import torch
 from forgetting import QUICK, changed, cpu, loop_of
 from world import CONTEXT, World, sentences
 
-from mitigate.detection.audit import Audit, audit, load_audited
+from mitigate.detection.audit import audit, load_audited
+from mitigate.detection.record import Audit
 from mitigate.detection.settings import Detect
 from mitigate.documents import Document, Documents
 from mitigate.errors import MitigateError

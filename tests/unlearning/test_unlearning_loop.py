@@ -12,7 +12,7 @@ import torch
 from forgetting import QUICK, THOROUGH, changed, cpu, log_ratio, loop_of, selected_of
 from world import World, sentences
 
-from mitigate.detection.audit import Audit
+from mitigate.detection.record import Audit
 from mitigate.documents import Document, Documents
 from mitigate.unlearning.control import Control, control_level
 from mitigate.unlearning.loop import Loop

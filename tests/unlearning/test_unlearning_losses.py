@@ -18,7 +18,8 @@ import pytest
 import torch
 from forgetting import QUICK, changed, loop_of, shared
 
-from mitigate.detection.audit import Audit, load_audited
+from mitigate.detection.audit import load_audited
+from mitigate.detection.record import Audit
 from mitigate.documents import Document
 from mitigate.secrets.redaction import replaced
 from mitigate.tokens.tokenization import TokenizedDocument, span_tokens, tokenize_documents

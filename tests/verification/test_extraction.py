@@ -14,7 +14,8 @@ import torch
 from world import CONTEXT, LORA, World
 
 import mitigate
-from mitigate.detection.audit import Audit, audit
+from mitigate.detection.audit import audit
+from mitigate.detection.record import Audit
 from mitigate.detection.settings import Detect
 from mitigate.documents import Document, Documents, Span
 from mitigate.errors import MitigateError

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from simulated_reports import CLEAN, REFERENCES, Leak, World
 
-from mitigate.detection.audit import Audit
+from mitigate.detection.record import Audit
 from mitigate.statistics.separation import auc
 from mitigate.verification.compare import compare
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from mitigate.bench.evidence import Evidence, target_judgements
+from mitigate.bench.evidence import Evidence, target_pairings
 from mitigate.bench.world import World
 from mitigate.detection.aggregations import clipped_mean, max_window, mean, min_k
-from mitigate.detection.calibration.shadows import MEMORIZED, Judged
+from mitigate.detection.calibration.shadows import MEMORIZED, PairedSignals
 from mitigate.detection.references.crossfit import References, crossfit_references
 from mitigate.detection.scores import TOKEN_SCORES
-from mitigate.detection.signals import Judgement, judge
+from mitigate.detection.signals import Pairing, compute_signals
 from mitigate.documents import Documents
 from mitigate.errors import MitigateError
 from mitigate.models.settings import Lora, Schedule
@@ -49,7 +49,7 @@ class Variant:
     Attributes:
         references: `K`, `base` or `lora`.
         count: K, how many OUT references judge; 1 for the base.
-        temperature, offline_a: as for `judge`.
+        temperature, offline_a: as for `compute_signals`.
     """
 
     references: str
@@ -137,24 +137,24 @@ def measure_seed(
     tokenized = tokenize_documents(world.documents, models[0].tokenizer)
     keys = [document.id for document in world.documents]
 
-    def judgements(variant: Variant, target: int) -> list[Judgement]:
-        by_models = target_judgements(world.member, target, variant.count, keys)
+    def pairings(variant: Variant, target: int) -> list[Pairing]:
+        by_models = target_pairings(world.member, target, variant.count, keys)
         if variant.references == "base":
-            return [Judgement(judgement.document, target, (base_at,)) for judgement in by_models]
+            return [Pairing(pairing.document, target, (base_at,)) for pairing in by_models]
         if variant.references == "lora":  # adapter k was trained on what model k was, so it serves where model k does
-            return [Judgement(j.document, target, tuple(lora_at + k for k in j.out)) for j in by_models]
+            return [Pairing(j.document, target, tuple(lora_at + k for k in j.out)) for j in by_models]
         return by_models
 
     wanted = variants(own, references=references, base=bool(base), lora=lora is not None)
-    plain = [Judgement(document, own + number) for document in range(len(keys)) for number in range(truth)]
+    plain = [Pairing(document, own + number) for document in range(len(keys)) for number in range(truth)]
     log_probs: dict[tuple[int, int], np.ndarray] = {}
-    judged: dict[tuple[Variant, int], Judged] = {}
+    paired: dict[tuple[Variant, int], PairedSignals] = {}
     numbers = [own.ids for own in tokenized]  # one word a token: words are of no use here, but their number is
     for temperature, offline_a in dict.fromkeys((variant.temperature, variant.offline_a) for variant in wanted):
         alike = [v for v in wanted if (v.temperature, v.offline_a) == (temperature, offline_a)]
-        parts = {(variant, target): judgements(variant, target) for variant in alike for target in targets}
-        together = [judgement for part in parts.values() for judgement in part] + ([] if log_probs else plain)
-        signals = judge(
+        parts = {(variant, target): pairings(variant, target) for variant in alike for target in targets}
+        together = [pairing for part in parts.values() for pairing in part] + ([] if log_probs else plain)
+        signals = compute_signals(
             models,
             together,
             documents=tokenized,
@@ -162,10 +162,10 @@ def measure_seed(
             offline_a=offline_a,
             description=f"Judging at T={temperature:g}, a={offline_a:g}",
         )
-        everything = Judged(together, signals, numbers)
+        everything = PairedSignals(together, signals, numbers)
         first = 0
         for key, part in parts.items():
-            judged[key] = everything.take(range(first, first + len(part)))
+            paired[key] = everything.take(range(first, first + len(part)))
             first += len(part)
         for number in range(first, len(together)):
             rows = slice(everything.starts[number], everything.starts[number + 1])
@@ -176,7 +176,7 @@ def measure_seed(
         groups=[world.owner.get(document.group, document.group) for document in world.documents],
         member=world.member,
         truth_member=world.truth_member,
-        everything=Judged([], {}, numbers),
+        everything=PairedSignals([], {}, numbers),
         log_probs=log_probs,
         references=references,
     )
@@ -185,7 +185,7 @@ def measure_seed(
     return {
         variant: [
             measure_target(
-                evidence, judged[variant, target], target, copies=world.copies, aggregate=variant == wanted[0]
+                evidence, paired[variant, target], target, copies=world.copies, aggregate=variant == wanted[0]
             )
             for target in targets
         ]
@@ -194,19 +194,19 @@ def measure_seed(
 
 
 def measure_target(
-    evidence: Evidence, judged: Judged, target: int, *, copies: Mapping[str, int], aggregate: bool
+    evidence: Evidence, paired: PairedSignals, target: int, *, copies: Mapping[str, int], aggregate: bool
 ) -> VariantScores:
     """The scores of one target's spans and tokens."""
-    documents = np.array([judgement.document for judgement in judged.judgements])
+    documents = np.array([pairing.document for pairing in paired.pairings])
     member = evidence.member[documents, target]
     _, clusters = np.unique(evidence.groups, return_inverse=True)
-    starts = judged.starts
+    starts = paired.starts
     spans = np.array(
         [(place, *unit) for place, number in enumerate(documents) for unit in evidence.known[number]], dtype=int
     )
     place = spans[:, 0]
     rows = starts[place][:, None] + spans[:, 1:]
-    tokens = {name: score(judged.signals) for name, score in SCORES.items()}
+    tokens = {name: score(paired.signals) for name, score in SCORES.items()}
     of_spans = {
         (name, how): Scored(
             np.array([aggregation(column[first:last]) for first, last in rows]),
@@ -218,9 +218,9 @@ def measure_target(
         if how == "mean" or (aggregate and name in AGGREGATED)
     }
     of_row = np.repeat(np.arange(len(documents)), np.diff(starts))
-    inside = np.flatnonzero(~np.isnan(judged.signals["log_prob"]) & member[of_row])
+    inside = np.flatnonzero(~np.isnan(paired.signals["log_prob"]) & member[of_row])
     inside = np.random.default_rng(target).permutation(inside)[:_TOKENS]
-    truth = judged.signals["log_prob"] - np.concatenate([evidence.counterfactual(number) for number in documents])
+    truth = paired.signals["log_prob"] - np.concatenate([evidence.counterfactual(number) for number in documents])
     return VariantScores(
         spans=of_spans,
         localisation={

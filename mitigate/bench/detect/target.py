@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 
 from mitigate.bench.evidence import Evidence
 from mitigate.detection.calibration.attack import fold_of
-from mitigate.detection.calibration.shadows import MEMORIZED, Detector, Judged, fit_detector
+from mitigate.detection.calibration.shadows import MEMORIZED, Detector, PairedSignals, fit_detector
 from mitigate.detection.scores import SPAN_SCORES, TOKEN_SCORES, lira, logit, offline_mean, rmia
 from mitigate.runtime import progress
 from mitigate.statistics.roc import Scored
@@ -64,31 +64,31 @@ def measure(
 
 def measure_target(evidence: Evidence, target: int, *, copies: Mapping[str, int], fdr: float) -> TargetScores:
     """All detectors on one target."""
-    judged = evidence.of_target(target)
+    paired = evidence.of_target(target)
     result = TargetScores()
-    documents = np.array([judgement.document for judgement in judged.judgements])
+    documents = np.array([pairing.document for pairing in paired.pairings])
     member = evidence.member[documents, target]
     _names, clusters = np.unique(evidence.groups, return_inverse=True)
     folds = fold_of(evidence.groups)
-    starts = judged.starts
+    starts = paired.starts
 
     spans = np.array(
         [(place, *unit) for place, number in enumerate(documents) for unit in evidence.known[number]], dtype=int
     ).reshape(-1, 3)
     whole = np.array([(place, 0, starts[place + 1] - starts[place]) for place in range(len(documents))])
     scores_of = {
-        "spans": _unit_scores(evidence, judged, spans, member, folds[documents], result.seconds),
-        "documents": _unit_scores(evidence, judged, whole, member, folds[documents], result.seconds),
+        "spans": _unit_scores(evidence, paired, spans, member, folds[documents], result.seconds),
+        "documents": _unit_scores(evidence, paired, whole, member, folds[documents], result.seconds),
     }
-    tokens = _token_scores(judged, result.seconds)
+    tokens = _token_scores(paired, result.seconds)
 
     started = time.monotonic()
     dealt, shadows = evidence.shadows(target)
     detector = fit_detector(
         dealt, shadows, spare_log_prob=evidence.log_probs, known=evidence.known, groups=evidence.groups, seed=target
     )
-    log_odds = detector.token_log_odds(judged, folds)
-    scores_of["spans"]["calibrated"] = detector.span_log_odds(judged, spans, folds)
+    log_odds = detector.token_log_odds(paired, folds)
+    scores_of["spans"]["calibrated"] = detector.span_log_odds(paired, spans, folds)
     scores_of["documents"]["calibrated"] = _means(log_odds, starts)
     tokens["calibrated"] = log_odds
     result.seconds["calibrated"] = time.monotonic() - started
@@ -102,8 +102,8 @@ def measure_target(evidence: Evidence, target: int, *, copies: Mapping[str, int]
             }
         )
     row_place = np.repeat(np.arange(len(documents)), np.diff(starts))
-    scored = ~np.isnan(judged.signals["log_prob"])
-    truth = judged.signals["log_prob"] - np.concatenate([evidence.counterfactual(number) for number in documents])
+    scored = ~np.isnan(paired.signals["log_prob"])
+    truth = paired.signals["log_prob"] - np.concatenate([evidence.counterfactual(number) for number in documents])
     rng = np.random.default_rng(target)
     some = rng.permutation(np.flatnonzero(scored))[:_TOKENS]
     inside = rng.permutation(np.flatnonzero(scored & member[row_place]))[:_TOKENS]
@@ -115,7 +115,7 @@ def measure_target(evidence: Evidence, target: int, *, copies: Mapping[str, int]
         )
     result.copies = np.array([copies.get(evidence.documents[documents[place]].id, 0) for place in spans[:, 0]])
     result.q = detector.q(scores_of["spans"]["calibrated"], kind="known", searched=len(spans))
-    result.unaided = unaided_counts(evidence, judged, detector, log_odds, truth, member, folds, fdr=fdr)
+    result.unaided = unaided_counts(evidence, paired, detector, log_odds, truth, member, folds, fdr=fdr)
     result.controls = _controls(evidence, target, detector, spans, scores_of["spans"], folds)
     result.quality = detector.quality
     return result
@@ -123,7 +123,7 @@ def measure_target(evidence: Evidence, target: int, *, copies: Mapping[str, int]
 
 def unaided_counts(
     evidence: Evidence,
-    judged: Judged,
+    paired: PairedSignals,
     detector: Detector,
     log_odds: np.ndarray,
     truth: np.ndarray,
@@ -143,11 +143,11 @@ def unaided_counts(
         of members whose mean truth is above a nat; `false_tokens`, `tokens`: of non-member documents; `false_spans`,
         `spans`.
     """
-    starts = judged.starts
-    marked, found = detector.find(judged, log_odds)
+    starts = paired.starts
+    marked, found = detector.find(paired, log_odds)
     spans = np.array([(place, *unit) for place, units in enumerate(found) for unit in units], dtype=int).reshape(-1, 3)
-    span_log_odds = detector.span_log_odds(judged, spans, folds)
-    scored = ~np.isnan(judged.signals["log_prob"])
+    span_log_odds = detector.span_log_odds(paired, spans, folds)
+    scored = ~np.isnan(paired.signals["log_prob"])
     spans = spans[detector.q(span_log_odds, kind="found", searched=float(scored.sum())) <= fdr]
     inside = np.zeros(len(truth), dtype=bool)
     for place, first, last in spans:
@@ -157,15 +157,15 @@ def unaided_counts(
     others = ~np.repeat(member, np.diff(starts)) & scored
     memorized = truth > MEMORIZED
     secret, secret_found = 0, 0
-    for place, judgement in enumerate(judged.judgements):
+    for place, pairing in enumerate(paired.pairings):
         if not member[place]:
             continue
-        own = evidence.tokenized[judgement.document]
-        covered = np.zeros(len(evidence.documents[judgement.document].text), dtype=bool)
+        own = evidence.tokenized[pairing.document]
+        covered = np.zeros(len(evidence.documents[pairing.document].text), dtype=bool)
         for _, first, last in spans[spans[:, 0] == place]:
             covered[own.offsets[first, 0] : own.offsets[last - 1, 1]] = True
         for (first, last), span in zip(
-            evidence.known[judgement.document], evidence.documents[judgement.document].spans, strict=False
+            evidence.known[pairing.document], evidence.documents[pairing.document].spans, strict=False
         ):
             if np.nanmean(truth[starts[place] + first : starts[place] + last]) > MEMORIZED:
                 secret += span.end - span.start
@@ -187,19 +187,19 @@ def unaided_counts(
 
 def _unit_scores(
     evidence: Evidence,
-    judged: Judged,
+    paired: PairedSignals,
     units: np.ndarray,
     member: np.ndarray,
     folds: np.ndarray,
     seconds: dict[str, float],
 ) -> dict[str, np.ndarray]:
-    """Detector -> (S,) scores of (S, 3) units: place of the judgement, first and end token."""
-    starts = judged.starts
+    """Detector -> (S,) scores of (S, 3) units: place of the pairing, first and end token."""
+    starts = paired.starts
     rows = [slice(starts[place] + first, starts[place] + last) for place, first, last in units]
-    columns = [{name: column[own] for name, column in judged.signals.items()} for own in rows]
+    columns = [{name: column[own] for name, column in paired.signals.items()} for own in rows]
     texts = []
     for place, first, last in units:
-        number = judged.judgements[place].document
+        number = paired.pairings[place].document
         offsets = evidence.tokenized[number].offsets[first:last]
         inside = offsets[offsets[:, 1] > offsets[:, 0]]
         texts.append(evidence.documents[number].text[inside[:, 0].min() : inside[:, 1].max()])
@@ -225,14 +225,14 @@ def _unit_scores(
     return scores
 
 
-def _token_scores(judged: Judged, seconds: dict[str, float]) -> dict[str, np.ndarray]:
+def _token_scores(paired: PairedSignals, seconds: dict[str, float]) -> dict[str, np.ndarray]:
     """Detector -> (N,) token scores."""
     scores: dict[str, np.ndarray] = {}
     for name, score in TOKEN_SCORES.items():
         started = time.monotonic()
-        scores[name] = score(judged.signals)
+        scores[name] = score(paired.signals)
         seconds[name] = seconds.get(name, 0.0) + time.monotonic() - started
-    scores["lira"] = lira(logit(judged.signals["log_prob"]), logit(judged.signals["log_prob_references"]))
+    scores["lira"] = lira(logit(paired.signals["log_prob"]), logit(paired.signals["log_prob_references"]))
     return scores
 
 
@@ -245,7 +245,7 @@ def _controls(
     folds: np.ndarray,
 ) -> dict[str, Scored]:
     """Spans scored where there is nothing to find: each must read chance."""
-    documents = np.array([judgement.document for judgement in evidence.of_target(target).judgements])
+    documents = np.array([pairing.document for pairing in evidence.of_target(target).pairings])
     member = evidence.member[documents, target]
     _, clusters = np.unique(evidence.groups, return_inverse=True)
     place = spans[:, 0]

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 from scipy.special import logsumexp
 
-from mitigate.bench.evidence import target_judgements
+from mitigate.bench.evidence import target_pairings
 from mitigate.bench.world import World
 from mitigate.detection.aggregations import mean, min_k
-from mitigate.detection.calibration.shadows import Judged, out_of
+from mitigate.detection.calibration.shadows import PairedSignals, out_of
 from mitigate.detection.scores import TOKEN_SCORES, offline_mean
-from mitigate.detection.signals import Judgement, judge
+from mitigate.detection.signals import Pairing, compute_signals
 from mitigate.documents import Documents, read_documents
 from mitigate.documents.written import write_jsonl
 from mitigate.errors import MitigateError
@@ -94,26 +94,24 @@ def read_sequences(
     seconds: dict[str, float] = {}
 
     started = time.monotonic()
-    judgements = [
-        judgement
-        for target in range(len(models))
-        for judgement in target_judgements(world.member, target, references, keys)
+    pairings = [
+        pairing for target in range(len(models)) for pairing in target_pairings(world.member, target, references, keys)
     ]
-    judged = Judged(
-        judgements,
-        judge(models, judgements, documents=tokenized, description="Judging documents"),
+    paired = PairedSignals(
+        pairings,
+        compute_signals(models, pairings, documents=tokenized, description="Judging documents"),
         [own.ids for own in tokenized],  # one word a token: words are of no use here, but their number is
     )
     seconds["documents"] = time.monotonic() - started
     shape = (len(keys), len(models))
     log_prob, out = np.full(shape, np.nan), np.zeros((*shape, references), dtype=int)
     token_based = {name: np.full(shape, np.nan) for name in TOKEN_BASED}
-    for number, judgement in enumerate(judgements):
-        place = (judgement.document, judgement.target)
-        rows = slice(judged.starts[number], judged.starts[number + 1])
-        own = {name: column[rows] for name, column in judged.signals.items()}
+    for number, pairing in enumerate(pairings):
+        place = (pairing.document, pairing.target)
+        rows = slice(paired.starts[number], paired.starts[number + 1])
+        own = {name: column[rows] for name, column in paired.signals.items()}
         log_prob[place] = np.nansum(own["log_prob"].astype(np.float64))
-        out[place] = judgement.out
+        out[place] = pairing.out
         for name, score in TOKEN_BASED.items():
             started = time.monotonic()
             token_based[name][place] = score(own)
@@ -217,9 +215,9 @@ def _judged(
 
 def _totals(models: Sequence[Model], documents: Sequence[TokenizedDocument]) -> np.ndarray:
     """(Z, M) total log-probability of documents under each model, nats."""
-    judgements = [Judgement(number, model) for number in range(len(documents)) for model in range(len(models))]
-    log_prob = judge(models, judgements, documents=documents, description="Scoring the population")["log_prob"]
-    lengths = [len(documents[judgement.document].ids) for judgement in judgements]
+    pairings = [Pairing(number, model) for number in range(len(documents)) for model in range(len(models))]
+    log_prob = compute_signals(models, pairings, documents=documents, description="Scoring the population")["log_prob"]
+    lengths = [len(documents[pairing.document].ids) for pairing in pairings]
     parts = np.split(log_prob.astype(np.float64), np.cumsum(lengths)[:-1])
     return np.array([np.nansum(part) for part in parts]).reshape(len(documents), len(models))
 

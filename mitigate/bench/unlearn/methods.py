@@ -24,7 +24,8 @@ from mitigate.bench.unlearn.evidence import ModelLogProbs, UnlearnEvidence, meas
 from mitigate.bench.unlearn.figures import figures, plain
 from mitigate.bench.unlearn.settings import UnlearnBenchSettings
 from mitigate.bench.unlearn.world import UnlearnWorld
-from mitigate.detection.audit import Audit, audit
+from mitigate.detection.audit import audit
+from mitigate.detection.record import Audit
 from mitigate.detection.settings import Detect
 from mitigate.documents import Documents
 from mitigate.errors import MitigateError

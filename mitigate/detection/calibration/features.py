@@ -1,4 +1,4 @@
-"""What a calibrated detector looks at: features of tokens and of spans, from the signals of one judgement or of many.
+"""What a calibrated detector looks at: features of tokens and of spans, from the signals of one pairing or of many.
 
 Every feature is a function of the token's own neighbourhood, so that a span is judged by what was memorized there and
 not by the fame of its document. Rows of different documents never mix: `document` says where each token belongs.
@@ -18,7 +18,7 @@ _WINDOWS = (3, 7, 15)
 
 
 def token_columns(signals: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Per-token features without neighbours, each (N,), from `judge`'s columns.
+    """Per-token features without neighbours, each (N,), from `compute_signals`'s columns.
 
     With one reference there is no disagreement between references, and its two features are left out.
     """
@@ -56,8 +56,8 @@ def token_features(signals: Mapping[str, np.ndarray], document: np.ndarray) -> t
     """(N, F) features of tokens with their neighbourhood, NaN where a neighbour is missing, and their names.
 
     Args:
-        signals: columns of `judge`.
-        document: (N,) an integer for each token; tokens of one judgement are consecutive and share it.
+        signals: columns of `compute_signals`.
+        document: (N,) an integer for each token; tokens of one pairing are consecutive and share it.
     """
     columns = token_columns(signals)
     ratio, log_prob, surprise = columns["ratio_clipped"], columns["log_prob"], columns["informia"]
@@ -76,7 +76,7 @@ def span_features(signals: Mapping[str, np.ndarray], spans: np.ndarray) -> tuple
     """(S, F) features of spans, and their names: mean, least and greatest of each token feature, and the length.
 
     Args:
-        signals: columns of `judge`.
+        signals: columns of `compute_signals`.
         spans: (S, 2) first row and end row of each span in those columns; a span has at least one scored token.
     """
     columns = token_columns(signals)

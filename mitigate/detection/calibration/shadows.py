@@ -26,7 +26,7 @@ from mitigate.detection.calibration.attack import (
 )
 from mitigate.detection.calibration.features import span_features, token_features
 from mitigate.detection.references.crossfit import draw
-from mitigate.detection.signals import Judgement
+from mitigate.detection.signals import Pairing
 from mitigate.detection.spans.segments import Segmentation, fit_segmentation, stretches
 
 MEMORIZED = 1.0  # nats above a model that never saw the document: a token is memorized
@@ -35,44 +35,44 @@ _TOKEN_ROWS = 120_000  # tokens that the token model is fitted on
 
 @dataclass(frozen=True)
 class Shadow:
-    """A judgement whose truth is known.
+    """A pairing whose truth is known.
 
     Attributes:
-        judgement: one document, one reference in the target's place, the OUT references that judge it.
+        pairing: one document, one reference in the target's place, the OUT references that judge it.
         member: whether the document trained that reference.
         spare: a further OUT reference, which does not judge; None if there is none.
     """
 
-    judgement: Judgement
+    pairing: Pairing
     member: bool
     spare: int | None
 
 
 @dataclass(frozen=True)
-class Judged:
-    """Judgements with their signals.
+class PairedSignals:
+    """Pairings with their signals.
 
     Attributes:
-        judgements: in the order of the rows.
-        signals: columns of `judge`.
+        pairings: in the order of the rows.
+        signals: columns of `compute_signals`.
         words: for each document, the word of each token; see `word_numbers`.
     """
 
-    judgements: Sequence[Judgement]
+    pairings: Sequence[Pairing]
     signals: Mapping[str, np.ndarray]
     words: Sequence[np.ndarray]
 
     @cached_property
     def starts(self) -> np.ndarray:
-        """First row of each judgement, and one past the last."""
-        return np.cumsum([0, *(len(self.words[judgement.document]) for judgement in self.judgements)])
+        """First row of each pairing, and one past the last."""
+        return np.cumsum([0, *(len(self.words[pairing.document]) for pairing in self.pairings)])
 
-    def take(self, chosen: Sequence[int]) -> Judged:
-        """Some of the judgements, in the given order."""
+    def take(self, chosen: Sequence[int]) -> PairedSignals:
+        """Some of the pairings, in the given order."""
         starts = self.starts
         rows = np.concatenate([np.zeros(0, int), *(np.arange(starts[n], starts[n + 1]) for n in chosen)])
         signals = {name: column[rows] for name, column in self.signals.items()}
-        return Judged([self.judgements[n] for n in chosen], signals, self.words)
+        return PairedSignals([self.pairings[n] for n in chosen], signals, self.words)
 
 
 def out_of(member: np.ndarray, *, available: Sequence[int], count: int, key: str, but: int | None = None) -> list[int]:
@@ -111,7 +111,7 @@ def deal_shadows(
             if len(out) >= count:
                 judges = tuple(sorted([*out[:count], *always]))
                 spare = out[count] if len(out) > count else None
-                shadows.append(Shadow(Judgement(document, shadow, judges), bool(member[document, shadow]), spare))
+                shadows.append(Shadow(Pairing(document, shadow, judges), bool(member[document, shadow]), spare))
     return shadows
 
 
@@ -135,31 +135,31 @@ class Detector:
     searched: Mapping[str, float]
     quality: Mapping[str, Any]
 
-    def token_log_odds(self, judged: Judged, folds: np.ndarray) -> np.ndarray:
+    def token_log_odds(self, paired: PairedSignals, folds: np.ndarray) -> np.ndarray:
         """(N,) log-odds that each token is memorized; NaN where it is not scored.
 
         Args:
-            judged: the target's judgements.
+            paired: the target's pairings.
             folds: (D,) the fold of each document.
         """
-        return _token_log_odds(self.tokens, judged, folds)
+        return _token_log_odds(self.tokens, paired, folds)
 
-    def find(self, judged: Judged, log_odds: np.ndarray) -> tuple[np.ndarray, list[list[tuple[int, int]]]]:
-        """(N,) which tokens are memorized, and for each judgement the stretches of its document that hold them.
+    def find(self, paired: PairedSignals, log_odds: np.ndarray) -> tuple[np.ndarray, list[list[tuple[int, int]]]]:
+        """(N,) which tokens are memorized, and for each pairing the stretches of its document that hold them.
 
         Stretches are token indices [start, end).
         """
-        return _find(self.segmentation, judged, log_odds)
+        return _find(self.segmentation, paired, log_odds)
 
-    def span_log_odds(self, judged: Judged, spans: np.ndarray, folds: np.ndarray) -> np.ndarray:
+    def span_log_odds(self, paired: PairedSignals, spans: np.ndarray, folds: np.ndarray) -> np.ndarray:
         """(S,) log-odds of spans.
 
         Args:
-            judged: the target's judgements.
-            spans: (S, 3) place of the judgement, first token, end token.
+            paired: the target's pairings.
+            spans: (S, 3) place of the pairing, first token, end token.
             folds: (D,) the fold of each document.
         """
-        return _span_log_odds(self.spans, judged, spans, folds)
+        return _span_log_odds(self.spans, paired, spans, folds)
 
     def q(self, log_odds: np.ndarray, *, kind: str, searched: float) -> np.ndarray:
         """False discovery rate at which each span is the last one selected; see `q_values`.
@@ -174,7 +174,7 @@ class Detector:
 
 def fit_detector(
     shadows: Sequence[Shadow],
-    judged: Judged,
+    paired: PairedSignals,
     *,
     spare_log_prob: Mapping[tuple[int, int], np.ndarray],
     known: Sequence[Sequence[tuple[int, int]]],
@@ -185,7 +185,7 @@ def fit_detector(
 
     Args:
         shadows: with known membership.
-        judged: their signals, one judgement for each shadow.
+        paired: their signals, one pairing for each shadow.
         spare_log_prob: (document, model) -> (T,) log-probabilities under a spare OUT reference: the counterfactual
             that labels the tokens of members.
         known: for each document, the token indices [start, end) of its known sensitive spans.
@@ -196,8 +196,8 @@ def fit_detector(
         MitigateError: too few shadows of a kind.
     """
     folds = fold_of(groups)
-    chosen = _sample(shadows, judged, seed=seed)
-    part = judged.take(chosen)
+    chosen = _sample(shadows, paired, seed=seed)
+    part = paired.take(chosen)
     member = np.array([shadows[n].member for n in chosen])
     labels = _token_labels([shadows[n] for n in chosen], part, spare_log_prob)
     tokens, log_odds = _fit_tokens(part, labels, folds)
@@ -206,23 +206,23 @@ def fit_detector(
 
     units: dict[int, set[tuple[int, int]]] = {}
     for place, number in enumerate(chosen):
-        document = part.judgements[place].document
+        document = part.pairings[place].document
         units.setdefault(document, set(known[document]))
         if shadows[number].member:
             units[document].update(found[place])
     rows, is_known = [], []
     for place, number in enumerate(range(len(shadows))):
-        document = judged.judgements[number].document
+        document = paired.pairings[number].document
         own = set(known[document])
         for unit in sorted(units.get(document, own)):
             rows.append((place, *unit))
             is_known.append(unit in own)
-    spans = _scored(np.array(rows, dtype=int).reshape(-1, 3), judged)
+    spans = _scored(np.array(rows, dtype=int).reshape(-1, 3), paired)
     rows_array, kept = spans
     known_mask = np.array(is_known, dtype=bool)[kept]
-    features, _ = span_features(judged.signals, _rows_of(rows_array, judged))
+    features, _ = span_features(paired.signals, _rows_of(rows_array, paired))
     truth = np.array([shadow.member for shadow in shadows])[rows_array[:, 0]]
-    span_folds = folds[np.array([judgement.document for judgement in judged.judgements], dtype=int)[rows_array[:, 0]]]
+    span_folds = folds[np.array([pairing.document for pairing in paired.pairings], dtype=int)[rows_array[:, 0]]]
     attack = fit_attack_model(features, truth, span_folds)
 
     decoys = [(place, *stretch) for place in np.flatnonzero(~member) for stretch in found[place]]
@@ -251,22 +251,21 @@ def fit_detector(
 
 
 def _find(
-    segmentation: Segmentation, judged: Judged, log_odds: np.ndarray
+    segmentation: Segmentation, paired: PairedSignals, log_odds: np.ndarray
 ) -> tuple[np.ndarray, list[list[tuple[int, int]]]]:
-    memorized = segmentation.memorized(log_odds, judged.starts)
-    parts = np.split(memorized, judged.starts[1:-1])
+    memorized = segmentation.memorized(log_odds, paired.starts)
+    parts = np.split(memorized, paired.starts[1:-1])
     return memorized, [
-        stretches(own, judged.words[judgement.document])
-        for own, judgement in zip(parts, judged.judgements, strict=True)
+        stretches(own, paired.words[pairing.document]) for own, pairing in zip(parts, paired.pairings, strict=True)
     ]
 
 
-def _fit_tokens(judged: Judged, labels: np.ndarray, folds: np.ndarray) -> tuple[AttackModel, np.ndarray]:
+def _fit_tokens(paired: PairedSignals, labels: np.ndarray, folds: np.ndarray) -> tuple[AttackModel, np.ndarray]:
     """The token model, and the out-of-fold log-odds of the tokens it was fitted on (NaN where there is no label)."""
-    place = np.repeat(np.arange(len(judged.judgements)), np.diff(judged.starts))
-    features, _ = token_features(judged.signals, place)
-    token_folds = folds[np.array([judgement.document for judgement in judged.judgements], dtype=int)[place]]
-    usable = ~np.isnan(labels) & ~np.isnan(judged.signals["log_prob"])
+    place = np.repeat(np.arange(len(paired.pairings)), np.diff(paired.starts))
+    features, _ = token_features(paired.signals, place)
+    token_folds = folds[np.array([pairing.document for pairing in paired.pairings], dtype=int)[place]]
+    usable = ~np.isnan(labels) & ~np.isnan(paired.signals["log_prob"])
     model = fit_attack_model(features[usable], labels[usable] > 0, token_folds[usable], kinds=("boosted",))
     log_odds = np.full(len(labels), np.nan)
     log_odds[usable] = model.out_of_fold
@@ -274,27 +273,27 @@ def _fit_tokens(judged: Judged, labels: np.ndarray, folds: np.ndarray) -> tuple[
 
 
 def _token_labels(
-    shadows: Sequence[Shadow], judged: Judged, spare_log_prob: Mapping[tuple[int, int], np.ndarray]
+    shadows: Sequence[Shadow], paired: PairedSignals, spare_log_prob: Mapping[tuple[int, int], np.ndarray]
 ) -> np.ndarray:
     """(N,) 1 for a memorized token, 0 for another, NaN where it cannot be told.
 
     A token of a non-member cannot be memorized. One of a member is, if it is likelier by `MEMORIZED` nats than under
     the spare reference, which never saw the document and is none of the features' references.
     """
-    labels = np.full(len(judged.signals["log_prob"]), np.nan)
-    for shadow, start, end in zip(shadows, judged.starts, judged.starts[1:], strict=False):
+    labels = np.full(len(paired.signals["log_prob"]), np.nan)
+    for shadow, start, end in zip(shadows, paired.starts, paired.starts[1:], strict=False):
         if not shadow.member:
             labels[start:end] = 0.0
         elif shadow.spare is not None:
-            counterfactual = spare_log_prob[shadow.judgement.document, shadow.spare]
-            labels[start:end] = judged.signals["log_prob"][start:end] - counterfactual > MEMORIZED
+            counterfactual = spare_log_prob[shadow.pairing.document, shadow.spare]
+            labels[start:end] = paired.signals["log_prob"][start:end] - counterfactual > MEMORIZED
     return labels
 
 
-def _sample(shadows: Sequence[Shadow], judged: Judged, *, seed: int) -> list[int]:
+def _sample(shadows: Sequence[Shadow], paired: PairedSignals, *, seed: int) -> list[int]:
     """Shadows that tokens are learnt from: members with a spare reference and as many tokens of non-members."""
     rng = np.random.default_rng(seed)
-    lengths = np.diff(judged.starts)
+    lengths = np.diff(paired.starts)
     chosen: list[int] = []
     for member in (True, False):
         usable = [n for n, shadow in enumerate(shadows) if shadow.member == member]
@@ -305,32 +304,32 @@ def _sample(shadows: Sequence[Shadow], judged: Judged, *, seed: int) -> list[int
     return sorted(chosen)
 
 
-def _token_log_odds(model: AttackModel, judged: Judged, folds: np.ndarray) -> np.ndarray:
-    place = np.repeat(np.arange(len(judged.judgements)), np.diff(judged.starts))
-    features, _ = token_features(judged.signals, place)
-    token_folds = folds[np.array([judgement.document for judgement in judged.judgements], dtype=int)[place]]
-    scored = ~np.isnan(judged.signals["log_prob"])
+def _token_log_odds(model: AttackModel, paired: PairedSignals, folds: np.ndarray) -> np.ndarray:
+    place = np.repeat(np.arange(len(paired.pairings)), np.diff(paired.starts))
+    features, _ = token_features(paired.signals, place)
+    token_folds = folds[np.array([pairing.document for pairing in paired.pairings], dtype=int)[place]]
+    scored = ~np.isnan(paired.signals["log_prob"])
     log_odds = np.full(len(place), np.nan)
     log_odds[scored] = model.log_odds(features[scored], token_folds[scored])
     return log_odds
 
 
-def _span_log_odds(model: AttackModel, judged: Judged, spans: np.ndarray, folds: np.ndarray) -> np.ndarray:
+def _span_log_odds(model: AttackModel, paired: PairedSignals, spans: np.ndarray, folds: np.ndarray) -> np.ndarray:
     if not len(spans):
         return np.zeros(0)
-    features, _ = span_features(judged.signals, _rows_of(spans, judged))
-    documents = np.array([judgement.document for judgement in judged.judgements], dtype=int)[spans[:, 0]]
+    features, _ = span_features(paired.signals, _rows_of(spans, paired))
+    documents = np.array([pairing.document for pairing in paired.pairings], dtype=int)[spans[:, 0]]
     return model.log_odds(features, folds[documents])
 
 
-def _rows_of(spans: np.ndarray, judged: Judged) -> np.ndarray:
-    """(S, 2) first and end row of (S, 3) spans of judgements."""
-    return judged.starts[spans[:, 0]][:, None] + spans[:, 1:]
+def _rows_of(spans: np.ndarray, paired: PairedSignals) -> np.ndarray:
+    """(S, 2) first and end row of (S, 3) spans of pairings."""
+    return paired.starts[spans[:, 0]][:, None] + spans[:, 1:]
 
 
-def _scored(spans: np.ndarray, judged: Judged) -> tuple[np.ndarray, np.ndarray]:
+def _scored(spans: np.ndarray, paired: PairedSignals) -> tuple[np.ndarray, np.ndarray]:
     """The spans with a scored token, and which these are."""
-    scored = np.concatenate([[0], np.cumsum(~np.isnan(judged.signals["log_prob"]))])
-    rows = _rows_of(spans, judged)
+    scored = np.concatenate([[0], np.cumsum(~np.isnan(paired.signals["log_prob"]))])
+    rows = _rows_of(spans, paired)
     kept = scored[rows[:, 1]] > scored[rows[:, 0]]
     return spans[kept], kept

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from mitigate.detection.references.crossfit import draw
-from mitigate.detection.signals import Judgement, judge
-from mitigate.detection.spans.scored import Seen
+from mitigate.detection.signals import Pairing, compute_signals
+from mitigate.detection.spans.scored import ReferenceMembership
 from mitigate.documents import Documents
 from mitigate.models.model import Model
 from mitigate.tokens.tokenization import TokenizedDocument
@@ -29,7 +29,7 @@ def reference_fit(
     references: Sequence[Model],
     documents: Documents,
     tokenized: Sequence[TokenizedDocument],
-    seen: Seen,
+    membership: ReferenceMembership,
     signals: Mapping[str, np.ndarray],
     *,
     settings: Mapping[str, Any],
@@ -43,7 +43,7 @@ def reference_fit(
         target: the model under audit.
         references: the references.
         documents, tokenized: what is judged.
-        seen: which references saw what.
+        membership: which references saw what.
         signals: of the audit, over the tokens of all documents.
         settings: `context`, `stride` and `batch_tokens` of the audit.
 
@@ -53,16 +53,18 @@ def reference_fit(
     """
     members = [
         number
-        for number, (document, trained) in enumerate(zip(documents, seen.trained, strict=True))
+        for number, (document, trained) in enumerate(zip(documents, membership.trained, strict=True))
         if trained and document.set != "holdout"
     ]
     if not members:
         return None
     chosen = sorted(draw(members, _MOST_DOCUMENTS, key="fit"))
-    judgements = [
-        Judgement(number, 1 + draw(seen.trained[number], 1, key=documents[number].id)[0]) for number in chosen
+    pairings = [
+        Pairing(number, 1 + draw(membership.trained[number], 1, key=documents[number].id)[0]) for number in chosen
     ]
-    fitted = judge([target, *references], judgements, documents=tokenized, description="References' fit", **settings)
+    fitted = compute_signals(
+        [target, *references], pairings, documents=tokenized, description="References' fit", **settings
+    )
     ends = np.cumsum([0, *(len(own.ids) for own in tokenized)])
     rows = np.concatenate([np.arange(ends[number], ends[number + 1]) for number in chosen])
     per_reference = signals["log_prob_references"][rows]

@@ -11,10 +11,10 @@ import numpy as np
 from scipy.special import expit
 
 from mitigate.detection.calibration.attack import fold_of
-from mitigate.detection.calibration.shadows import Detector, Judged, deal_shadows, fit_detector, out_of
+from mitigate.detection.calibration.shadows import Detector, PairedSignals, deal_shadows, fit_detector, out_of
 from mitigate.detection.references.crossfit import draw
-from mitigate.detection.signals import Judgement
-from mitigate.detection.spans.scored import Findings, Page, Seen
+from mitigate.detection.signals import Pairing
+from mitigate.detection.spans.scored import Findings, ReferenceMembership, ScoredDocuments
 from mitigate.documents import Documents
 from mitigate.tokens.tokenization import word_numbers
 
@@ -23,30 +23,30 @@ _MOST_CALIBRATION = 2000  # documents that shadows are judged on
 
 @dataclass(frozen=True)
 class ShadowPlan:
-    """Judgements of the shadows, of the target judged by as many references, and of the spare references."""
+    """Pairings of the shadows, of the target judged by as many references, and of the spare references."""
 
     shadows: list[Any]
-    target: list[Judgement]
-    spares: list[Judgement]
+    target: list[Pairing]
+    spares: list[Pairing]
     references: int
 
     @property
-    def judgements(self) -> list[Judgement]:
-        return [*self.target, *(shadow.judgement for shadow in self.shadows), *self.spares]
+    def pairings(self) -> list[Pairing]:
+        return [*self.target, *(shadow.pairing for shadow in self.shadows), *self.spares]
 
 
-def plan_shadows(documents: Documents, seen: Seen, models: int) -> ShadowPlan:
+def plan_shadows(documents: Documents, membership: ReferenceMembership, models: int) -> ShadowPlan:
     """Who judges whom, so that members and non-members are judged by equally many references.
 
     Args:
         documents: what is judged.
-        seen: which references saw what.
+        membership: which references saw what.
         models: the target and the references.
     """
     member = np.zeros((len(documents), models), dtype=bool)
-    for number, trained in enumerate(seen.trained):
+    for number, trained in enumerate(membership.trained):
         member[number, [k + 1 for k in trained]] = True
-    available = [k + 1 for k in seen.crossfitted]
+    available = [k + 1 for k in membership.crossfitted]
     always = [k for k in range(1, models) if k not in available]
     count = len(available) // 2 - 1  # a document in half of the references has so many left to judge one of the others
     keys = [document.id for document in documents]
@@ -55,22 +55,22 @@ def plan_shadows(documents: Documents, seen: Seen, models: int) -> ShadowPlan:
     shadows = [
         shadow
         for shadow in deal_shadows(member, available=available, count=count, keys=keys, always=always)
-        if shadow.judgement.document in chosen
+        if shadow.pairing.document in chosen
     ]
     target = [
-        Judgement(
+        Pairing(
             number,
             0,
             tuple(sorted([*out_of(member[number], available=available, count=count, key=key)[:count], *always])),
         )
         for number, key in enumerate(keys)
     ]
-    spares = {(s.judgement.document, s.spare) for s in shadows if s.member and s.spare is not None}
-    return ShadowPlan(shadows, target, [Judgement(document, model) for document, model in sorted(spares)], count)
+    spares = {(s.pairing.document, s.spare) for s in shadows if s.member and s.spare is not None}
+    return ShadowPlan(shadows, target, [Pairing(document, model) for document, model in sorted(spares)], count)
 
 
 def by_shadows(
-    page: Page,
+    scored: ScoredDocuments,
     plan: ShadowPlan,
     rest: Mapping[str, np.ndarray],
     *,
@@ -79,55 +79,55 @@ def by_shadows(
     """Spans with probabilities and false discovery rates.
 
     Args:
-        page: the documents.
+        scored: the documents.
         plan: of `plan_shadows`.
-        rest: signals of the plan's judgements.
+        rest: signals of the plan's pairings.
         given: span rows of an earlier audit, to be judged again.
     """
-    words = [word_numbers(own.offsets, of.text) for own, of in zip(page.tokenized, page.documents, strict=True)]
-    everything = Judged(plan.judgements, rest, words)
+    words = [word_numbers(own.offsets, of.text) for own, of in zip(scored.tokenized, scored.documents, strict=True)]
+    everything = PairedSignals(plan.pairings, rest, words)
     ends = np.cumsum([len(plan.target), len(plan.shadows), len(plan.spares)])
-    judged = everything.take(range(ends[0]))
+    paired = everything.take(range(ends[0]))
     shadows = everything.take(range(ends[0], ends[1]))
     starts = everything.starts
     spare_log_prob = {
-        (judgement.document, judgement.target): rest["log_prob"][starts[n] : starts[n + 1]]
-        for n, judgement in enumerate(plan.judgements[ends[1] :], start=int(ends[1]))
+        (pairing.document, pairing.target): rest["log_prob"][starts[n] : starts[n + 1]]
+        for n, pairing in enumerate(plan.pairings[ends[1] :], start=int(ends[1]))
     }
-    groups = [document.group for document in page.documents]
+    groups = [document.group for document in scored.documents]
     detector = fit_detector(
-        plan.shadows, shadows, spare_log_prob=spare_log_prob, known=page.known(), groups=groups, seed=0
+        plan.shadows, shadows, spare_log_prob=spare_log_prob, known=scored.known(), groups=groups, seed=0
     )
     folds = fold_of(groups)
-    log_odds = detector.token_log_odds(judged, folds)
-    memorized, found = detector.find(judged, log_odds)
+    log_odds = detector.token_log_odds(paired, folds)
+    memorized, found = detector.find(paired, log_odds)
     if given is None:
-        rows = page.found_rows(found) + page.known_rows()
+        rows = scored.found_rows(found) + scored.known_rows()
     else:
-        rows = page.rescored(given)
-    _add_certainty(page, rows, detector, judged, folds)
+        rows = scored.rescored(given)
+    _add_certainty(scored, rows, detector, paired, folds)
     calibration = {
         "kind": "shadows",
         "references": plan.references,
-        "shadows": len({shadow.judgement.target for shadow in plan.shadows}),
+        "shadows": len({shadow.pairing.target for shadow in plan.shadows}),
         **detector.quality,
     }
     return Findings(rows, log_odds, memorized, calibration)
 
 
 def _add_certainty(
-    page: Page, rows: list[dict[str, Any]], detector: Detector, judged: Judged, folds: np.ndarray
+    scored: ScoredDocuments, rows: list[dict[str, Any]], detector: Detector, paired: PairedSignals, folds: np.ndarray
 ) -> None:
     """Probability of every span, and its false discovery rate among the spans of its kind and eligibility."""
-    spans = np.array([(page.numbers[r["doc_id"]], r["token_start"], r["token_end"]) for r in rows], dtype=int)
-    log_odds = detector.span_log_odds(judged, spans.reshape(-1, 3), folds)
-    scored = ~np.isnan(judged.signals["log_prob"])
+    spans = np.array([(scored.numbers[r["doc_id"]], r["token_start"], r["token_end"]) for r in rows], dtype=int)
+    log_odds = detector.span_log_odds(paired, spans.reshape(-1, 3), folds)
+    has_score = ~np.isnan(paired.signals["log_prob"])
     tokens = {True: 0.0, False: 0.0}
-    for number, (start, end) in enumerate(pairwise(judged.starts)):
-        tokens[page.documents[number].set in page.eligible] += float(scored[start:end].sum())
+    for number, (start, end) in enumerate(pairwise(paired.starts)):
+        tokens[scored.documents[number].set in scored.eligible] += float(has_score[start:end].sum())
     for kind in ("found", "known"):
         for eligible in (True, False):
-            chosen = [n for n, r in enumerate(rows) if r["source"] == kind and page.is_eligible(r) == eligible]
+            chosen = [n for n, r in enumerate(rows) if r["source"] == kind and scored.is_eligible(r) == eligible]
             searched = tokens[eligible] if kind == "found" else float(len(chosen))
             q = detector.q(log_odds[chosen], kind=kind, searched=searched)
             for n, value in zip(chosen, q, strict=True):

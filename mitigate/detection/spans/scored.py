@@ -14,7 +14,7 @@ from mitigate.tokens.tokenization import TokenizedDocument, span_tokens
 
 
 @dataclass(frozen=True)
-class Seen:
+class ReferenceMembership:
     """Which references may judge a document, and which were trained on it.
 
     Attributes:
@@ -30,7 +30,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Findings:
-    """What a search of the documents gave; see `Verdict`, which adds what is selected."""
+    """What a search of the documents gave; see `Assessment`, which adds what is selected."""
 
     rows: list[dict[str, Any]]
     log_odds: np.ndarray
@@ -39,7 +39,7 @@ class Findings:
 
 
 @dataclass(frozen=True)
-class Page:
+class ScoredDocuments:
     """The documents with their token scores, and which may have spans selected."""
 
     documents: Documents

@@ -8,42 +8,42 @@ from typing import Any
 
 import numpy as np
 
-from mitigate.detection.assessment import Verdict
+from mitigate.detection.assessment import Assessment
 from mitigate.documents import Documents
 from mitigate.secrets.copies import find_linked
 from mitigate.tokens.tokenization import span_tokens
 
 
-def with_linked(verdict: Verdict, documents: Documents) -> tuple[Verdict, dict[str, Any]]:
-    """Add the linked places of the documents' erasure request to a verdict.
+def with_linked(assessed: Assessment, documents: Documents) -> tuple[Assessment, dict[str, Any]]:
+    """Add the linked places of the documents' erasure request to an assessment.
 
     Each becomes a span of the source `linked` with the label of its origin. It is selected, all its tokens whether
     memorized or not, if the request says so and the target was trained on the document (holdout text has nothing to
     forget and must stay what non-members are).
 
     Returns:
-        the verdict with these spans last, and what an audit's metadata say of the request: the ids that it selected and
-        touched, `matches` of its texts, how many secrets were looked for, and `linked`: for each place its span, the
-        spans that it is linked to (`origins`), its tokens and how many of them are memorized.
+        the assessment with these spans last, and what an audit's metadata say of the request: the ids that it selected
+        and touched, `matches` of its texts, how many secrets were looked for, and `linked`: for each place its span,
+        the spans that it is linked to (`origins`), its tokens and how many of them are memorized.
     """
     erasure = documents.erasure
     assert erasure is not None
-    linked = find_linked(documents, erasure.doc_ids, verdict.spans)
+    linked = find_linked(documents, erasure.doc_ids, assessed.spans)
     numbers = {document.id: number for number, document in enumerate(documents)}
-    starts = [0, *accumulate(len(tokens.ids) for tokens in verdict.tokenized)]
+    starts = [0, *accumulate(len(tokens.ids) for tokens in assessed.tokenized)]
     rows: list[dict[str, Any]] = []
     listing = []
     for hit in linked.hits:
         number = numbers[hit.doc_id]
-        own = verdict.tokenized[number]
+        own = assessed.tokenized[number]
         tokens = span_tokens(own.offsets, hit.char_start, hit.char_end)
         tokens = tokens[own.audited[tokens]]
         place = {"doc_id": hit.doc_id, "char_start": hit.char_start, "char_end": hit.char_end, "label": hit.label}
         listed = {**place, "span_id": None, "origins": list(hit.origins), "set": documents[number].set}
-        listed |= {"tokens": len(tokens), "memorized_tokens": int(verdict.memorized[starts[number] + tokens].sum())}
+        listed |= {"tokens": len(tokens), "memorized_tokens": int(assessed.memorized[starts[number] + tokens].sum())}
         listed["selected"] = bool(tokens.size) and erasure.linked and documents[number].set != "holdout"
         if tokens.size:
-            listed["span_id"] = len(verdict.spans) + len(rows)
+            listed["span_id"] = len(assessed.spans) + len(rows)
             rows.append(
                 {
                     **place,
@@ -51,7 +51,7 @@ def with_linked(verdict: Verdict, documents: Documents) -> tuple[Verdict, dict[s
                     "token_start": int(tokens[0]),
                     "token_end": int(tokens[-1]) + 1,
                     "source": "linked",
-                    "score": float(np.nanmean(verdict.score[starts[number] + tokens])),
+                    "score": float(np.nanmean(assessed.score[starts[number] + tokens])),
                     "probability": None,
                     "q": None,
                     "selected": listed["selected"],
@@ -70,4 +70,4 @@ def with_linked(verdict: Verdict, documents: Documents) -> tuple[Verdict, dict[s
         "too_common": linked.too_common,
         "linked": listing,
     }
-    return replace(verdict, spans=[*verdict.spans, *rows]), record
+    return replace(assessed, spans=[*assessed.spans, *rows]), record
