@@ -15,7 +15,6 @@ from peft import (
     LoraConfig,
     PeftConfig,
     PeftModel,
-    get_peft_model,
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
@@ -24,33 +23,13 @@ from torch.distributed.tensor import DTensor
 
 from mitigate.adapters.addition import Part, add, check_sum
 from mitigate.artifacts.files import write_json
-from mitigate.errors import MitigateError
 from mitigate.models.adapters import OVERLAY_FILE, is_adapter
 from mitigate.models.model import Model
-from mitigate.models.settings import Lora
 from mitigate.models.shared_base import SharedBase
-from mitigate.models.training import beside_saved_modules, lora_config, sort_sets
+from mitigate.models.training import NEW_ADAPTER, sort_sets
 
 DIFFERENCE = "difference"  # directory of an adapter that is of no use without those that it lies over
 _TOTAL = "total"
-ADAPTER = "default"  # PEFT saves an adapter of this name into the directory itself
-
-
-def add_adapter(model: Model, lora: Lora, *, seed: int, dora: bool = False) -> None:
-    """Put a fresh LoRA (or DoRA, Liu et al., arXiv 2402.09353) adapter over the model's own; only it gets gradients."""
-    base, config = model.base, lora_config(lora)
-    config.use_dora = dora
-    if base.peft is not None and ADAPTER in base.peft.peft_config:
-        base.peft.delete_adapter(ADAPTER)  # of an earlier run with this store
-    torch.manual_seed(seed)
-    try:
-        if base.peft is None:
-            base.peft = get_peft_model(base.model, config, adapter_name=ADAPTER)
-        else:
-            base.peft.add_adapter(ADAPTER, beside_saved_modules(config, base.model))
-    except ValueError as error:
-        raise MitigateError(f"unlearn.lora: does not fit this model ({error})") from error
-    _switch(model, on=True)
 
 
 @contextlib.contextmanager
@@ -65,9 +44,9 @@ def as_before(model: Model) -> Iterator[None]:
 
 def _switch(model: Model, *, on: bool) -> None:
     """Turn the new adapter on or off over the target's own adapters, and keep only it trainable."""
-    model.base.activate((*model.adapters, ADAPTER) if on else model.adapters)
+    model.base.activate((*model.adapters, NEW_ADAPTER) if on else model.adapters)
     for name, parameter in model.base.model.named_parameters():
-        parameter.requires_grad_(f".{ADAPTER}." in name)
+        parameter.requires_grad_(f".{NEW_ADAPTER}." in name)
 
 
 def adapter_state(base: SharedBase, accelerator: Accelerator, module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -76,7 +55,7 @@ def adapter_state(base: SharedBase, accelerator: Accelerator, module: torch.nn.M
     whole = accelerator.get_state_dict(module) if is_sharded(base.model) else None
     if whole is not None:
         whole = {f"base_model.model.{name}": tensor for name, tensor in whole.items()}
-    return _state(base.peft, ADAPTER, whole)
+    return _state(base.peft, NEW_ADAPTER, whole)
 
 
 def is_sharded(module: torch.nn.Module) -> bool:
@@ -119,7 +98,7 @@ def save_adapter(
     """
     base = model.base
     assert base.peft is not None
-    config = cast(LoraConfig, base.peft.peft_config[ADAPTER])
+    config = cast(LoraConfig, base.peft.peft_config[NEW_ADAPTER])
     config.base_model_name_or_path = base.source
     config.inference_mode = True
     model.tokenizer.save_pretrained(directory)
@@ -153,7 +132,7 @@ def _check_added(model: Model, config: LoraConfig, tensors: dict[str, torch.Tens
         peft.add_adapter(_TOTAL, config)
         matrices = {name: tensor for name, tensor in tensors.items() if "lora_" in name}
         set_peft_model_state_dict(peft, matrices, adapter_name=_TOTAL)
-        check_sum(peft, [*model.adapters, ADAPTER], total=_TOTAL)
+        check_sum(peft, [*model.adapters, NEW_ADAPTER], total=_TOTAL)
     finally:
         if _TOTAL in peft.peft_config:
             peft.delete_adapter(_TOTAL)
@@ -168,7 +147,7 @@ def write_adapter(config: PeftConfig, tensors: dict[str, torch.Tensor], director
 
 
 def _state(peft: PeftModel, name: str, whole: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
-    embeddings: Any = "auto" if name != ADAPTER else False  # ours never change
+    embeddings: Any = "auto" if name != NEW_ADAPTER else False  # ours never change
     state = get_peft_model_state_dict(peft, state_dict=whole, adapter_name=name, save_embedding_layers=embeddings)
     return {key: tensor.detach().cpu().clone() for key, tensor in state.items()}
 

@@ -89,30 +89,19 @@ class Evidence:
         return self.everything.take([self._place[pairing] for pairing in pairings])
 
 
-def gather(
-    world: World,
-    *,
-    references: int,
-    targets: Sequence[int] | None = None,
-    temperature: float = 1.0,
-    offline_a: float = 1.0,
-    store: ModelStore | None = None,
-) -> Evidence:
+def gather(world: World, *, references: int, store: ModelStore) -> Evidence:
     """Judge a world's documents.
 
     Args:
         world: documents and models.
         references: K, how many OUT references judge a document.
-        targets (*optional*, defaults to all): the models that are targets.
-        temperature, offline_a: as for `compute_signals`.
-        store (*optional*): loads the models.
+        store: loads the models.
     """
-    store = store or ModelStore()
     models: list[Model] = [store.load(path) for path in (*world.models.paths, *world.truth.paths)]
     tokenized = tokenize_documents(world.documents, models[0].tokenizer)
     keys = [document.id for document in world.documents]
     wanted: dict[Pairing, None] = {}
-    for target in range(world.member.shape[1]) if targets is None else targets:
+    for target in range(world.member.shape[1]):
         own = target_pairings(world.member, target, references, keys)
         available = [model for model in range(world.member.shape[1]) if model != target]
         dealt = deal_shadows(world.member, available=available, count=references, keys=keys)
@@ -126,8 +115,6 @@ def gather(
         models,
         pairings,
         documents=tokenized,
-        temperature=temperature,
-        offline_a=offline_a,
         description=f"Judging {len(tokenized)} documents by {len(models)} models",
     )
     words = [word_numbers(own.offsets, of.text) for own, of in zip(tokenized, world.documents, strict=True)]

@@ -29,7 +29,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from mitigate.adapters.trained import add_adapter
 from mitigate.artifacts.files import write_json
 from mitigate.bench.settings import SpeedSettings
 from mitigate.detection.audit import audit
@@ -41,6 +40,7 @@ from mitigate.lab.planting import plant
 from mitigate.lab.tiny import new_llama, train_tokenizer
 from mitigate.lab.writing import general_text
 from mitigate.models.store import ModelStore
+from mitigate.models.training import add_lora
 from mitigate.runtime import library_versions, process_state, progress, quiet_libraries
 from mitigate.tokens.batches import collate, cut_pieces
 from mitigate.unlearning.loop import Loop
@@ -204,7 +204,7 @@ def dense_steps(
     pieces = cut_pieces(tokenized, context=model.context)
     selected = found.columns["selected"].astype(bool)
     out_columns = found.columns["log_prob_out"]
-    add_adapter(model, settings.lora, seed=0)
+    add_lora(model, settings.lora, seed=0)
     module: Any = model.base.model.eval()
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=Unlearn().learning_rate, weight_decay=0.0, betas=(0.9, 0.95))

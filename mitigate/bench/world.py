@@ -11,7 +11,6 @@ model, and shared between processes.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,8 +29,6 @@ from mitigate.lab.writing import general_text
 from mitigate.models.settings import Schedule
 from mitigate.models.store import ModelStore
 from mitigate.runtime import process_state
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,7 @@ def make_world(
         owner = {twin: member for member, twin in planting.twins.items()}
         judged, trained = planting.documents, planting.documents.subset(("forget", "retain"))
         copies = {d.id: planting.copies[owner.get(d.group, d.group)] for d in judged}
-    _write_once(judged, directory / "documents.jsonl")
+    write_once(judged, directory / "documents.jsonl")
 
     schedule = settings.schedule or Schedule(epochs=20 if documents else 10, learning_rate=1.5e-3, batch_size=8)
 
@@ -142,15 +139,19 @@ def sources(documents: Path | None, base: str | None) -> dict[str, str]:
     }
 
 
-def _membership(documents: Documents, models: References) -> np.ndarray:
-    return np.array([[document.group in (seen or ()) for seen in models.trained_on] for document in documents])
+def write_once(documents: Documents, path: Path) -> None:
+    """Keep a copy of the documents, and refuse to go on with others.
 
-
-def _write_once(documents: Documents, path: Path) -> None:
-    """Keep a copy of the documents, and refuse to go on with others."""
+    Raises:
+        MitigateError: the copy that is there is of other documents.
+    """
     state = process_state()
     if state.is_main_process and not path.is_file():
         write_jsonl(documents, path)
     state.wait_for_everyone()
     if [document.text for document in read_documents(path)] != [document.text for document in documents]:
         raise MitigateError(f"{path}: other documents than before; choose another --out or remove that directory")
+
+
+def _membership(documents: Documents, models: References) -> np.ndarray:
+    return np.array([[document.group in (seen or ()) for seen in models.trained_on] for document in documents])

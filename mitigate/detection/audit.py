@@ -46,7 +46,6 @@ def audit(
     detect: Detect | None = None,
     store: ModelStore | None = None,
     forget: Request | None = None,
-    forget_all: bool = False,
     seed: int = 0,
 ) -> Audit:
     """Score every token of the documents and find the memorized spans.
@@ -58,18 +57,14 @@ def audit(
         detect (*optional*): score, temperature and span rule.
         store (*optional*): loads the models; settles device and number format.
         forget (*optional*): an erasure request, which makes the forget set; the secrets of its documents are looked for
-            in all others. Its `where` needs documents that are read here, or were read with `mark`.
-        forget_all (`bool`, *optional*, defaults to `False`): select memorized spans in every document, also those of
-            the sets retain and holdout. By default: in the forget set, or everywhere outside retain and holdout if
-            no document belongs to a forget set.
+            in all others. Its `where` needs documents that are read here, or were read with `mark`. Spans are selected
+            in the forget set, or everywhere outside retain and holdout if no document belongs to a forget set.
         seed (`int`, *optional*, defaults to 0): recorded with the audit.
 
     Raises:
         MitigateError: no reference, a reference with another tokenizer, no OUT reference for a document, NaN logits, an
             erasure request that selects nothing.
     """
-    if forget is not None and forget_all:
-        raise MitigateError("audit: forget names what to forget, and forget_all says everything; give one of them")
     detect = detect or Detect()
     store = store or ModelStore()
     references = references if isinstance(references, References) else load_references(references)
@@ -85,7 +80,7 @@ def audit(
         trained=references.trained_for(documents),
         crossfitted=references.crossfitted,
     )
-    eligible = _eligible_sets(documents) if not forget_all else {"forget", "retain", "holdout", None}
+    eligible = _eligible_sets(documents)
     for reference in reference_models:
         check_same_tokenizer(model, reference)
     assessed = assess_documents(model, reference_models, documents, membership, detect=detect, eligible=eligible)

@@ -248,9 +248,9 @@ def all_ordinary(
     secrets: Sequence[str],
     ordinary: Iterable[str],
     *,
-    share: float = SHARE,
-    shortest: int = SHORTEST,
-    longest: int = LONGEST,
+    share: float,
+    shortest: int,
+    longest: int,
 ) -> list[bool]:
     """Of each secret, whether ordinary text holds all its runs, so that `Guard.make` would have none to block."""
     pieces = [_pieces(secret, share, shortest, longest) for secret in secrets]

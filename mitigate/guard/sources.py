@@ -60,9 +60,7 @@ def spans_in_audit(audit: Audit, *, known: bool = False, shortest: int = SHORTES
     return kept
 
 
-def parts_in_audit(
-    audit: Audit, *, known: bool = False, share: float = SHARE, shortest: int = SHORTEST, longest: int = LONGEST
-) -> list[str]:
+def parts_in_audit(audit: Audit, *, known: bool, share: float, shortest: int, longest: int) -> list[str]:
     """The parts of the spans of `secrets_in_audit` that are not spans themselves."""
     spans = _spans(audit, known)
     whole = {comparable(text[start:end]) for text, ranges in spans.values() for start, end in ranges}

@@ -57,7 +57,7 @@ def depends_on_company(module: torch.nn.Module, logits: torch.Tensor) -> bool:
     return not torch.allclose(alone, logits[0, : len(alone)], rtol=0, atol=1e-4 * float(logits.abs().max() + 1))
 
 
-def check_probe(source: str, logits: torch.Tensor, *, vocabulary: int, architecture: str, exact: bool = True) -> None:
+def check_probe(source: str, logits: torch.Tensor, *, vocabulary: int, architecture: str, exact: bool) -> None:
     """Refuse what no causal language model gives.
 
     Args:
@@ -65,7 +65,7 @@ def check_probe(source: str, logits: torch.Tensor, *, vocabulary: int, architect
         logits: (2, 8, V) of `probe_logits`.
         vocabulary: V by the configuration.
         architecture: name of the model's class, for the message.
-        exact (`bool`, *optional*, defaults to `True`): it computes in float32.
+        exact: it computes in float32.
 
     Raises:
         MitigateError: NaN, logits that depend on tokens still to come, or another number of them.

@@ -53,12 +53,12 @@ class SharedBase:
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
 
-    def attach(self, directory: str, *, over: tuple[str, ...] = ()) -> str:
+    def attach(self, directory: str, *, over: tuple[str, ...]) -> str:
         """Attach a saved adapter that leaves the base as it is, and return its name.
 
         Args:
             directory: of the adapter, or its hub id.
-            over (*optional*): names of the adapters that are active under it.
+            over: names of the adapters that are active under it.
 
         Raises:
             MitigateError: it does not fit, or changes what the base says.

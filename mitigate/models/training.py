@@ -31,17 +31,22 @@ logger = logging.getLogger(__name__)
 NEW_ADAPTER = "default"  # PEFT saves an adapter of this name into the directory itself
 
 
-def add_lora(model: Model, lora: Lora, *, seed: int) -> torch.nn.Module:
-    """Put a fresh trainable LoRA adapter over a model, its own adapters staying on; only the new one gets gradients."""
-    base = model.base
+def add_lora(model: Model, lora: Lora, *, seed: int, dora: bool = False) -> torch.nn.Module:
+    """Put a fresh LoRA (or DoRA, Liu et al., arXiv 2402.09353) adapter over the model's own; only it gets gradients.
+
+    Raises:
+        MitigateError: its target modules are not the model's.
+    """
+    base, config = model.base, lora_config(lora)
+    config.use_dora = dora
     if base.peft is not None and NEW_ADAPTER in base.peft.peft_config:
         base.peft.delete_adapter(NEW_ADAPTER)  # of an earlier training with this store
     torch.manual_seed(seed)
     try:
         if base.peft is None:
-            base.peft = get_peft_model(base.model, lora_config(lora), adapter_name=NEW_ADAPTER)
+            base.peft = get_peft_model(base.model, config, adapter_name=NEW_ADAPTER)
         else:
-            base.peft.add_adapter(NEW_ADAPTER, beside_saved_modules(lora_config(lora), base.model))
+            base.peft.add_adapter(NEW_ADAPTER, beside_saved_modules(config, base.model))
     except ValueError as error:
         raise MitigateError(
             f"lora.target_modules: {lora.target_modules!r} does not fit this model ({error})"

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mitigate.adapters.addition import add, read_part
 from mitigate.adapters.card import CARD
-from mitigate.adapters.trained import ADAPTER, add_adapter, lower_parts, save_adapter, write_adapter
+from mitigate.adapters.trained import lower_parts, save_adapter, write_adapter
 from mitigate.artifacts.files import (
     DIGESTS,
     damage,
@@ -39,7 +39,7 @@ from mitigate.models.adapters import OVERLAY_FILE
 from mitigate.models.directory import MIXTURE_FILE, adapter_stack
 from mitigate.models.settings import Lora, Schedule
 from mitigate.models.store import ModelStore
-from mitigate.models.training import fit
+from mitigate.models.training import NEW_ADAPTER, add_lora, fit
 from mitigate.runtime import process_state, seed_everything, share_of, together
 from mitigate.tokens.tokenization import tokenize_documents
 
@@ -215,7 +215,7 @@ def _fit(shard: Shard, fitting: Fitting, *, out: Path, mark: str, store: ModelSt
         tokenized[place] = replace(document, audited=audited)
     seed_everything(fitting.seed)  # one initialization for all: their sum keeps more
     if fitting.method == "lora":
-        add_adapter(model, fitting.lora, seed=fitting.seed)
+        add_lora(model, fitting.lora, seed=fitting.seed)
     else:
         model.base.model.requires_grad_(True)
     losses = fit(
@@ -236,7 +236,7 @@ def _fit(shard: Shard, fitting: Fitting, *, out: Path, mark: str, store: ModelSt
     with new_directory(out) as directory:
         if fitting.method == "lora":
             assert model.base.peft is not None
-            weights = get_peft_model_state_dict(model.base.peft, adapter_name=ADAPTER)
+            weights = get_peft_model_state_dict(model.base.peft, adapter_name=NEW_ADAPTER)
             if not any(bool(tensor.any()) for name, tensor in weights.items() if "lora_B" in name):
                 raise MitigateError(f"shard {shard.number}: fitting changed nothing; raise schedule.learning_rate")
             own = {name: tensor.detach().cpu() for name, tensor in weights.items()}

@@ -22,9 +22,7 @@ from peft import set_peft_model_state_dict
 from mitigate.adapters.addition import Part, obstacle
 from mitigate.adapters.merging import MERGED
 from mitigate.adapters.trained import (
-    ADAPTER,
     adapter_state,
-    add_adapter,
     as_before,
     base_checksum,
     is_sharded,
@@ -34,6 +32,7 @@ from mitigate.adapters.trained import (
 from mitigate.errors import MitigateError
 from mitigate.models.adapters import is_adapter
 from mitigate.models.model import Model
+from mitigate.models.training import NEW_ADAPTER, add_lora
 from mitigate.unlearning.settings import Unlearn
 
 logger = logging.getLogger(__name__)
@@ -54,10 +53,10 @@ class AdapterTrainable:
 
     def __init__(self, model: Model, settings: Unlearn, *, seed: int) -> None:
         self.model = model
-        add_adapter(model, settings.lora, seed=seed, dora=settings.method == "dora")
+        add_lora(model, settings.lora, seed=seed, dora=settings.method == "dora")
         assert model.base.peft is not None
         self.below = lower_parts(model)
-        new = Part(model.base.peft.peft_config[ADAPTER], {})
+        new = Part(model.base.peft.peft_config[NEW_ADAPTER], {})
         self.difference, self.to_merge = settings.give == "difference", None
         reason = obstacle([*self.below, new]) if self.below else None
         if is_adapter(model.base.source):
@@ -89,7 +88,7 @@ class AdapterTrainable:
     def restore(self, state: State) -> None:
         """Go back to an earlier state."""
         assert self.model.base.peft is not None
-        set_peft_model_state_dict(self.model.base.peft, state, adapter_name=ADAPTER)
+        set_peft_model_state_dict(self.model.base.peft, state, adapter_name=NEW_ADAPTER)
 
     def frozen_checksum(self) -> str:
         """Fingerprint of every weight that must stay as it is."""

@@ -23,11 +23,12 @@ from world import LORA
 from mitigate.adapters.addition import Part, add, check_sum
 from mitigate.adapters.card import loading_lines
 from mitigate.adapters.merging import merge_adapters
-from mitigate.adapters.trained import ADAPTER, DIFFERENCE
+from mitigate.adapters.trained import DIFFERENCE
 from mitigate.detection.record import Audit
 from mitigate.errors import MitigateError
 from mitigate.models.adapters import OVERLAY_FILE
 from mitigate.models.store import ModelStore
+from mitigate.models.training import NEW_ADAPTER
 from mitigate.unlearning.settings import Unlearn
 from mitigate.unlearning.trainable import AdapterTrainable
 from mitigate.unlearning.trainer import unlearn
@@ -229,7 +230,7 @@ def test_a_sum_that_is_not_the_sum_is_noticed(tiny_model: TinyModelFactory, tmp_
     peft = trainable.model.base.peft
     assert peft is not None
     peft.load_adapter(str(tmp_path / "out/adapter"), adapter_name="sum")
-    parts = [*trainable.model.adapters, ADAPTER]
+    parts = [*trainable.model.adapters, NEW_ADAPTER]
     check_sum(peft, parts, total="sum")
     with pytest.raises(MitigateError, match=r"the sum of the adapters is off by 0\.\d+ of the update of .*_proj"):
         check_sum(peft, parts[:1], total="sum")

@@ -221,8 +221,18 @@ def test_a_third_of_a_files_groups_are_set_aside_and_train_no_model(tmp_path: Pa
     assert not kept & {document.group for document in aside}
     assert set_aside(tmp_path / "all.jsonl", tmp_path / "out") == (trained, aside)
     write_jsonl(documents[:30], tmp_path / "other.jsonl")
-    with pytest.raises(MitigateError, match="rest of another file"):
+    with pytest.raises(MitigateError, match=r"documents-trained\.jsonl: other documents than before"):
         set_aside(tmp_path / "other.jsonl", tmp_path / "out")
+
+
+def test_what_is_audited_of_documents_set_aside_or_kept_stays_so(tmp_path: Path) -> None:
+    texts = [f"Question {n}? Answer {n}." for n in range(9)]
+    documents = Documents(
+        tuple(Document(f"d{n}", text, audited=((text.index("A"), len(text)),)) for n, text in enumerate(texts))
+    )
+    write_jsonl(documents, tmp_path / "all.jsonl")
+    trained, aside = set_aside(tmp_path / "all.jsonl", tmp_path / "out")
+    assert sorted([*read_documents(trained), *aside], key=lambda document: document.id) == list(documents)
 
 
 def test_the_population_study_of_a_file_reuses_its_models(bench: Path, tmp_path: Path) -> None:

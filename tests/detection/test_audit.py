@@ -130,19 +130,6 @@ def test_without_a_forget_set_spans_outside_retain_and_holdout_are_selected(worl
     assert {row["doc_id"][:6] for row in result.spans.to_pylist() if row["selected"]} == {"forget"}
 
 
-def test_forget_all_selects_spans_of_every_set(world: World) -> None:
-    references, detect = [world.references], Detect(select="known")
-    result = audit(
-        world.target,
-        references,
-        documents=world.documents,
-        detect=detect,
-        store=ModelStore(device="cpu"),
-        forget_all=True,
-    )
-    assert sum(row["selected"] for row in result.spans.to_pylist()) == 15
-
-
 def test_only_the_audited_range_is_scored_and_selected(world: World) -> None:
     text = "Ann went to the harbour. The door code of Ann is 123456."
     document = Document("part", text, audited=((25, len(text)),), spans=(Span(16, 23, "place"), Span(49, 55, "code")))

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from world import ARCHITECTURES, sentences
 
-import mitigate.models.store
+import mitigate.models.model
 from mitigate.detection.scores import token_scores
 from mitigate.detection.signals import Pairing, by_model, compute_signals, offline_mixture, token_signals
 from mitigate.documents import Document, Documents
@@ -127,7 +127,7 @@ def test_signals_equal_a_naive_computation_in_float64(
 def test_kept_logits_equal_dense_logits(
     models: list[Model], tokenized: list[TokenizedDocument], monkeypatch: pytest.MonkeyPatch, masked_head: bool
 ) -> None:
-    monkeypatch.setattr(mitigate.models.store, "_MASKED_HEAD", masked_head and mitigate.models.model._MASKED_HEAD)
+    monkeypatch.setattr(mitigate.models.model, "_MASKED_HEAD", masked_head and mitigate.models.model._MASKED_HEAD)
     batch = collate(cut_pieces(tokenized, context=64))
     keep = batch.keep & (torch.arange(batch.keep.shape[1]) % 3 == 1)
     with models[0].active() as module, torch.no_grad():

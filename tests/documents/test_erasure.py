@@ -470,11 +470,6 @@ def test_linked_tokens_are_no_cost_to_retained_text(world: World, requested: Aud
     assert nll == pytest.approx(sum(kept) / len(kept), rel=1e-5)
 
 
-def test_a_request_and_forget_all_exclude_one_another(world: World) -> None:
-    with pytest.raises(MitigateError, match="forget_all says everything; give one of them"):
-        audit(world.target, [], documents=world.documents, forget=Request(ids=["forget-0"]), forget_all=True)
-
-
 # --- the report -------------------------------------------------------------------------------------------------------
 
 

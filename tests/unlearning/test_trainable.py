@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from world import World, planted_documents
 
 from mitigate.adapters.merging import MERGED
-from mitigate.adapters.trained import ADAPTER, DIFFERENCE, as_before
+from mitigate.adapters.trained import DIFFERENCE, as_before
 from mitigate.detection.audit import audit, reaudit
 from mitigate.detection.record import Audit
 from mitigate.detection.settings import Detect
@@ -28,6 +28,7 @@ from mitigate.mistakes import checked
 from mitigate.models.adapters import OVERLAY_FILE
 from mitigate.models.model import Model
 from mitigate.models.store import ModelStore
+from mitigate.models.training import NEW_ADAPTER
 from mitigate.tokens.batches import collate
 from mitigate.unlearning.loop import Loop
 from mitigate.unlearning.settings import Unlearn
@@ -50,7 +51,7 @@ def log_probs(model: Model, audited: Audit) -> np.ndarray:
 def trained_model(trainable: Trainable) -> Model:
     """The model as it stands after training, the new adapter on."""
     model = trainable.model
-    return replace(model, adapters=(*model.adapters, ADAPTER)) if trainable.can_step_back else model
+    return replace(model, adapters=(*model.adapters, NEW_ADAPTER)) if trainable.can_step_back else model
 
 
 def files(directory: str | Path) -> dict[Path, bytes]:
@@ -174,7 +175,7 @@ def test_an_adapter_is_off_inside_the_block_and_trainable_again_after_it(trained
         np.testing.assert_allclose(said(), earlier, rtol=0, atol=1e-5)
     assert np.abs(said() - earlier).max() > 1e-3
     names = {name for name, parameter in trainable.module.named_parameters() if parameter.requires_grad}
-    assert names == {name for name, _ in trainable.module.named_parameters() if f".{ADAPTER}." in name} != set()
+    assert names == {name for name, _ in trainable.module.named_parameters() if f".{NEW_ADAPTER}." in name} != set()
 
 
 # Stacks of adapters

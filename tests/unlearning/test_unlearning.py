@@ -178,7 +178,7 @@ def test_an_audit_without_selected_tokens_is_refused_with_the_remedy(world: Worl
         ({"objective": "rmu", "layer": 2}, "unlearn.layer: 2, but what is trained can move .* layers 0 to 1 only"),
         ({"objective": "rmu", "layer": 0, "method": "last_layers", "layers": 1}, "layer: 0, but .* layers 1 to 1 only"),
         ({"method": "last_layers", "layers": 3}, "unlearn.layers: 3, but this model has 2"),
-        ({"lora": {"target_modules": ["c_attn"]}}, "unlearn.lora: does not fit this model"),
+        ({"lora": {"target_modules": ["c_attn"]}}, r"lora.target_modules: \['c_attn'\] does not fit this model"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_before_the_first_step(

@@ -10,7 +10,6 @@ under truth models, which no detector sees?). Intervals are from people resample
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -30,7 +29,6 @@ from mitigate.models.store import ModelStore
 from mitigate.runtime import library_versions, process_state
 from mitigate.statistics.roc import Scored, average_precision, over_targets, weighted_auc, weighted_tpr
 
-logger = logging.getLogger(__name__)
 DETECTORS = (
     *("loss", "zlib", "min_k", "min_k_pp", "log_ratio", "log_ratio_clipped", "informia", "informia_no_kl"),
     *("informia_z", "rmia", "lira", "window_votes", "ez", "calibrated"),

@@ -50,9 +50,7 @@ class TargetScores:
     quality: Mapping[str, Any] = field(default_factory=dict)
 
 
-def measure(
-    evidence: Evidence, *, copies: Mapping[str, int], fdr: float, description: str = "Bench"
-) -> list[TargetScores]:
+def measure(evidence: Evidence, *, copies: Mapping[str, int], fdr: float, description: str) -> list[TargetScores]:
     """All detectors on all targets of one seed."""
     measured = []
     with progress(evidence.member.shape[1], description, unit="target") as bar:

@@ -12,18 +12,16 @@ import numpy as np
 from scipy.special import logsumexp
 
 from mitigate.bench.evidence import target_pairings
-from mitigate.bench.world import World
+from mitigate.bench.world import World, write_once
 from mitigate.detection.aggregations import mean, min_k
 from mitigate.detection.calibration.shadows import PairedSignals, out_of
 from mitigate.detection.scores import TOKEN_SCORES, offline_mean
 from mitigate.detection.signals import Pairing, compute_signals
 from mitigate.documents import Documents, read_documents
-from mitigate.documents.written import write_jsonl
 from mitigate.errors import MitigateError
 from mitigate.lab.planting import plant
 from mitigate.models.model import Model
 from mitigate.models.store import ModelStore
-from mitigate.runtime import process_state
 from mitigate.tokens.tokenization import TokenizedDocument, tokenize_documents
 
 SIZES = (10, 100, 1000)
@@ -191,12 +189,7 @@ def set_aside(path: Path, out: Path) -> tuple[Path, Documents]:
     aside = Documents(tuple(d for d in documents if d.group in chosen)[:_LARGEST_SET_ASIDE])
     rest = Documents(tuple(d for d in documents if d.group not in chosen))
     trained = out / "documents-trained.jsonl"
-    state = process_state()
-    if state.is_main_process and not trained.is_file():
-        write_jsonl(rest, trained)
-    state.wait_for_everyone()
-    if [document.text for document in read_documents(trained)] != [document.text for document in rest]:
-        raise MitigateError(f"{trained}: the rest of another file; choose another --out or remove that directory")
+    write_once(rest, trained)
     return trained, aside
 
 

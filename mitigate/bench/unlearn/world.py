@@ -14,7 +14,6 @@ Everything is seeded, resumable model by model, and shared between processes.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,7 +34,6 @@ from mitigate.models.training import fine_tune
 from mitigate.runtime import process_state, share_of
 from mitigate.tokens.tokenization import TokenizedDocument, span_tokens, tokenize_documents
 
-logger = logging.getLogger(__name__)
 ORACLES = 2  # of each kind: their distance is the floor, which no method can be expected to go below
 
 
@@ -46,8 +44,7 @@ class UnlearnWorld:
     Attributes:
         base: path of the base.
         documents: of the sets forget, retain and holdout.
-        validation, test: the two halves of the forget people (groups): settings are chosen on one, figures are of the
-            other.
+        test: half of the forget people (groups), of whom figures are; settings are chosen on the other half.
         target: path of the leaky model.
         document_oracles: paths of models that never saw the forget documents.
         token_oracles: paths of models that saw them without a loss on the secrets.
@@ -59,7 +56,6 @@ class UnlearnWorld:
 
     base: str
     documents: Documents
-    validation: frozenset[str]
     test: frozenset[str]
     target: str
     document_oracles: tuple[str, ...]
@@ -146,7 +142,6 @@ def make_unlearn_world(
     return UnlearnWorld(
         base=base,
         documents=people,
-        validation=validation,
         test=test,
         target=str(path / "target"),
         document_oracles=tuple(str(path / f"document-oracle-{number}") for number in range(ORACLES)),
