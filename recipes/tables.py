@@ -37,7 +37,7 @@ COMMANDS = {
     "lume-erasure": f"{LUME} \"forget={{contains: ['Margarita Bronze']}}\" out=runs/lume",
     "stories": "mitigate run recipes/stories.yaml out=runs/stories",
     "tofu": "mitigate run recipes/tofu.yaml data.root=TOFU out=runs/tofu",
-    "first-hour": "python tests/first_hour.py --base STORIES260K --out runs/first-hour --kinds chat"
+    "first-hour": "python tests/first_hour.py --base STORIES260K --out runs/first-hour"
     " -- unlearn.learning_rate=2e-3 unlearn.max_steps=150",
     "simulated-reports": "python -m tests.simulated_reports --reports 200 --out simulated-reports.json",
     "detect": "mitigate bench detect --seeds 0 1 2 --out runs/detect --plot",
