@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mitigate.detection import aggregations, scores
+from mitigate.detection import aggregations, scores, unit_scores
 from mitigate.detection.settings import TokenScore
 
 NAN = float("nan")
@@ -206,7 +206,7 @@ Population = tuple[np.ndarray, np.ndarray]
 def test_rmia_is_the_share_of_pairs_that_x_wins(population: Population, gamma: float) -> None:
     target, out = population
     x, x_out = np.array([-2.0, -3.0, -4.0, NAN]), np.array([-3.0, -3.0, -3.1, -3.0])
-    got = scores.rmia(x, x_out, target, out, gamma=gamma)
+    got = unit_scores.rmia(x, x_out, target, out, gamma=gamma)
     for n in range(3):
         wins = [
             math.exp(x[n]) / math.exp(x_out[n]) / (math.exp(a) / math.exp(b)) > gamma
@@ -219,7 +219,7 @@ def test_rmia_is_the_share_of_pairs_that_x_wins(population: Population, gamma: f
 
 
 def test_equal_ratios_do_not_win_in_rmia() -> None:
-    assert scores.rmia(np.zeros(1), np.zeros(1), np.array([0.0, -1.0]), np.zeros(2)).tolist() == [0.5]
+    assert unit_scores.rmia(np.zeros(1), np.zeros(1), np.array([0.0, -1.0]), np.zeros(2)).tolist() == [0.5]
 
 
 def test_rmia_and_informia_ignore_the_order_of_the_population_and_what_has_no_value(population: Population) -> None:
@@ -227,55 +227,60 @@ def test_rmia_and_informia_ignore_the_order_of_the_population_and_what_has_no_va
     x, x_out = np.linspace(-4, -2, 9), np.full(9, -3.0)
     order = np.random.default_rng(0).permutation(50)
     padded = np.append(target[order], [NAN, -1.0]), np.append(out[order], [-1.0, NAN])
-    assert scores.rmia(x, x_out, *padded).tolist() == scores.rmia(x, x_out, target, out).tolist()
+    assert unit_scores.rmia(x, x_out, *padded).tolist() == unit_scores.rmia(x, x_out, target, out).tolist()
     for weights in ((None, None), (out, padded[1])):
-        plain = scores.informia_sequence(x - x_out, target - out, population_log_prob_out=weights[0])
-        shuffled = scores.informia_sequence(x - x_out, padded[0] - padded[1], population_log_prob_out=weights[1])
+        plain = unit_scores.informia_sequence(x - x_out, target - out, population_log_prob_out=weights[0])
+        shuffled = unit_scores.informia_sequence(x - x_out, padded[0] - padded[1], population_log_prob_out=weights[1])
         assert shuffled == pytest.approx(plain)
 
 
 def test_a_target_that_is_surer_of_everything_moves_neither_rmia_nor_informia(population: Population) -> None:
     target, out = population
     x, x_out = np.linspace(-4.03, -2.01, 9), np.full(9, -3.0)
-    assert scores.rmia(x + 0.25, x_out, target + 0.25, out).tolist() == scores.rmia(x, x_out, target, out).tolist()
+    assert (
+        unit_scores.rmia(x + 0.25, x_out, target + 0.25, out).tolist()
+        == unit_scores.rmia(x, x_out, target, out).tolist()
+    )
     for weights in (None, out):
-        surer = scores.informia_sequence(x + 0.25 - x_out, target + 0.25 - out, population_log_prob_out=weights)
-        plain = scores.informia_sequence(x - x_out, target - out, population_log_prob_out=weights)
+        surer = unit_scores.informia_sequence(x + 0.25 - x_out, target + 0.25 - out, population_log_prob_out=weights)
+        plain = unit_scores.informia_sequence(x - x_out, target - out, population_log_prob_out=weights)
         assert surer == pytest.approx(plain)
 
 
 def test_without_a_population_there_is_no_rmia_and_no_sequence_informia() -> None:
     nothing = np.array([NAN])
-    assert np.isnan(scores.rmia(np.zeros(2), np.zeros(2), nothing, nothing)).tolist() == [True, True]
-    assert np.isnan(scores.informia_sequence(np.zeros(2), nothing)).tolist() == [True, True]
+    assert np.isnan(unit_scores.rmia(np.zeros(2), np.zeros(2), nothing, nothing)).tolist() == [True, True]
+    assert np.isnan(unit_scores.informia_sequence(np.zeros(2), nothing)).tolist() == [True, True]
 
 
 def test_sequence_informia_is_the_log_ratio_plus_the_divergence_of_the_population() -> None:
     p_out = np.array([0.5, 0.3, 0.2])
     p = np.array([0.2, 0.2, 0.6])
     divergence = stats.entropy(p_out, p)  # over a population that is the whole space, the formula itself
-    got = scores.informia_sequence(np.array([1.0, NAN]), np.log(p / p_out), population_log_prob_out=np.log(p_out))
+    got = unit_scores.informia_sequence(np.array([1.0, NAN]), np.log(p / p_out), population_log_prob_out=np.log(p_out))
     assert got[0] == pytest.approx(1.0 + divergence)
     assert math.isnan(got[1])
-    far = scores.informia_sequence(np.array([1.0]), np.log(p / p_out), population_log_prob_out=np.log(p_out) - 5000)
+    far = unit_scores.informia_sequence(
+        np.array([1.0]), np.log(p / p_out), population_log_prob_out=np.log(p_out) - 5000
+    )
     assert far[0] == pytest.approx(1.0 + divergence)
 
 
 def test_the_plain_mean_estimates_the_same_divergence_from_samples() -> None:
     p_out, p = np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.2, 0.6])
     drawn = np.random.default_rng(0).choice(3, size=20000, p=p_out)
-    got = scores.informia_sequence(np.zeros(1), np.log(p / p_out)[drawn])
+    got = unit_scores.informia_sequence(np.zeros(1), np.log(p / p_out)[drawn])
     assert got[0] == pytest.approx(stats.entropy(p_out, p), abs=0.02)
 
 
 @pytest.mark.parametrize("a", [0.0, 0.3, 1.0])
 def test_the_offline_mean_is_half_of_out_and_of_the_line_for_in(a: float) -> None:
     log_prob = np.array([-9.0, -1.0, 0.0, NAN])
-    got = scores.offline_mean(log_prob, a=a)
+    got = unit_scores.offline_mean(log_prob, a=a)
     expected = [math.log((p + (a * p + 1 - a)) / 2) for p in map(math.exp, log_prob[:3])]
     assert got[:3] == pytest.approx(expected)
     assert math.isnan(got[3])
-    tiny = scores.offline_mean(np.array([-5000.0]), a=a)[0]
+    tiny = unit_scores.offline_mean(np.array([-5000.0]), a=a)[0]
     assert tiny == pytest.approx(-5000.0 if a == 1 else math.log((1 - a) / 2))
 
 
@@ -288,7 +293,7 @@ def test_online_lira_is_the_log_likelihood_ratio_of_two_normals() -> None:
     rng = np.random.default_rng(1)
     out, in_, x = rng.normal(-3, 1, (6, 9)), rng.normal(-1, 0.5, (6, 12)), rng.normal(-2, 1, 6)
     out[2, 4] = in_[3, 0] = NAN
-    got = scores.lira(x, out, in_)
+    got = unit_scores.lira(x, out, in_)
     for n in range(6):
         sides = [[v for v in side[n] if not math.isnan(v)] for side in (out, in_)]
         assert got[n] == pytest.approx(naive_lira(x[n], *sides))
@@ -297,7 +302,7 @@ def test_online_lira_is_the_log_likelihood_ratio_of_two_normals() -> None:
 def test_offline_lira_orders_like_the_one_sided_test() -> None:
     rng = np.random.default_rng(2)
     out, x = rng.normal(-3, 1, (20, 10)), rng.normal(-3, 1.5, 20)
-    got = scores.lira(x, out)
+    got = unit_scores.lira(x, out)
     one_sided = [1 - stats.norm(np.mean(row), np.std(row, ddof=1)).sf(v) for v, row in zip(x, out, strict=True)]
     assert stats.norm.cdf(got) == pytest.approx(one_sided)
 
@@ -312,26 +317,26 @@ def test_few_references_share_one_variance_about_their_own_rows() -> None:
         squares += math.fsum((v - naive_mean(known)) ** 2 for v in known)
         freedom += len(known) - 1
     expected = (x - np.nanmean(out, 1)) / math.sqrt(squares / freedom)
-    assert scores.lira(x, out) == pytest.approx(expected)
-    assert scores.lira(x, out, shared_variance=True).tolist() == scores.lira(x, out).tolist()
-    assert scores.lira(x, out, shared_variance=False)[0] != scores.lira(x, out)[0]
+    assert unit_scores.lira(x, out) == pytest.approx(expected)
+    assert unit_scores.lira(x, out, shared_variance=True).tolist() == unit_scores.lira(x, out).tolist()
+    assert unit_scores.lira(x, out, shared_variance=False)[0] != unit_scores.lira(x, out)[0]
 
 
 def test_variances_are_shared_if_one_row_has_fewer_than_eight_references() -> None:
     out, x = np.random.default_rng(4).normal(size=(5, 8)), np.zeros(5)
-    assert scores.lira(x, out).tolist() == scores.lira(x, out, shared_variance=False).tolist()
+    assert unit_scores.lira(x, out).tolist() == unit_scores.lira(x, out, shared_variance=False).tolist()
     out[0, 0] = NAN
-    assert scores.lira(x, out).tolist() == scores.lira(x, out, shared_variance=True).tolist()
+    assert unit_scores.lira(x, out).tolist() == unit_scores.lira(x, out, shared_variance=True).tolist()
 
 
 def test_one_reference_a_row_leaves_the_order_of_the_differences() -> None:
     rng = np.random.default_rng(5)
     out, x = rng.normal(-3, 1, (15, 1)), rng.normal(-3, 1, 15)
-    got = scores.lira(x, out)
+    got = unit_scores.lira(x, out)
     assert np.isfinite(got).all()
     assert np.argsort(got).tolist() == np.argsort(x - out[:, 0]).tolist()
-    assert np.isnan(scores.lira(x, out, shared_variance=False)).all()
-    assert np.isnan(scores.lira(x[:1], out[:1])).all()
+    assert np.isnan(unit_scores.lira(x, out, shared_variance=False)).all()
+    assert np.isnan(unit_scores.lira(x[:1], out[:1])).all()
 
 
 @pytest.mark.parametrize("references", [3, 10])
@@ -341,35 +346,35 @@ def test_lira_pads_with_unused_references_and_has_no_score_without_any(reference
     unused = np.full((9, 2), NAN)
     for sides in ((out,), (out, in_)):
         padded = [np.hstack([unused, side]) for side in sides]
-        assert scores.lira(x, *padded) == pytest.approx(scores.lira(x, *sides))
+        assert unit_scores.lira(x, *padded) == pytest.approx(unit_scores.lira(x, *sides))
         padded[0][4] = NAN
-        assert np.isnan(scores.lira(x, *padded)).tolist() == [n == 4 for n in range(9)]
-    assert np.isnan(scores.lira(np.full(9, NAN), out, in_)).all()
+        assert np.isnan(unit_scores.lira(x, *padded)).tolist() == [n == 4 for n in range(9)]
+    assert np.isnan(unit_scores.lira(np.full(9, NAN), out, in_)).all()
 
 
 def test_a_constant_added_to_target_and_references_moves_no_lira_score() -> None:
     rng = np.random.default_rng(7)
     out, in_, x = rng.normal(-3, 1, (9, 4)), rng.normal(-1, 1, (9, 4)), rng.normal(-2, 1, 9)
-    assert scores.lira(x - 5, out - 5) == pytest.approx(scores.lira(x, out))
-    assert scores.lira(x - 5, out - 5, in_ - 5) == pytest.approx(scores.lira(x, out, in_))
+    assert unit_scores.lira(x - 5, out - 5) == pytest.approx(unit_scores.lira(x, out))
+    assert unit_scores.lira(x - 5, out - 5, in_ - 5) == pytest.approx(unit_scores.lira(x, out, in_))
 
 
 def test_references_that_agree_exactly_give_a_finite_score() -> None:
-    assert np.isfinite(scores.lira(np.array([-1.0, -2.0]), np.full((2, 9), -2.0))).all()
+    assert np.isfinite(unit_scores.lira(np.array([-1.0, -2.0]), np.full((2, 9), -2.0))).all()
 
 
 Judge = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 UNIT_SCORES: dict[str, Judge] = {
-    "rmia": lambda x, out, in_: scores.rmia(x[:20], out[:20].mean(1), x[20:], out[20:].mean(1)),
-    "rmia offline": lambda x, out, in_: scores.rmia(
+    "rmia": lambda x, out, in_: unit_scores.rmia(x[:20], out[:20].mean(1), x[20:], out[20:].mean(1)),
+    "rmia offline": lambda x, out, in_: unit_scores.rmia(
         x[:20],
-        scores.offline_mean(out[:20].mean(1), a=0.99),
+        unit_scores.offline_mean(out[:20].mean(1), a=0.99),
         x[20:],
-        scores.offline_mean(out[20:].mean(1), a=0.99),
+        unit_scores.offline_mean(out[20:].mean(1), a=0.99),
     ),
-    "informia": lambda x, out, in_: scores.informia_sequence((x - out.mean(1))[:20], (x - out.mean(1))[20:]),
-    "lira online": lambda x, out, in_: scores.lira(x[:20], out[:20], in_[:20]),
-    "lira offline": lambda x, out, in_: scores.lira(x[:20], out[:20]),
+    "informia": lambda x, out, in_: unit_scores.informia_sequence((x - out.mean(1))[:20], (x - out.mean(1))[20:]),
+    "lira online": lambda x, out, in_: unit_scores.lira(x[:20], out[:20], in_[:20]),
+    "lira offline": lambda x, out, in_: unit_scores.lira(x[:20], out[:20]),
 }
 
 

@@ -15,8 +15,9 @@ from mitigate.bench.evidence import target_pairings
 from mitigate.bench.world import World, write_once
 from mitigate.detection.aggregations import mean, min_k
 from mitigate.detection.calibration.shadows import PairedSignals, out_of
-from mitigate.detection.scores import TOKEN_SCORES, offline_mean
+from mitigate.detection.scores import TOKEN_SCORES
 from mitigate.detection.signals import Pairing, compute_signals
+from mitigate.detection.unit_scores import offline_mean
 from mitigate.documents import Documents, read_documents
 from mitigate.errors import MitigateError
 from mitigate.lab.planting import plant

@@ -11,7 +11,8 @@ import numpy as np
 from scipy.special import expit
 
 from mitigate.detection.calibration.attack import fold_of
-from mitigate.detection.calibration.shadows import Detector, PairedSignals, deal_shadows, fit_detector, out_of
+from mitigate.detection.calibration.detector import Detector, fit_detector
+from mitigate.detection.calibration.shadows import PairedSignals, deal_shadows, out_of
 from mitigate.detection.references.crossfit import draw
 from mitigate.detection.signals import Pairing
 from mitigate.detection.spans.scored import Findings, ReferenceMembership, ScoredDocuments
