@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mitigate.detection.scores import token_scores
+from mitigate.detection.scores.token import token_scores
 from mitigate.detection.settings import Detect
 from mitigate.detection.signals import Pairing, by_model, compute_signals
 from mitigate.detection.spans.by_score import LEAST_NON_MEMBERS, by_score

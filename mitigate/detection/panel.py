@@ -19,7 +19,7 @@ from scipy.special import logsumexp
 from mitigate.artifacts.files import fingerprint
 from mitigate.detection.record import Audit
 from mitigate.detection.references.crossfit import draw
-from mitigate.detection.scores import clipped
+from mitigate.detection.scores.token import clipped
 from mitigate.errors import MitigateError
 
 LEAST_REFERENCES = 4  # OUT references of every document; with fewer, all of them teach and none is left to judge

@@ -10,7 +10,7 @@ from mitigate.mistakes import Section
 from mitigate.models.settings import Lora, Method, Schedule
 
 TokenScore = Literal["informia", "informia_no_kl", "informia_z", "log_ratio", "log_ratio_clipped", "loss", "min_k_pp"]
-"""The names in `mitigate.detection.scores.TOKEN_SCORES`."""
+"""The names in `mitigate.detection.scores.token.TOKEN_SCORES`."""
 
 
 class SpanRule(Section):
@@ -26,7 +26,7 @@ class Detect(Section):
     """Settings of the detector."""
 
     score: TokenScore = Field(
-        "log_ratio_clipped", description="token score that decides; see mitigate.detection.scores"
+        "log_ratio_clipped", description="token score that decides; see mitigate.detection.scores.token"
     )
     temperature: float = Field(1.0, gt=0, description="divides the logits of target and references in InfoRMIA")
     offline_a: float = Field(1.0, gt=0, le=1, description="InfoRMIA's offline correction over the vocabulary; 1: none")

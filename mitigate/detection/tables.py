@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mitigate.detection.scores import token_scores
+from mitigate.detection.scores.token import token_scores
 from mitigate.detection.signals import REFERENCE_SIGNALS, TARGET_SIGNALS
 from mitigate.documents import Documents
 from mitigate.tokens.tokenization import TokenizedDocument

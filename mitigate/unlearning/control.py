@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mitigate.detection.record import Audit
-from mitigate.detection.scores import clipped
+from mitigate.detection.scores.token import clipped
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ import numpy as np
 from scipy.special import logsumexp
 
 from mitigate.detection.record import Audit
-from mitigate.detection.scores import clipped, log_ratio, loss
+from mitigate.detection.scores.token import clipped, log_ratio, loss
 from mitigate.statistics.intervals import UNMEASURED, Figure, flat
 from mitigate.statistics.separation import auc_of_many, clustered_auc
 from mitigate.verification.figures import View

@@ -20,7 +20,7 @@ from mitigate.bench.population.run import bench_population
 from mitigate.bench.rates import compare, rates
 from mitigate.bench.settings import WorldSettings
 from mitigate.bench.world import make_world
-from mitigate.detection.scores import TOKEN_SCORES
+from mitigate.detection.scores.token import TOKEN_SCORES
 from mitigate.detection.signals import token_signals
 from mitigate.documents import Document, Documents, Span, read_documents
 from mitigate.documents.written import write_jsonl

@@ -248,12 +248,12 @@ def test_a_doubtful_run_stops_before_it_unlearns_and_goes_on_when_told(
     recipe = user_recipe(world, tmp_path)
     monkeypatch.setattr(mitigate.pipeline.run, "doubts_of", lambda _: ["everything was selected"])
     with pytest.raises(DoubtfulError, match="everything was selected") as stopped:
-        mitigate.pipeline.run(recipe)
+        mitigate.pipeline.run.run(recipe)
     assert "--yes" in str(stopped.value)
     out = recipe.out
     assert (out / "audit/audit.json").is_file()
     assert not (out / "adapter").exists()
-    mitigate.pipeline.run(recipe, yes=True)
+    mitigate.pipeline.run.run(recipe, yes=True)
     assert (out / "adapter/adapter_config.json").is_file()
 
 

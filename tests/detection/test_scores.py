@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mitigate.detection import aggregations, scores, unit_scores
+from mitigate.detection.scores import aggregations
+from mitigate.detection.scores import token as scores
+from mitigate.detection.scores import units as unit_scores
 from mitigate.detection.settings import TokenScore
 
 NAN = float("nan")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from mitigate.detection import scores
+from mitigate.detection.scores import token as scores
 from mitigate.detection.settings import SpanRule
 from mitigate.detection.spans.threshold import FoundSpan, find_spans, whole_words, windowed
 from mitigate.documents import Document, Documents

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from world import ARCHITECTURES, sentences
 
 import mitigate.models.model
-from mitigate.detection.scores import token_scores
+from mitigate.detection.scores.token import token_scores
 from mitigate.detection.signals import Pairing, by_model, compute_signals, offline_mixture, token_signals
 from mitigate.documents import Document, Documents
 from mitigate.errors import MitigateError

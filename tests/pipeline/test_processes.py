@@ -157,7 +157,7 @@ from types import SimpleNamespace
 
 import typer
 
-from mitigate.cli.app import _fail_unless_clean
+from mitigate.cli.results import fail_unless_clean
 from mitigate.runtime import process_state
 
 report, state = Path(sys.argv[1], "report"), process_state("cpu")
@@ -166,7 +166,7 @@ if state.is_main_process:
     time.sleep(2)
     report.write_text("written")
 try:
-    _fail_unless_clean(SimpleNamespace(report={"verdict": {"leaks": None}}))
+    fail_unless_clean(SimpleNamespace(report={"verdict": {"leaks": None}}))
 except typer.Exit as end:
     Path(sys.argv[1], str(rank)).write_text(f"{end.exit_code} {report.is_file()}")
 """

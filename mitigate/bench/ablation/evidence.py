@@ -11,11 +11,11 @@ import numpy as np
 
 from mitigate.bench.evidence import Evidence, target_pairings
 from mitigate.bench.world import World
-from mitigate.detection.aggregations import clipped_mean, max_window, mean, min_k
 from mitigate.detection.calibration.detector import MEMORIZED
 from mitigate.detection.calibration.shadows import PairedSignals
 from mitigate.detection.references.crossfit import References, crossfit_references
-from mitigate.detection.scores import TOKEN_SCORES
+from mitigate.detection.scores.aggregations import clipped_mean, max_window, mean, min_k
+from mitigate.detection.scores.token import TOKEN_SCORES
 from mitigate.detection.signals import Pairing, compute_signals
 from mitigate.documents import Documents
 from mitigate.errors import MitigateError

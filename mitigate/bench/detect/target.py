@@ -15,8 +15,8 @@ from mitigate.bench.evidence import Evidence
 from mitigate.detection.calibration.attack import fold_of
 from mitigate.detection.calibration.detector import MEMORIZED, Detector, fit_detector
 from mitigate.detection.calibration.shadows import PairedSignals
-from mitigate.detection.scores import SPAN_SCORES, TOKEN_SCORES, logit
-from mitigate.detection.unit_scores import lira, offline_mean, rmia
+from mitigate.detection.scores.token import SPAN_SCORES, TOKEN_SCORES, logit
+from mitigate.detection.scores.units import lira, offline_mean, rmia
 from mitigate.runtime import progress
 from mitigate.statistics.roc import Scored
 

@@ -13,11 +13,11 @@ from scipy.special import logsumexp
 
 from mitigate.bench.evidence import target_pairings
 from mitigate.bench.world import World, write_once
-from mitigate.detection.aggregations import mean, min_k
 from mitigate.detection.calibration.shadows import PairedSignals, out_of
-from mitigate.detection.scores import TOKEN_SCORES
+from mitigate.detection.scores.aggregations import mean, min_k
+from mitigate.detection.scores.token import TOKEN_SCORES
+from mitigate.detection.scores.units import offline_mean
 from mitigate.detection.signals import Pairing, compute_signals
-from mitigate.detection.unit_scores import offline_mean
 from mitigate.documents import Documents, read_documents
 from mitigate.errors import MitigateError
 from mitigate.lab.planting import plant

@@ -10,7 +10,7 @@ import numpy as np
 
 from mitigate.bench.population.evidence import TOKEN_BASED, Sequences, cut_sizes
 from mitigate.bench.rates import RATES, Units, compare, rates, resampled, resolves
-from mitigate.detection.unit_scores import informia_sequence, rmia
+from mitigate.detection.scores.units import informia_sequence, rmia
 from mitigate.runtime import progress
 from mitigate.statistics.roc import Scored
 

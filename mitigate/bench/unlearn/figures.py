@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 
 from mitigate.bench.unlearn.evidence import ModelLogProbs, UnlearnEvidence
-from mitigate.detection.scores import clipped
+from mitigate.detection.scores.token import clipped
 from mitigate.statistics.intervals import UNMEASURED, Figure, clustered_share
 from mitigate.statistics.roc import RESAMPLES, Scored, over_targets, weighted_auc, weighted_tpr
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from mitigate.detection.scores import informia, informia_z, min_k_pp
+from mitigate.detection.scores.token import informia, informia_z, min_k_pp
 
 _LIMIT = 3.0  # nats at which ratios are clipped, so that one token cannot carry a span
 _OFFSETS = (-2, -1, 1, 2)

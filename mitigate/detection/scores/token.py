@@ -1,8 +1,8 @@
 """Memorization scores: pure functions of the signals. One sign rule: higher = more memorized. Nats.
 
-Token scores take and return arrays with one entry per token; sequence scores (mitigate.detection.aggregations has the
-plain ones) turn a span's or a document's tokens into one number; unit scores (mitigate.detection.unit_scores) judge N
-such numbers. NaN stands for "no score" (a document's first token, a reference that was not used) and stays NaN.
+Token scores take and return arrays with one entry per token; sequence scores (`aggregations` has the plain ones) turn a
+span's or a document's tokens into one number; unit scores (`units`) judge N such numbers. NaN stands for "no score" (a
+document's first token, a reference that was not used) and stays NaN.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from mitigate.detection.aggregations import mean, min_k
+from mitigate.detection.scores.aggregations import mean, min_k
 from mitigate.errors import MitigateError
 
 Array = np.ndarray

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from mitigate.detection.scores import LEAST_STD, Array, known_of, log_ratio
+from mitigate.detection.scores.token import LEAST_STD, Array, known_of, log_ratio
 
 LEAST_OWN_VARIANCE = 8  # references a side that LiRA needs to give every row a variance of its own
 
