@@ -255,7 +255,8 @@ def audit(
             f"{len(result.documents)} documents, {len(result.tokens)} tokens: {len(spans)} memorized spans found, "
             f"{len(chosen)} selected for unlearning -> {out}"
         )
-        _print_erasure(result.metadata["erasure"])
+        if result.metadata.erasure is not None:
+            _print_erasure(result.metadata.erasure.written())
         if generate:
             from mitigate.generation.sampling import memorized_stretches
 
@@ -265,7 +266,7 @@ def audit(
             for stretch in [stretch for stretch in stretches if stretch["training_id"] is not None][:20]:
                 where = f"{printable(stretch['doc_id'])} [{stretch['char_start']}, {stretch['char_end']})"
                 typer.echo(f"  {where} score {stretch['score']:.2f} from {printable(stretch['training_id'])}")
-        for line in result.metadata["skipped"]:
+        for line in result.metadata.skipped:
             typer.echo(f"skipped {printable(line)}", err=True)
 
 

@@ -68,7 +68,8 @@ class Mask:
             for row in audit.spans.select(["doc_id", "char_start", "char_end", "source"]).to_pylist():
                 place = (row["char_start"], row["char_end"])
                 self._ranges[row["doc_id"]][place] = row["source"] != "found" or place in self._ranges[row["doc_id"]]
-            for doc_id, start, end in (audit.metadata.get("erasure") or {}).get("matches", ()):
+            erasure = audit.metadata.erasure
+            for doc_id, start, end in erasure.matches if erasure is not None else ():
                 self._ranges[doc_id][start, end] = True
 
     def hidden(

@@ -34,9 +34,8 @@ from mitigate.artifacts.temporaries import holds_something
 from mitigate.detection.record import Audit
 from mitigate.documents import Documents, read_documents
 from mitigate.errors import MitigateError, summarize
-from mitigate.models.compatible import check_audited_tokenizer
 from mitigate.models.directory import load_tokenizer, mixture_members, model_fingerprint
-from mitigate.models.provenance import RETRAIN_RECORD, origin_of
+from mitigate.models.provenance import RETRAIN_RECORD, origin_of, read_made
 from mitigate.models.store import ModelStore
 from mitigate.models.training import Lora, Schedule
 from mitigate.retraining.removals import (
@@ -82,9 +81,9 @@ class Retrained:
         """Read a finished directory.
 
         Raises:
-            MitigateError: `retrain` did not finish there.
+            MitigateError: `retrain` did not finish there, or another version did.
         """
-        return cls(Path(directory), read_record(Path(directory) / RETRAIN_RECORD))
+        return cls(Path(directory), read_made(Path(directory) / RETRAIN_RECORD))
 
 
 def retrain(
@@ -145,18 +144,18 @@ def retrain(
     if shards == 1 or combine == "sum":
         _check_addable(str(base), store, lora=lora)
     own = load_tokenizer(base, base=store.base, trust_remote_code=store.trust_remote_code)
-    check_audited_tokenizer(own, audit.metadata, name=str(base), store=store)
+    audit.check_tokenizer(own, name=str(base), store=store)
     tokenizer = _tokenizer_of_target(audit, store) or own
     more = read_documents(documents, tokenizer=tokenizer) if isinstance(documents, str | Path) else documents
     training = training_documents(audit, more)
     if copies is None:
-        copies = (audit.metadata.get("erasure") or {"select_linked": True})["select_linked"]
+        copies = audit.metadata.erasure is None or audit.metadata.erasure.select_linked
     selected = selected_removals(audit, training, whole=redact == "drop")
     doubts += doubled_texts(audit, training)
 
     plan = {
         "base": base_print,
-        "tokenizer": audit.metadata["tokenizer"],
+        "tokenizer": audit.metadata.tokenizer,
         "redact": redact,
         "method": method,
         "lora": lora.model_dump() if method == "lora" else None,
@@ -210,13 +209,13 @@ def retrain(
                     "shards": records,
                     "combine": combine,
                     "refitted": refitted,
-                    "target": audit.metadata["target"],
+                    "target": audit.metadata.target.written(),
                     "base_source": str(base),
                     "plan": plan,
                     "versions": library_versions(),
                 }
                 how = f"Made by mitigate {__version__}: {summary['exact']}. retrain.json says more."
-                write_card(out, target=audit.metadata["target"], how=how)
+                write_card(out, target=audit.metadata.target.written(), how=how)
                 write_record(out / RETRAIN_RECORD, summary)
     return Retrained.load(out)
 
@@ -244,23 +243,23 @@ def check_retrain(redact: str, *, method: str, shards: int, combine: str) -> Non
 
 def _is_target(audit: Audit, base: str, base_print: str, store: ModelStore) -> bool:
     """Whether the base is, or lies over, the model that was found leaking."""
-    target = audit.metadata["target"]
+    target = audit.metadata.target
     stack, plain = store.check(base)
     parts = {Path(part).resolve() for part in (*stack, plain)}
     ancestors = {base_print}
     for part in (base, *stack, plain):  # what unlearning made of the target is its descendant, whatever lies there now
         record = origin_of(part, fingerprint=base_print if part == base else model_fingerprint(part, base=store.base))
-        ancestors |= set((record or {}).get("made_from") or [])
-    return target["fingerprint"] in ancestors or Path(target["source"]).resolve() in parts
+        ancestors |= set(record.made_from if record is not None else ())
+    return target.fingerprint in ancestors or Path(target.source).resolve() in parts
 
 
 def _tokenizer_of_target(audit: Audit, store: ModelStore) -> PreTrainedTokenizerBase | None:
     """The audited model's tokenizer, whose chat template its base may lack; None where it is no longer what it was."""
-    source = audit.metadata["target"]["source"]
+    source = audit.metadata.target.source
     try:
         store.check(source)
         tokenizer = load_tokenizer(source, base=store.base, trust_remote_code=store.trust_remote_code)
-        check_audited_tokenizer(tokenizer, audit.metadata, name=source, store=store)
+        audit.check_tokenizer(tokenizer, name=source, store=store)
     except MitigateError:
         return None
     return tokenizer

@@ -23,6 +23,7 @@ from mitigate.adapters.card import CARD
 from mitigate.adapters.trained import ADAPTER, add_adapter, lower_parts, save_adapter, write_adapter
 from mitigate.artifacts.files import (
     DIGESTS,
+    check_version,
     damage,
     fingerprint,
     new_directory,
@@ -35,7 +36,7 @@ from mitigate.artifacts.temporaries import sweep
 from mitigate.documents import Document
 from mitigate.errors import MitigateError
 from mitigate.models.directory import MIXTURE_FILE, OVERLAY_FILE, adapter_stack
-from mitigate.models.provenance import RETRAIN_RECORD
+from mitigate.models.provenance import RETRAIN_RECORD, SCHEMA
 from mitigate.models.store import ModelStore
 from mitigate.models.training import Lora, Schedule, fit
 from mitigate.runtime import process_state, seed_everything, share_of, together
@@ -257,6 +258,8 @@ def _published(out: Path) -> dict[str, Any]:
     except MitigateError as error:
         logger.warning("%s; the result is made again", str(error).split(";", maxsplit=1)[0])
         return none
+    remedy = "choose another directory, or remove this one"
+    check_version(out / RETRAIN_RECORD, record, expected=SCHEMA, unsaid=SCHEMA, remedy=remedy)
     if wrong := damage(out):
         logger.warning("%s: %s; the result is made again", out, wrong[0])
         return none
