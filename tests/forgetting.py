@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from made_up import with_metadata
 from world import LORA, planted_documents
 
 from mitigate.detection.record import Audit
@@ -99,8 +100,7 @@ def selecting(audit: Audit, *ids: str) -> Audit:
         documents=type(audit.documents).from_pylist(documents, schema=audit.documents.schema),
         tokens=tokens,
     )
-    metadata = {**audit.metadata, "documents": chosen_audit.document_list().fingerprint}
-    return replace(chosen_audit, metadata=metadata)
+    return with_metadata(chosen_audit, documents=chosen_audit.document_list().fingerprint)
 
 
 def secret_of(document: Document) -> str:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
 import pyarrow as pa
 
+from mitigate.detection.metadata import AuditedModel, AuditMetadata, Coverage, Uncalibrated
 from mitigate.detection.record import Audit
+from mitigate.detection.settings import Detect
 
 TEXT = "Call Ann on 555-0123 now"
 KNOWN = {"a": [(12, 20, "phone")]}
@@ -89,12 +92,46 @@ def make_audit(
     span_types = {name: pa.int32() for name in ("span_id", "char_start", "char_end", "token_start", "token_end")}
     span_types |= {"doc_id": pa.string(), "label": pa.string(), "source": pa.string()}
     span_table = pa.Table.from_pylist(spans, pa.schema({**span_types, "score": pa.float32(), "selected": pa.bool_()}))
-    metadata = {
-        "target": {"name": "the target", "fingerprint": "00aa"},
-        "references": [{"name": "one", "fingerprint": "01"}, {"name": "two", "fingerprint": "02"}],
-        "detect": {"score": "log_ratio"},
+    return Audit(pa.Table.from_pylist(tokens), document_table, span_table, made_metadata())
+
+
+def with_metadata(audit: Audit, **changes: Any) -> Audit:
+    """The audit with other metadata; `changes` are their keys, and those of `detect` that begin with `detect_`."""
+    detect = {name.removeprefix("detect_"): value for name, value in changes.items() if name.startswith("detect_")}
+    own = {name: value for name, value in changes.items() if not name.startswith("detect_")}
+    if detect:
+        own["detect"] = audit.metadata.detect.model_copy(update=detect)
+    return replace(audit, metadata=audit.metadata.model_copy(update=own))
+
+
+def made_metadata(**changes: Any) -> AuditMetadata:
+    """Metadata of an audit that nobody made; `changes` are its keys."""
+    values: dict[str, Any] = {
+        "target": AuditedModel(name="the target", source="target", fingerprint="00aa"),
+        "origin": None,
+        "references": tuple(
+            AuditedModel(name=name, source=name, fingerprint=fingerprint)
+            for name, fingerprint in (("one", "01"), ("two", "02"))
+        ),
+        "crossfitted": (),
+        "tokenizer": "same",
+        "documents": "same",
+        "skipped": (),
+        "coverage": Coverage(
+            characters=9, audited=9, known_spans=0, known_spans_outside=0, outside=(), values_outside=0
+        ),
+        "context": 64,
+        "calibration": Uncalibrated(),
+        "code": "0",
+        "versions": {},
+        "kind": "given",
+        "detect": Detect(score="log_ratio"),
+        "seed": 0,
+        "warnings": (),
+        "erasure": None,
+        "fit": None,
     }
-    return Audit(tokens=pa.Table.from_pylist(tokens), documents=document_table, spans=span_table, metadata=metadata)
+    return AuditMetadata(**(values | changes))
 
 
 REPORT: dict[str, Any] = {

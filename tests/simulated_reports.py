@@ -19,13 +19,21 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from made_up import made_metadata
 
+from mitigate.artifacts.provenance import Origin
+from mitigate.detection.metadata import AuditedModel
 from mitigate.detection.record import Audit
+from mitigate.detection.settings import Detect
 from mitigate.statistics.intervals import clustered_share, flat
 from mitigate.verification.compare import compare
 
 TOKENS, SECRET = 16, 3  # tokens of a document, of a secret
 REFERENCES = 4
+_UNLEARNED = Origin(  # against references that judge nothing here
+    **{"by": "unlearn", "taught": [], "objective": {"hinge": 1.0}, "steps": 1, "stopped": "step limit"},
+    **{"adapter_parameters": 1, "model_parameters": 1, "control": 0.0},
+)
 
 
 @dataclass(frozen=True)
@@ -97,7 +105,7 @@ class World:
         first = self._audit(table, before, references, origin=None)
         return (
             first,
-            self._audit(table, after, references, again=first.fingerprint, origin={"by": None, "scope": "token"}),
+            self._audit(table, after, references, again=first.fingerprint, origin=_UNLEARNED),
             np.where(place == 0, np.nan, model()),
             self._extraction(table, leak),
         )
@@ -108,7 +116,7 @@ class World:
         log_prob: np.ndarray,
         references: np.ndarray,
         *,
-        origin: dict[str, Any] | None,
+        origin: Origin | None,
         again: str | None = None,
     ) -> Audit:
         place, secret, person = table["place"], table["secret"], table["person"]
@@ -152,22 +160,23 @@ class World:
             }
         )
         texts = ["".join(f"{TOKENS * number + at:04x} " for at in range(TOKENS)) for number in range(len(person))]
-        documents = pa.table({"doc_id": names, "set": sets, "group": [f"p{one}" for one in person], "text": texts})
-        metadata = {
-            "documents": "same",
-            "tokenizer": "same",
-            "kind": "crossfitted",
-            "target": {"fingerprint": "00"},
-            "references": [{"fingerprint": str(number)} for number in range(REFERENCES)],
-            "detect": {"select": "found", "score": "log_ratio_clipped", "fdr": None, "min_score": None, "share": None}
-            | {"spans": {"window": 3, "threshold": 0.4, "gap": 2}},
-            "calibration": {"kind": "none"},
-            "warnings": [],
-            "skipped": [],
-            "coverage": {"known_spans": len(spans), "known_spans_outside": 0, "values_outside": 0},
-            "origin": origin,
-            "again": again,
-        }
+        documents = pa.table(
+            {
+                "doc_id": names,
+                "set": sets,
+                "group": [f"p{one}" for one in person],
+                "text": texts,
+                "out_references": [list(range(REFERENCES))] * len(names),
+            }
+        )
+        models = map(str, range(REFERENCES))
+        metadata = made_metadata(
+            kind="crossfit",
+            references=tuple(AuditedModel(name=name, source=name, fingerprint=name) for name in models),
+            detect=Detect(),
+            origin=origin,
+            again=again,
+        )
         return Audit(tokens, documents, pa.Table.from_pylist(spans), metadata)
 
     def _extraction(self, table: dict[str, Any], leak: Leak) -> dict[str, Any]:

@@ -79,6 +79,25 @@ def read_record(path: Path, *, remedy: str = "remove the directory and make it a
     return record
 
 
+def check_version(path: Path, record: Any, *, expected: int, remedy: str, unsaid: int | None = None) -> None:
+    """Refuse a file that was written by a version which this code does not read.
+
+    Args:
+        path: the file, for the message.
+        record: its content; `schema` is its version.
+        expected: the version that this code reads.
+        remedy: what to do about another one, for the message.
+        unsaid (*optional*): the version of a file that does not say its own.
+
+    Raises:
+        MitigateError: it is of another version, or says none.
+    """
+    found = record.get("schema", unsaid) if isinstance(record, dict) else None
+    if type(found) is not int or found != expected:
+        said = "says no version" if found is None else f"is of version {found!r}"
+        raise MitigateError(f"{path}: {said}, and this code reads version {expected}; {remedy}")
+
+
 def write_table(path: Path, table: pa.Table) -> None:
     """Write an Arrow table as Parquet, whole or not at all; equal tables give equal bytes."""
     with new_file(path) as temporary:

@@ -196,9 +196,9 @@ def dense_steps(
     entries leaves out.
     """
     store = ModelStore(device=device)
-    model = store.load(found.metadata["target"]["source"])
+    model = store.load(found.metadata.target.source)
     frozen = copy.deepcopy(model.base.model)
-    references = [store.load(entry["source"]).base.model for entry in found.metadata["references"]]
+    references = [store.load(reference.source).base.model for reference in found.metadata.references]
     tokenized = found.tokenized()
     number_of = {tokens.id: number for number, tokens in enumerate(tokenized)}
     pieces = cut_pieces(tokenized, context=model.context)

@@ -152,7 +152,7 @@ def audit(
         _print_found(result, out)
         if generate:
             _print_stretches(result)
-        for line in result.metadata["skipped"]:
+        for line in result.metadata.skipped:
             typer.echo(f"skipped {printable(line)}", err=True)
 
 
@@ -174,7 +174,8 @@ def _print_found(result: Audit, out: Path) -> None:
         f"{len(result.documents)} documents, {len(result.tokens)} tokens: {found} memorized spans found, "
         f"{selected} selected for unlearning -> {out}"
     )
-    print_erasure(result.metadata["erasure"])
+    if result.metadata.erasure is not None:
+        print_erasure(result.metadata.erasure.written())
 
 
 def _print_stretches(result: Audit) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from mitigate.detection.metadata import Calibration, Kind
 from mitigate.detection.scores.token import token_scores
 from mitigate.detection.settings import Detect
 from mitigate.detection.signals import Pairing, by_model, compute_signals
@@ -45,7 +46,7 @@ class Assessment:
         log_odds: (N,) calibrated log-odds that a token is memorized; NaN without calibration by shadows.
         memorized: (N,) bool, tokens that the detector calls memorized.
         spans: rows of the span table.
-        calibration: what the certainty rests on; `kind` is `shadows`, `non_members` or `none`.
+        calibration: what the certainty rests on.
     """
 
     tokenized: list[TokenizedDocument]
@@ -54,7 +55,7 @@ class Assessment:
     log_odds: np.ndarray
     memorized: np.ndarray
     spans: list[dict[str, Any]]
-    calibration: dict[str, Any]
+    calibration: Calibration
 
 
 def assess_documents(
@@ -132,7 +133,7 @@ def check_calibration(documents: Documents, *, crossfitted: int, detect: Detect)
         raise MitigateError(_NO_NULL)
 
 
-def calibration_kind(documents: Documents, *, crossfitted: int, detect: Detect) -> str:
+def calibration_kind(documents: Documents, *, crossfitted: int, detect: Detect) -> Kind:
     """`shadows`, `non_members` or `none`: the best certainty that the material allows, if one is asked for.
 
     Raises:

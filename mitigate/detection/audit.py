@@ -18,7 +18,8 @@ from mitigate import __version__
 from mitigate.artifacts.provenance import origin_of
 from mitigate.detection.assessment import Assessment, assess_documents
 from mitigate.detection.coverage import coverage, warn_of_gaps
-from mitigate.detection.record import SCHEMA, Audit
+from mitigate.detection.metadata import AuditedModel, AuditMetadata
+from mitigate.detection.record import Audit
 from mitigate.detection.references.checks import check_references
 from mitigate.detection.references.crossfit import References, load_references
 from mitigate.detection.references.fit import fit_warning, reference_fit
@@ -29,7 +30,7 @@ from mitigate.detection.tables import document_table, span_table, token_table
 from mitigate.documents import Documents, Request, read_documents
 from mitigate.documents.erasure import apply_request
 from mitigate.errors import MitigateError
-from mitigate.models.compatible import check_audited_tokenizer, check_tokenizers
+from mitigate.models.compatible import check_tokenizers
 from mitigate.models.model import Model, check_same_tokenizer
 from mitigate.models.store import ModelStore
 from mitigate.runtime import library_versions
@@ -103,10 +104,10 @@ def audit(
     erasure = None
     if documents.erasure is not None:
         assessed, erasure = with_linked(assessed, documents)
-    settings = {"kind": references.kind, "detect": detect.model_dump(), "seed": seed, "warnings": warnings}
+    settings = {"kind": references.kind, "detect": detect, "seed": seed, "warnings": tuple(warnings)}
     settings |= {"erasure": erasure, "fit": fit}
     result = _assemble(model, reference_models, documents, membership, assessed, settings)
-    warn_of_gaps(result.metadata["coverage"], documents, assessed.tokenized)
+    warn_of_gaps(result.metadata.coverage, documents, assessed.tokenized)
     return result
 
 
@@ -123,28 +124,27 @@ def reaudit(before: Audit, target: str | Path | Model, *, store: ModelStore | No
     """
     store = store or ModelStore()
     model = target if isinstance(target, Model) else store.load(target)
-    check_audited_tokenizer(model.tokenizer, before.metadata, name=model.name, store=store)
-    reference_models = load_audited(before.metadata["references"], store=store)
+    before.check_tokenizer(model.tokenizer, name=model.name, store=store)
+    reference_models = load_audited(before.metadata.references, store=store)
     documents, table = before.document_list(), before.documents
     for reference in reference_models:
         check_same_tokenizer(model, reference)
     membership = ReferenceMembership(
         out=table["out_references"].to_pylist(),
         trained=table["in_references"].to_pylist(),
-        crossfitted=before.metadata["crossfitted"],
+        crossfitted=before.metadata.crossfitted,
     )
     assessed = assess_documents(
         model,
         reference_models,
         documents,
         membership,
-        detect=Detect(**before.metadata["detect"]),
+        detect=before.metadata.detect,
         eligible=_eligible_sets(documents),
         given=[{name: value for name, value in row.items() if name != "span_id"} for row in before.spans.to_pylist()],
     )
-    settings = {name: before.metadata[name] for name in ("kind", "detect", "seed", "warnings")}
-    settings |= {name: before.metadata.get(name) for name in ("erasure", "fit")}
-    settings["again"] = before.fingerprint
+    kept = ("kind", "detect", "seed", "warnings", "erasure", "fit")
+    settings = {name: getattr(before.metadata, name) for name in kept} | {"again": before.fingerprint}
     again = _assemble(model, reference_models, documents, membership, assessed, settings)
     marks = {name: again.tokens.column_names.index(name) for name in ("memorized", "selected")}
     tokens = again.tokens  # which tokens were memorized, and which were chosen, is the earlier audit's finding
@@ -153,15 +153,15 @@ def reaudit(before: Audit, target: str | Path | Model, *, store: ModelStore | No
     return replace(again, tokens=tokens)
 
 
-def load_audited(entries: Sequence[Mapping[str, str]], *, store: ModelStore) -> list[Model]:
+def load_audited(audited: Sequence[AuditedModel], *, store: ModelStore) -> list[Model]:
     """Load models that an audit names, and make sure that they are still what was audited.
 
     Raises:
         MitigateError: a model changed since.
     """
-    models = [store.load(entry["source"], name=entry["name"]) for entry in entries]
-    for entry, model in zip(entries, models, strict=True):
-        if model.fingerprint != entry["fingerprint"]:
+    models = [store.load(one.source, name=one.name) for one in audited]
+    for one, model in zip(audited, models, strict=True):
+        if model.fingerprint != one.fingerprint:
             raise MitigateError(f"{model.source}: not the model that the audit used (it changed since); audit again")
     return models
 
@@ -186,27 +186,26 @@ def _assemble(
         ),
         documents=document_table(documents, out_references=membership.out, in_references=membership.trained),
         spans=spans,
-        metadata={
-            "schema": SCHEMA,
-            "target": _identity(model),
-            "origin": origin_of(model.source, fingerprint=model.fingerprint),
-            "references": [_identity(reference) for reference in references],
-            "crossfitted": list(membership.crossfitted),
-            "tokenizer": tokenizer_fingerprint(model.tokenizer),
-            "documents": documents.fingerprint,
-            "skipped": list(documents.skipped),
-            "coverage": coverage(documents, assessed.tokenized),
-            "context": min(settings["detect"]["context"] or model.context, *(m.context for m in (model, *references))),
-            "calibration": assessed.calibration,
-            "code": __version__,
-            "versions": library_versions(),
+        metadata=AuditMetadata(
+            target=_identity(model),
+            origin=origin_of(model.source, fingerprint=model.fingerprint),
+            references=tuple(_identity(reference) for reference in references),
+            crossfitted=tuple(membership.crossfitted),
+            tokenizer=tokenizer_fingerprint(model.tokenizer),
+            documents=documents.fingerprint,
+            skipped=documents.skipped,
+            coverage=coverage(documents, assessed.tokenized),
+            context=min(settings["detect"].context or model.context, *(m.context for m in (model, *references))),
+            calibration=assessed.calibration,
+            code=__version__,
+            versions=library_versions(),
             **settings,
-        },
+        ),
     )
 
 
-def _identity(model: Model) -> dict[str, str]:
-    return {"name": model.name, "source": model.source, "fingerprint": model.fingerprint}
+def _identity(model: Model) -> AuditedModel:
+    return AuditedModel(name=model.name, source=model.source, fingerprint=model.fingerprint)
 
 
 def _eligible_sets(documents: Documents) -> set[str | None]:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
+from mitigate.detection.metadata import Coverage, Reason, Unjudged
 from mitigate.documents import Document, Documents
 from mitigate.secrets.values import sensitive_values
 from mitigate.tokens.tokenization import TokenizedDocument, span_tokens
@@ -28,18 +28,12 @@ _REMEDIES = {
 }
 
 
-def coverage(documents: Documents, tokenized: Sequence[TokenizedDocument]) -> dict[str, Any]:
+def coverage(documents: Documents, tokenized: Sequence[TokenizedDocument]) -> Coverage:
     """What was judged and what was not.
 
     Args:
         documents: what an audit was given.
         tokenized: their tokens.
-
-    Returns:
-        `characters` of all documents, white space aside, and how many of them are `audited`: covered by a token that
-        has a score. `known_spans`; `known_spans_outside`: those with a token that has none. `outside`: each of
-        these, with its `reason`: `not audited`, `cut` (beyond what the trainer kept) or `first token`.
-        `values_outside`: other sensitive values there that the recognisers of `mitigate.secrets.values` find.
     """
     counts: Counter[str] = Counter()
     outside = []
@@ -55,35 +49,42 @@ def coverage(documents: Documents, tokenized: Sequence[TokenizedDocument]) -> di
         counts["known_spans"] += len(document.spans)
         for span in document.spans:
             if reason := _reason(document, own, span.start, span.end):
-                limits = {"char_start": span.start, "char_end": span.end}
-                outside.append({"doc_id": document.id, **limits, "label": span.label, "reason": reason})
+                outside.append(
+                    Unjudged(
+                        doc_id=document.id,
+                        char_start=span.start,
+                        char_end=span.end,
+                        label=span.label,
+                        reason=reason,
+                    )
+                )
         if (solid & ~judged).any():
             counts["values_outside"] += _values_outside(document, solid & ~judged)
-    return {
-        "characters": counts["characters"],
-        "audited": counts["audited"],
-        "known_spans": counts["known_spans"],
-        "known_spans_outside": len(outside),
-        "outside": outside,
-        "values_outside": counts["values_outside"],
-    }
+    return Coverage(
+        characters=counts["characters"],
+        audited=counts["audited"],
+        known_spans=counts["known_spans"],
+        known_spans_outside=len(outside),
+        outside=tuple(outside),
+        values_outside=counts["values_outside"],
+    )
 
 
-def warn_of_gaps(covered: dict[str, Any], documents: Documents, tokenized: Sequence[TokenizedDocument]) -> None:
+def warn_of_gaps(covered: Coverage, documents: Documents, tokenized: Sequence[TokenizedDocument]) -> None:
     """Say what was not judged, and what to do about it."""
-    reasons = Counter(span["reason"] for span in covered["outside"])
+    reasons = Counter(span.reason for span in covered.outside)
     if reasons:
         parts = [f"{count} {_REMEDIES[reason]}" for reason, count in reasons.items()]
         logger.warning(
             "%d of %d known spans are not, or not wholly, judged, and the audit says nothing of them: %s",
-            covered["known_spans_outside"],
-            covered["known_spans"],
+            covered.known_spans_outside,
+            covered.known_spans,
             "; ".join(parts),
         )
-    if covered["values_outside"]:
+    if covered.values_outside:
         logger.warning(
             "%d sensitive values stand in text that is not judged: set audit to all, or to their roles",
-            covered["values_outside"],
+            covered.values_outside,
         )
     if longer := sum(
         len(own.ids) > USUAL_CUT and one.cut is None for one, own in zip(documents, tokenized, strict=True)
@@ -115,7 +116,7 @@ def _end(document: Document) -> int:
     return len(document.text) if document.is_tail or document.cut is None else document.cut
 
 
-def _reason(document: Document, own: TokenizedDocument, start: int, end: int) -> str | None:
+def _reason(document: Document, own: TokenizedDocument, start: int, end: int) -> Reason | None:
     """Why some of the characters [start, end) are not judged; None where all are."""
     tokens = span_tokens(own.offsets, start, end)
     silent = tokens[~own.audited[tokens]]

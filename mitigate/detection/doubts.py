@@ -16,7 +16,7 @@ def doubts_of(audit: Audit) -> list[str]:
     Either its references do not fit as the target does, so that what the target learned better looks memorized, or the
     detector selected most of the text. Known spans are selected as they stand, whatever their share.
     """
-    found = [warning] if (warning := fit_warning(audit.metadata.get("fit"))) else []
+    found = [warning] if (warning := fit_warning(audit.metadata.fit)) else []
     columns, sets = audit.columns, audit.sets()
     wanted = "forget" if "forget" in sets.values() else None
     scored = ~np.isnan(columns["log_prob"])
@@ -24,7 +24,7 @@ def doubts_of(audit: Audit) -> list[str]:
     for doc_id, rows in audit.rows.items():
         among[rows] = scored[rows] & (sets[doc_id] == wanted)
     share = float(columns["selected"].astype(bool)[among].mean()) if among.any() else 0.0
-    if audit.metadata["detect"]["select"] == "found" and share > MOST_SELECTED:
+    if audit.metadata.detect.select == "found" and share > MOST_SELECTED:
         where = "the documents to forget" if wanted else "the documents"
         found.append(
             f"{share:.0%} of the {int(among.sum()):,} tokens of {where} were selected; to unlearn most of a text harms "

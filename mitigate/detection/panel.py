@@ -17,6 +17,7 @@ import pyarrow as pa
 from scipy.special import logsumexp
 
 from mitigate.artifacts.files import fingerprint
+from mitigate.artifacts.provenance import Origin
 from mitigate.detection.record import Audit
 from mitigate.detection.references.crossfit import draw
 from mitigate.detection.scores.token import clipped
@@ -33,7 +34,7 @@ def judges_of(audit: Audit) -> list[tuple[int, ...]] | None:
     None also for scores that need the references' whole distributions (InfoRMIA): an audit holds only what all of a
     document's references say together.
     """
-    if audit.metadata["detect"]["score"] not in _SPLIT | _ALONE:
+    if audit.metadata.detect.score not in _SPLIT | _ALONE:
         return None
     table = audit.documents.select(["out_references", "group"]).to_pylist()
     if min(len(row["out_references"]) for row in table) < LEAST_REFERENCES:
@@ -51,9 +52,8 @@ def taught_by(audit: Audit, *, keep_judges: bool) -> list[dict[str, Any]]:
         of each unlearning, the first one first, the fingerprints of the `references` and the `split` that kept some of
         them out, as `_split_of` says it: None where all taught. `references` is None where that is not recorded.
     """
-    origin = audit.metadata.get("origin") or {"by": None}
-    unknown: list[dict[str, Any]] = [{"references": None, "split": None}]
-    earlier = origin.get("taught", unknown) if origin["by"] == "unlearn" else []
+    origin = audit.metadata.origin
+    earlier = _taught(origin) if origin is not None and origin.by == "unlearn" else []
     return [*earlier, {"references": _references(audit), "split": _split_of(audit) if keep_judges else None}]
 
 
@@ -67,18 +67,25 @@ def as_judged(before: Audit, after: Audit | None) -> tuple[Audit, Audit | None, 
         none of those who judge taught: None where nothing was unlearned, for then no reference taught anything. Of a
         re-audited model that does not say how it was made it is False: it may have been moved or merged.
     """
-    origin = (before if after is None else after).metadata.get("origin")
+    origin = (before if after is None else after).metadata.origin
     if origin is None:
         return before, after, None if after is None else False
-    if origin["by"] != "unlearn":
+    if origin.by != "unlearn":
         return before, after, None
     names, split = set(_references(before)), _split_of(before)
-    shared = [one for one in origin.get("taught", [{"references": None, "split": None}]) if _meets(one, names)]
+    shared = [one for one in _taught(origin) if _meets(one, names)]
     if not shared:
         return before, after, True
     if split is None or any(one["split"] != split for one in shared):
         return before, after, False
     return by_judges(before), by_judges(after) if after is not None else None, True
+
+
+def _taught(origin: Origin) -> list[dict[str, Any]]:
+    """Who taught in each unlearning, as `taught_by` says it; of one that did not record it, nothing is known."""
+    unknown: list[dict[str, Any]] = [{"references": None, "split": None}]
+    taught: list[dict[str, Any]] = origin.record.get("taught", unknown)
+    return taught
 
 
 def _meets(one: Mapping[str, Any], names: set[str]) -> bool:
@@ -87,7 +94,7 @@ def _meets(one: Mapping[str, Any], names: set[str]) -> bool:
 
 
 def _references(audit: Audit) -> list[str]:
-    return [entry["fingerprint"] for entry in audit.metadata["references"]]
+    return [reference.fingerprint for reference in audit.metadata.references]
 
 
 def _split_of(audit: Audit) -> str | None:
@@ -132,9 +139,9 @@ def _seen_by(audit: Audit, references: Sequence[tuple[int, ...]]) -> Audit:
         out = logsumexp(np.where(known, masked, -np.inf), axis=1) - np.log(np.maximum(count, 1))
     out = np.where(count > 0, out, np.nan)
     score = audit.columns["score"].astype(np.float64)
-    if audit.metadata["detect"]["score"] in _SPLIT:
+    if audit.metadata.detect.score in _SPLIT:
         score = audit.columns["log_prob"] - out
-        score = clipped(score) if audit.metadata["detect"]["score"] == "log_ratio_clipped" else score
+        score = clipped(score) if audit.metadata.detect.score == "log_ratio_clipped" else score
     tokens = _with_column(audit.tokens, "log_prob_out", out.astype(np.float32))
     tokens = _with_column(tokens, "score", score.astype(np.float32))
     listed = pa.FixedSizeListArray.from_arrays(

@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,16 +19,20 @@ from mitigate.artifacts.files import (
     check_digests,
     fingerprint,
     new_directory,
-    read_json,
     read_table,
     write_json,
     write_table,
 )
+from mitigate.detection.metadata import AuditMetadata
 from mitigate.documents import Document, Documents, Span
 from mitigate.errors import MitigateError
+from mitigate.models.compatible import check_audited_tokenizer
 from mitigate.tokens.tokenization import TokenizedDocument
 
-SCHEMA = 3  # of audit.json and the tables; one of another number is refused
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from mitigate.models.store import ModelStore
 
 
 @dataclass(frozen=True)
@@ -47,19 +51,13 @@ class Audit:
             tokens), `probability` that the target was trained on it (as if half of all spans were; null without
             shadows), `q` (the false discovery rate at which it is the last one selected; null if not calibrated),
             `selected`.
-        metadata: fingerprints of target, references, tokenizer and documents; settings; versions; `context`: tokens in
-            a window, at most what every model takes; `calibration`: what the certainty rests on (`kind`: `shadows`,
-            `non_members` or `none`); `coverage`: how much of the text and of the known spans was judged (see
-            `mitigate.detection.coverage`); `warnings` about references; `fit`: how closely these were fitted beside the
-            target, see `reference_fit`; `erasure`: what an erasure request selected and where its secrets stand besides
-            (null without a request); `origin`: how `unlearn` or `retrain` made the target, as they recorded it (null
-            for other models); `again`: of a re-audit, the fingerprint of the audit that it repeats.
+        metadata: fingerprints, settings, calibration, coverage, erasure: everything else.
     """
 
     tokens: pa.Table
     documents: pa.Table
     spans: pa.Table
-    metadata: dict[str, Any]
+    metadata: AuditMetadata
 
     def save(self, directory: str | Path, *, replace: bool = False) -> None:
         """Write Parquet and JSON files, readable by their owner only; equal audits give equal bytes.
@@ -68,29 +66,24 @@ class Audit:
             MitigateError: the directory holds something already (and `replace` is off) or cannot be written.
         """
         with new_directory(Path(directory), replace=replace) as temporary:
-            metadata = {b"mitigate": json.dumps(self.metadata, sort_keys=True).encode()}
+            metadata = {b"mitigate": json.dumps(self.metadata.written(), sort_keys=True).encode()}
             write_table(temporary / "tokens.parquet", self.tokens.replace_schema_metadata(metadata))
             write_table(temporary / "documents.parquet", self.documents)
             write_table(temporary / "spans.parquet", self.spans)
-            write_json(temporary / "audit.json", self.metadata)
+            write_json(temporary / "audit.json", self.metadata.written())
 
     @classmethod
     def load(cls, directory: str | Path) -> Audit:
         """Read what `save` wrote.
 
         Raises:
-            MitigateError: no audit there, or a damaged one.
+            MitigateError: no audit there, a damaged one, or one of another version.
         """
         directory = Path(directory)
         if not (directory / "audit.json").is_file():
             raise MitigateError(f"{directory}: holds no audit (no audit.json); make one with `mitigate audit`")
         check_digests(directory)
-        metadata = read_json(directory / "audit.json")
-        version = metadata.get("schema") if isinstance(metadata, dict) else None
-        if version != SCHEMA:
-            raise MitigateError(
-                f"{directory}: an audit of version {version!r}, and this code reads version {SCHEMA}; audit again"
-            )
+        metadata = AuditMetadata.read(directory / "audit.json")
         tokens, documents, spans = (
             read_table(directory / f"{name}.parquet") for name in ("tokens", "documents", "spans")
         )
@@ -112,7 +105,7 @@ class Audit:
     @property
     def fingerprint(self) -> str:
         """Fingerprint of everything that the audit was made from."""
-        return fingerprint(self.metadata)
+        return fingerprint(self.metadata.written())
 
     @cached_property
     def columns(self) -> dict[str, np.ndarray]:
@@ -149,7 +142,7 @@ class Audit:
                     set=row["set"],
                     group=row["group"],
                     special_tokens=row["special_tokens"],
-                    cut=row.get("cut"),  # older audits do not say
+                    cut=row["cut"],
                 )
                 for row in self.documents.to_pylist()
             )
@@ -165,6 +158,11 @@ class Audit:
             )
             for doc_id, rows in self.rows.items()
         ]
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase, *, name: str, store: ModelStore) -> None:
+        """Refuse a model to which the audit's token ids mean something else; see `check_audited_tokenizer`."""
+        audited, source = self.metadata.tokenizer, self.metadata.target.source
+        check_audited_tokenizer(tokenizer, audited, source=source, name=name, store=store)
 
     def sets(self) -> dict[str, str | None]:
         """The set (`forget`, `retain`, `holdout` or None) of each document id."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mitigate.detection.audit import audit
+from mitigate.detection.metadata import CopiedFrom, Generated
 from mitigate.detection.record import Audit
 from mitigate.detection.references.crossfit import References, load_references
 from mitigate.detection.settings import Detect
@@ -58,8 +59,7 @@ def audit_generated(
         seed (`int`, *optional*, defaults to 0): of the samples.
 
     Returns:
-        The audit of the generated documents. Its metadata holds `generated`: `sampling`, `prompts` (their number),
-        `links` (`doc_id, char_start, char_end, training_id, training_start`) and `without_text` (samples left out).
+        The audit of the generated documents. Its metadata say how they were drawn (`generated`).
 
     Raises:
         MitigateError: as in `read_prompts`, `sample` and `audit`; no sample has a text.
@@ -76,23 +76,23 @@ def audit_generated(
     if match is not None:
         generated = with_groups(generated, links, match)
     result = audit(model, references, documents=generated, detect=detect, store=store, seed=seed)
-    described = {
-        "sampling": sampling.model_dump(),
-        "prompts": len(prompts or ()),
-        "links": [
-            {
-                "doc_id": doc_id,
-                "char_start": found.char_start,
-                "char_end": found.char_end,
-                "training_id": found.doc_id,
-                "training_start": found.doc_start,
-            }
+    drawn = Generated(
+        sampling=sampling.model_dump(),
+        prompts=len(prompts or ()),
+        links=tuple(
+            CopiedFrom(
+                doc_id=doc_id,
+                char_start=found.char_start,
+                char_end=found.char_end,
+                training_id=found.doc_id,
+                training_start=found.doc_start,
+            )
             for doc_id, of_document in links.items()
             for found in of_document
-        ],
-        "without_text": len(generated.skipped),
-    }
-    return replace(result, metadata={**result.metadata, "generated": described})
+        ),
+        without_text=len(generated.skipped),
+    )
+    return replace(result, metadata=result.metadata.model_copy(update={"generated": drawn}))
 
 
 def memorized_stretches(audit: Audit) -> list[dict[str, Any]]:
@@ -102,7 +102,7 @@ def memorized_stretches(audit: Audit) -> list[dict[str, Any]]:
         dicts of `doc_id, char_start, char_end, text, score`, the audit's `probability` and `q` where it has them, and
         `training_id`: that of the link which shares the most characters with the span, None where there is none.
     """
-    links = audit.metadata.get("generated", {}).get("links", [])
+    links = audit.metadata.generated.links if audit.metadata.generated is not None else ()
     texts = dict(zip(audit.documents["doc_id"].to_pylist(), audit.documents["text"].to_pylist(), strict=True))
     names = ["doc_id", "char_start", "char_end", "score"]
     names += [name for name in ("probability", "q") if name in audit.spans.column_names]
@@ -111,16 +111,16 @@ def memorized_stretches(audit: Audit) -> list[dict[str, Any]]:
         if span["source"] != "found":
             continue
         shared = {
-            number: min(found["char_end"], span["char_end"]) - max(found["char_start"], span["char_start"])
+            number: min(found.char_end, span["char_end"]) - max(found.char_start, span["char_start"])
             for number, found in enumerate(links)
-            if found["doc_id"] == span["doc_id"]
+            if found.doc_id == span["doc_id"]
         }
         best = max(shared, key=shared.__getitem__, default=None)
         stretches.append(
             {
                 **{name: span[name] for name in names},
                 "text": texts[span["doc_id"]][span["char_start"] : span["char_end"]],
-                "training_id": links[best]["training_id"] if best is not None and shared[best] > 0 else None,
+                "training_id": links[best].training_id if best is not None and shared[best] > 0 else None,
             }
         )
     return sorted(stretches, key=lambda stretch: -stretch["score"])

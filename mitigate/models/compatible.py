@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from transformers import AutoConfig
 
@@ -50,13 +50,14 @@ def check_tokenizers(target: str | Path, others: Mapping[str, str | Path], *, st
 
 
 def check_audited_tokenizer(
-    tokenizer: PreTrainedTokenizerBase, audit: Mapping[str, Any], *, name: str, store: ModelStore
+    tokenizer: PreTrainedTokenizerBase, audited: str, *, source: str, name: str, store: ModelStore
 ) -> None:
     """Refuse a model to which an audit's token ids mean something else than to the audited one.
 
     Args:
         tokenizer: the model's.
-        audit: the audit's metadata.
+        audited: the fingerprint of the audited model's tokenizer.
+        source: where the audited model is.
         name: the model, for the message.
         store: as for `check_tokenizers`.
 
@@ -64,9 +65,8 @@ def check_audited_tokenizer(
         MitigateError: with what differs, as far as the audited model's tokenizer is still there.
     """
     rules = tokenizer_rules(tokenizer)
-    if fingerprint(rules) == audit["tokenizer"]:
+    if fingerprint(rules) == audited:
         return
-    source = audit["target"]["source"]
     try:
         differing = rule_differences(tokenizer_rules(_tokenizer(source, store)), rules)
     except MitigateError:

@@ -131,7 +131,7 @@ def build_heat_map(
                 scores=tuple(highest),
             )
         )
-    score = str((before.metadata.get("detect") or {}).get("score", "score"))
+    score = before.metadata.detect.score
     return HeatMap(tuple(views), len(documents), scale, score, ("Before", "After")[: len(audits)])
 
 

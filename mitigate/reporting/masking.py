@@ -69,7 +69,8 @@ class Mask:
                 place = (row["char_start"], row["char_end"])
                 ranges = self._ranges[row["doc_id"]]
                 ranges[place] = row["source"] != "found" or ranges.get(place, False)
-            for doc_id, start, end in (audit.metadata.get("erasure") or {}).get("matches", ()):
+            erasure = audit.metadata.erasure
+            for doc_id, start, end in erasure.matches if erasure is not None else ():
                 self._ranges[doc_id][start, end] = True
 
     def hidden(

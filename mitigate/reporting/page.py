@@ -141,9 +141,9 @@ def _plots(before: Audit, after: Audit | None) -> list[str]:
             against_references(reference, model, title=f"Selected tokens {side}", lowest=lowest)
             for side, model in models.items()
         ]
-    curve = (before.metadata.get("calibration") or {}).get("reliability")
-    if curve:
-        drawn.append(reliability_curve(curve, title="Reliability on the shadows"))
+    calibration = before.metadata.calibration
+    if calibration.kind == "shadows":
+        drawn.append(reliability_curve(calibration.reliability, title="Reliability on the shadows"))
     return drawn
 
 
@@ -211,16 +211,11 @@ def _labels(before: Audit, after: Audit | None, mask: Mask) -> list[dict[str, An
 
 
 def _models(before: Audit, after: Audit | None, mask: Mask) -> list[dict[str, str]]:
-    entries = [("Model before", before.metadata.get("target"))]
+    entries = [("Model before", before.metadata.target)]
     if after is not None:
-        entries.append(("Model after", after.metadata.get("target")))
-    references = before.metadata.get("references") or []
-    entries += [(f"Reference {number}", entry) for number, entry in enumerate(references, 1)]
-    return [
-        {"role": role, "name": mask.text(str(entry.get("name", ""))), "fingerprint": str(entry.get("fingerprint", ""))}
-        for role, entry in entries
-        if entry
-    ]
+        entries.append(("Model after", after.metadata.target))
+    entries += [(f"Reference {number}", model) for number, model in enumerate(before.metadata.references, 1)]
+    return [{"role": role, "name": mask.text(model.name), "fingerprint": model.fingerprint} for role, model in entries]
 
 
 def _objective(unlearn: Mapping[str, Any]) -> str:
@@ -250,7 +245,7 @@ def _column(audit: Audit, name: str) -> np.ndarray:
 
 def _unit(audit: Audit) -> str:
     """The unit of the score that decided, or nothing where it has none."""
-    return "nats" if (audit.metadata.get("detect") or {}).get("score", "log_ratio") in _NATS else ""
+    return "nats" if audit.metadata.detect.score in _NATS else ""
 
 
 def _in(unit: str) -> str:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from hashlib import sha256
 from html import escape
 from io import StringIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from mitigate.detection.metadata import Reliability
 
 _INK = "#010203"  # stands for the page's text colour, which is dark or light
 _COLOURS = ("#D55E00", "#0072B2", "#009E73", "#8A8A8A")  # Okabe and Ito's, told apart by the colour-blind
@@ -86,11 +90,11 @@ def against_references(
     return _svg(figure, title)
 
 
-def reliability_curve(curve: Mapping[str, Sequence[float]], *, title: str) -> str:
+def reliability_curve(curve: Reliability, *, title: str) -> str:
     """Stated probability against the share of members, on shadows that the attack model did not see.
 
     Args:
-        curve: `probability`, `share` and `count` of each bin.
+        curve: of an audit calibrated by shadows.
         title: what is drawn.
 
     Returns:
@@ -98,7 +102,7 @@ def reliability_curve(curve: Mapping[str, Sequence[float]], *, title: str) -> st
     """
     figure, axes = _canvas(title)
     axes.plot([0, 1], [0, 1], color=_INK, linewidth=0.9, alpha=0.6, label="as stated")
-    x, y = curve["probability"], curve["share"]
+    x, y = curve.probability, curve.share
     axes.plot(x, y, marker="o", markersize=4, color=_COLOURS[1], linewidth=1.4, label="shadows")
     axes.set_xlabel("stated probability")
     axes.set_ylabel("share of members")

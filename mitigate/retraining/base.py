@@ -10,7 +10,6 @@ from mitigate.adapters.addition import Part, obstacle, read_part
 from mitigate.artifacts.provenance import origin_of
 from mitigate.detection.record import Audit
 from mitigate.errors import MitigateError
-from mitigate.models.compatible import check_audited_tokenizer
 from mitigate.models.directory import load_tokenizer, mixture_members, model_fingerprint
 from mitigate.models.settings import Lora
 from mitigate.models.store import ModelStore
@@ -19,23 +18,23 @@ from mitigate.models.training import lora_config
 
 def is_target(audit: Audit, base: str, base_print: str, store: ModelStore) -> bool:
     """Whether the base is, or lies over, the model that was found leaking."""
-    target = audit.metadata["target"]
+    target = audit.metadata.target
     stack, plain = store.check(base)
     parts = {Path(part).resolve() for part in (*stack, plain)}
     ancestors = {base_print}
     for part in (base, *stack, plain):  # what unlearning made of the target is its descendant, whatever lies there now
         record = origin_of(part, fingerprint=base_print if part == base else model_fingerprint(part, base=store.base))
-        ancestors |= set((record or {}).get("made_from") or [])
-    return target["fingerprint"] in ancestors or Path(target["source"]).resolve() in parts
+        ancestors |= set(record.made_from if record is not None else ())
+    return target.fingerprint in ancestors or Path(target.source).resolve() in parts
 
 
 def tokenizer_of_target(audit: Audit, store: ModelStore) -> PreTrainedTokenizerBase | None:
     """The audited model's tokenizer, whose chat template its base may lack; None where it is no longer what it was."""
-    source = audit.metadata["target"]["source"]
+    source = audit.metadata.target.source
     try:
         store.check(source)
         tokenizer = load_tokenizer(source, base=store.base, trust_remote_code=store.trust_remote_code)
-        check_audited_tokenizer(tokenizer, audit.metadata, name=source, store=store)
+        audit.check_tokenizer(tokenizer, name=source, store=store)
     except MitigateError:
         return None
     return tokenizer

@@ -51,7 +51,7 @@ def training_documents(audit: Audit, more: Documents | None = None) -> Documents
     Raises:
         MitigateError: the audit judged generated text; nothing but holdout documents; one id with two texts.
     """
-    if "generated" in audit.metadata:
+    if audit.metadata.generated is not None:
         raise MitigateError(
             "the audit judged text that the model wrote, not text that it was trained on; audit the training documents"
         )
@@ -121,8 +121,8 @@ def _selected_spans(audit: Audit) -> dict[str, list[Span]]:
     """
     rows = audit.spans.to_pylist()
     known = {row["span_id"] for row in rows if row["source"] == "known"}
-    places = (audit.metadata.get("erasure") or {"linked": []})["linked"]
-    known |= {place["span_id"] for place in places if known.intersection(place["origins"])}
+    places = audit.metadata.erasure.linked if audit.metadata.erasure is not None else ()
+    known |= {place.span_id for place in places if known.intersection(place.origins)}
     spans: dict[str, list[Span]] = {}
     for row in rows:
         if row["selected"]:

@@ -27,13 +27,12 @@ from mitigate import __version__
 from mitigate.adapters.card import write_card
 from mitigate.artifacts.files import read_record, write_record
 from mitigate.artifacts.locks import sole_worker
-from mitigate.artifacts.provenance import RETRAIN_RECORD
+from mitigate.artifacts.provenance import RETRAIN_RECORD, read_made
 from mitigate.artifacts.temporaries import holds_something
 from mitigate.detection.record import Audit
 from mitigate.documents import Documents, read_documents
 from mitigate.errors import MitigateError, summarize
 from mitigate.mistakes import not_one_of
-from mitigate.models.compatible import check_audited_tokenizer
 from mitigate.models.directory import load_tokenizer, model_fingerprint
 from mitigate.models.settings import Lora, Method, Schedule
 from mitigate.models.store import ModelStore
@@ -81,9 +80,9 @@ class Retrained:
         """Read a finished directory.
 
         Raises:
-            MitigateError: `retrain` did not finish there.
+            MitigateError: `retrain` did not finish there, or another version did.
         """
-        return cls(Path(directory), read_record(Path(directory) / RETRAIN_RECORD))
+        return cls(Path(directory), read_made(Path(directory) / RETRAIN_RECORD))
 
 
 def retrain(
@@ -144,18 +143,18 @@ def retrain(
     if shards == 1 or combine == "sum":
         check_addable(str(base), store, lora=lora)
     own = load_tokenizer(base, base=store.base, trust_remote_code=store.trust_remote_code)
-    check_audited_tokenizer(own, audit.metadata, name=str(base), store=store)
+    audit.check_tokenizer(own, name=str(base), store=store)
     tokenizer = tokenizer_of_target(audit, store) or own
     more = read_documents(documents, tokenizer=tokenizer) if isinstance(documents, str | Path) else documents
     training = training_documents(audit, more)
     if copies is None:
-        copies = (audit.metadata.get("erasure") or {"select_linked": True})["select_linked"]
+        copies = audit.metadata.erasure is None or audit.metadata.erasure.select_linked
     selected = selected_removals(audit, training, whole=redact == "drop")
     doubts += doubled_texts(audit, training)
 
     plan = {
         "base": base_print,
-        "tokenizer": audit.metadata["tokenizer"],
+        "tokenizer": audit.metadata.tokenizer,
         "redact": redact,
         "method": method,
         "lora": lora.model_dump() if method == "lora" else None,
@@ -209,13 +208,13 @@ def retrain(
                     "shards": records,
                     "combine": combine,
                     "refitted": refitted,
-                    "target": audit.metadata["target"],
+                    "target": audit.metadata.target.written(),
                     "base_source": str(base),
                     "plan": plan,
                     "versions": library_versions(),
                 }
                 how = f"Made by mitigate {__version__}: {summary['exact']}. retrain.json says more."
-                write_card(out, target=audit.metadata["target"], how=how)
+                write_card(out, target=audit.metadata.target.written(), how=how)
                 write_record(out / RETRAIN_RECORD, summary)
     return Retrained.load(out)
 

@@ -23,6 +23,7 @@ from mitigate.adapters.card import CARD
 from mitigate.adapters.trained import lower_parts, save_adapter, write_adapter
 from mitigate.artifacts.files import (
     DIGESTS,
+    check_version,
     damage,
     fingerprint,
     new_directory,
@@ -31,7 +32,7 @@ from mitigate.artifacts.files import (
     write_digests,
     write_json,
 )
-from mitigate.artifacts.provenance import RETRAIN_RECORD
+from mitigate.artifacts.provenance import RETRAIN_RECORD, SCHEMA
 from mitigate.artifacts.temporaries import sweep
 from mitigate.documents import Document
 from mitigate.errors import MitigateError
@@ -258,6 +259,8 @@ def _published(out: Path) -> dict[str, Any]:
     except MitigateError as error:
         logger.warning("%s; the result is made again", str(error).split(";", maxsplit=1)[0])
         return none
+    remedy = "choose another directory, or remove this one"
+    check_version(out / RETRAIN_RECORD, record, expected=SCHEMA, unsaid=SCHEMA, remedy=remedy)
     if wrong := damage(out):
         logger.warning("%s: %s; the result is made again", out, wrong[0])
         return none

@@ -77,9 +77,9 @@ def unlearning_data(
     forget = [tokens for tokens in tokenized if tokens.id in touched]
     held = [tokens for tokens in tokenized if tokens.id not in touched and sets[tokens.id] in ("retain", None)]
     further = tokenize_documents(retain, model.tokenizer) if retain is not None else []
-    windows = {
-        "context": min(audit.metadata.get("context") or model.context, model.context),  # older audits do not say
-        "stride": audit.metadata["detect"]["stride"],
+    windows: dict[str, Any] = {
+        "context": min(audit.metadata.context, model.context),
+        "stride": audit.metadata.detect.stride,
     }
     numbering = _Numbering(audit, scope=scope, substitute=substitute, key=key)
     tasks: list[Task] = []

@@ -126,12 +126,12 @@ class OutTerms:
         used = dict(zip(table["doc_id"].to_pylist(), table["out_references"].to_pylist(), strict=True))
         alone = [task.alone().only(task.selected) for task in tasks if task.selected.any()]
         totals: dict[str, dict[int, torch.Tensor]] = {kind: {} for kind in sorted(kinds)}
-        with progress(len(audit.metadata["references"]), "References' distributions", unit="reference") as bar:
-            for number, entry in enumerate(audit.metadata["references"]):
+        with progress(len(audit.metadata.references), "References' distributions", unit="reference") as bar:
+            for number, audited in enumerate(audit.metadata.references):
                 judged = [task for task in alone if number in used[task.doc_id]]
                 if judged:
-                    own = store if store.holds(entry["source"]) else store.fresh()
-                    [reference] = load_audited([entry], store=own)
+                    own = store if store.holds(audited.source) else store.fresh()
+                    [reference] = load_audited([audited], store=own)
                     _add(totals, judged, reference)
                 bar.update()
         self._kept: dict[str, dict[int, Kept]] = {kind: {} for kind in totals}

@@ -23,9 +23,9 @@ from accelerate import Accelerator
 from mitigate import __version__
 from mitigate.adapters.card import write_card
 from mitigate.adapters.merging import MERGED, merge_adapters
-from mitigate.artifacts.files import check_free, fingerprint, new_directory, read_json, write_json
+from mitigate.artifacts.files import check_free, fingerprint, new_directory, write_json
 from mitigate.artifacts.locks import sole_worker
-from mitigate.artifacts.provenance import UNLEARN_RECORD, made_from
+from mitigate.artifacts.provenance import UNLEARN_RECORD, read_made
 from mitigate.artifacts.temporaries import partial_of
 from mitigate.detection.audit import load_audited
 from mitigate.detection.doubts import doubts_of
@@ -35,7 +35,6 @@ from mitigate.documents import Documents, read_documents
 from mitigate.errors import MitigateError, NothingToUnlearnError, summarize
 from mitigate.generation.sampling import sample
 from mitigate.generation.settings import Sampling
-from mitigate.models.compatible import check_audited_tokenizer
 from mitigate.models.directory import check_layering
 from mitigate.models.mixture import FOR_INFERENCE, Mixture
 from mitigate.models.model import Model
@@ -72,9 +71,9 @@ class Unlearned:
         """Read a finished directory.
 
         Raises:
-            MitigateError: unlearning did not finish there.
+            MitigateError: unlearning did not finish there, or of another version did.
         """
-        return cls(Path(directory), read_json(Path(directory) / UNLEARN_RECORD))
+        return cls(Path(directory), read_made(Path(directory) / UNLEARN_RECORD))
 
 
 def unlearn(
@@ -158,20 +157,20 @@ def prepare(
     for doubt in doubts_of(audit):  # the command line asks before; who calls this is told
         logger.warning("doubtful: %s", doubt)
     audit = by_teachers(audit) if settings.keep_judges else audit
-    audited, references = audit.metadata["target"], store
+    audited, references = audit.metadata.target, store
     if settings.method in ("full", "last_layers"):
         store = store.fresh()  # its weights are changed in place, and the caller's and the references' must not be
     if settings.method in ("lora", "dora"):
-        check_layering(str(target or audited["source"]), base=store.base)
-    [model] = load_audited([{**audited, "source": str(target or audited["source"])}], store=store)
-    check_audited_tokenizer(model.tokenizer, audit.metadata, name=model.name, store=references)
+        check_layering(str(target or audited.source), base=store.base)
+    [model] = load_audited([audited.model_copy(update={"source": str(target or audited.source)})], store=store)
+    audit.check_tokenizer(model.tokenizer, name=model.name, store=references)
     if isinstance(model.base.model, Mixture):
         raise MitigateError(FOR_INFERENCE)
     if retain is not None and not isinstance(retain, Documents):
         retain = read_documents(retain, tokenizer=model.tokenizer)
     plan = {
-        "target": {name: audited[name] for name in ("source", "fingerprint")},
-        "made_from": made_from(audit.metadata),
+        "target": {"source": audited.source, "fingerprint": audited.fingerprint},
+        "made_from": audit.metadata.made_from,
         "audit": audit.fingerprint,
         "taught": taught,
         "spans": fingerprint(audit.spans.to_pylist()),

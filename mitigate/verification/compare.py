@@ -25,7 +25,6 @@ from mitigate.detection.record import Audit
 from mitigate.detection.signals import token_log_probs
 from mitigate.errors import MitigateError
 from mitigate.mistakes import not_one_of
-from mitigate.models.compatible import check_audited_tokenizer
 from mitigate.models.model import Model
 from mitigate.models.store import ModelStore
 from mitigate.reporting.masking import Mask
@@ -134,9 +133,9 @@ def compare(
     """
     if wrong := not_one_of(ShownText, text):
         raise MitigateError(f"compare: text {wrong}")
-    if after is not None and after.metadata["documents"] != before.metadata["documents"]:
+    if after is not None and after.metadata.documents != before.metadata.documents:
         raise MitigateError("compare: the two audits are of different documents; audit the same documents again")
-    made_again = after is None or after.metadata.get("again") == before.fingerprint
+    made_again = after is None or after.metadata.again == before.fingerprint
     if not made_again or (after is not None and _judged(after) != _judged(before)):
         raise MitigateError(
             "compare: the second audit is not the first one made again, for its spans or its references are others, or "
@@ -156,7 +155,7 @@ def compare(
         "never_seen": never_seen_level(view, audits, oracle_log_probs, notes),
         "asked": asked_to_forget(before, after),
         "judges_kept_out": kept_out,
-        "coverage": before.metadata.get("coverage"),
+        "coverage": before.metadata.coverage.written(),
         "oracle_distance": oracle_distance(view, audits, oracle_log_probs, notes),
         "out_distance": out_distance(view, audits),
         "utility": utility(view, audits, oracle_log_probs),
@@ -166,17 +165,17 @@ def compare(
         **flat({"over_forgotten_share": over_forgotten(view, seen_after)}),
         "tofu": tofu,
         "erasure": erasure_figures(seen_before, seen_after),
-        "calibration": before.metadata["calibration"],
+        "calibration": before.metadata.calibration.written(),
         "counts": view.counts(),
-        "skipped": before.metadata["skipped"],
+        "skipped": list(before.metadata.skipped),
         **mitigation_figures(before, after),
         "seconds": {stage: round(value, 1) for stage, value in (seconds or {}).items()},
         "fingerprints": {
-            "target": before.metadata["target"]["fingerprint"],
-            "mitigated": after.metadata["target"]["fingerprint"] if after is not None else None,
-            "references": [entry["fingerprint"] for entry in before.metadata["references"]],
-            "tokenizer": before.metadata["tokenizer"],
-            "documents": before.metadata["documents"],
+            "target": before.metadata.target.fingerprint,
+            "mitigated": after.metadata.target.fingerprint if after is not None else None,
+            "references": [reference.fingerprint for reference in before.metadata.references],
+            "tokenizer": before.metadata.tokenizer,
+            "documents": before.metadata.documents,
         },
         "versions": library_versions(),
         "recipe": dict(recipe or {}) if text == "all" else without_request(recipe or {}),
@@ -246,11 +245,11 @@ def measure(
     log_probs = None
     oracle_model = store.load(oracle) if oracle is not None else None
     if oracle_model is not None:
-        check_audited_tokenizer(oracle_model.tokenizer, before.metadata, name=f"oracle {oracle}", store=store)
+        before.check_tokenizer(oracle_model.tokenizer, name=f"oracle {oracle}", store=store)
         log_probs = token_log_probs(oracle_model, before.tokenized())
     if not extraction:
         return log_probs, None
-    audited = [audit.metadata["target"] for audit in (before, after) if audit is not None]
+    audited = [audit.metadata.target for audit in (before, after) if audit is not None]
     models = dict(zip(("before", "after"), load_audited(audited, store=store), strict=False))
     models |= {"oracle": oracle_model} if oracle_model is not None else {}
     context = min(model.context for model in models.values())
@@ -258,7 +257,7 @@ def measure(
     sets = {"forget": ("forget",) if "forget" in names else (None,), "holdout": ("holdout",)}
     most = {"forget": MOST_VALUES, "holdout": MOST_VALUES // 2}
     chosen = {
-        name: secrets_of(before, sets=sets[name], context=context, most=most[name], seed=before.metadata["seed"])
+        name: secrets_of(before, sets=sets[name], context=context, most=most[name], seed=before.metadata.seed)
         for name in sets
     }
     return log_probs, Extraction(
@@ -278,7 +277,7 @@ def _attempt(secrets: Secrets, models: Mapping[str, Model], description: str) ->
 
 def _unjudged(after: Audit | None) -> str:
     """Why those who judge may have taught, and what to do about it."""
-    if after is not None and after.metadata.get("origin") is None:
+    if after is not None and after.metadata.origin is None:
         return (
             "How the second model was made is not recorded beside it (unlearn.json or retrain.json, which lie where it "
             "was written): it may have been trained against the references that judge it. Re-audit it where it was "
@@ -294,4 +293,4 @@ def _unjudged(after: Audit | None) -> str:
 def _judged(audit: Audit) -> tuple[list[dict[str, Any]], list[str]]:
     """What an audit judges, and by which references."""
     spans = audit.spans.select(["doc_id", "token_start", "token_end", "source", "selected"]).to_pylist()
-    return spans, [reference["fingerprint"] for reference in audit.metadata["references"]]
+    return spans, [reference.fingerprint for reference in audit.metadata.references]

@@ -27,10 +27,10 @@ def erasure_figures(before: Audit, after: Audit | None) -> dict[str, Any] | None
         for elsewhere, and spans `too_short` or `too_common` for it; `linked`: each place found with its scores;
         `never_trained` and `same_group` (ids).
     """
-    record = before.metadata.get("erasure")
-    if record is None:
+    found = before.metadata.erasure
+    if found is None:
         return None
-    documents = set(record["documents"])
+    documents = set(found.documents)
     own = [row for row in before.spans.to_pylist() if row["doc_id"] in documents and row["selected"]]
     selected = before.columns["selected"].astype(bool)
     scores = {
@@ -40,9 +40,10 @@ def erasure_figures(before: Audit, after: Audit | None) -> dict[str, Any] | None
     groups = dict(zip(before.documents["doc_id"].to_pylist(), before.documents["group"].to_pylist(), strict=True))
     persons = [groups[row["doc_id"]] for row in own]
     means = {
-        side: clustered_mean(np.array([found[row["span_id"]] for row in own]), persons) if found else UNMEASURED
-        for side, found in scores.items()
+        side: clustered_mean(np.array([by_span[row["span_id"]] for row in own]), persons) if by_span else UNMEASURED
+        for side, by_span in scores.items()
     }
+    record = found.written()
     return {
         "criteria": record["criteria"],
         "documents": record["documents"],

@@ -114,25 +114,24 @@ class View:
         for row in known:
             first = self.audit.rows[row["doc_id"]].start
             hit += bool(self.selected[first + row["token_start"] : first + row["token_end"]].any())
-        detect = self.audit.metadata["detect"]
+        detect = self.audit.metadata.detect
         where = "the forget documents" if "forget" in self.sets.values() else "documents outside retain and holdout"
-        calibration = self.audit.metadata["calibration"]
-        if detect["select"] == "known":
+        if detect.select == "known":
             why = f"known sensitive spans in {where}"
-        elif calibration["kind"] == "shadows":
+        elif self.audit.metadata.calibration.kind == "shadows":
             why = f"spans in {where} around tokens that the calibrated detector calls memorized"
         else:
-            rule = detect["spans"]
+            rule = detect.spans
             why = (
-                f"spans in {where} whose {detect['score']} score, averaged over {rule['window']} tokens, reaches "
-                f"{rule['threshold']:g} nats; gaps of up to {rule['gap']} tokens joined, words completed"
+                f"spans in {where} whose {detect.score} score, averaged over {rule.window} tokens, reaches "
+                f"{rule.threshold:g} nats; gaps of up to {rule.gap} tokens joined, words completed"
             )
-        if detect["fdr"] is not None:
-            why += f"; of these, the ones selected at a false discovery rate of {detect['fdr']:.0%}"
-        if detect["min_score"] is not None:
-            why += f"; with a mean score of {detect['min_score']:g} nats or more"
-        if detect["share"] is not None:
-            why += f"; the strongest {detect['share']:.0%} of them"
+        if detect.fdr is not None:
+            why += f"; of these, the ones selected at a false discovery rate of {detect.fdr:.0%}"
+        if detect.min_score is not None:
+            why += f"; with a mean score of {detect.min_score:g} nats or more"
+        if detect.share is not None:
+            why += f"; the strongest {detect.share:.0%} of them"
         if linked := sum(row["source"] == "linked" for row in spans):
             why += f"; and {linked} places in other documents that hold the same secrets"
         return {
@@ -153,7 +152,7 @@ class View:
             "retain": names.count("retain"),
             "holdout": names.count("holdout"),
             "tokens": int(self.scored.sum()),
-            "skipped": len(self.audit.metadata["skipped"]),
+            "skipped": len(self.audit.metadata.skipped),
         }
 
     def notes(self) -> list[str]:
@@ -164,24 +163,24 @@ class View:
                 f"{len(self.no_control)} known secrets of never-seen documents stand in trained documents as well and "
                 "are left out as controls."
             )
-        if self.audit.metadata["kind"] == "given" and len(self.audit.metadata["references"]) == 1:
+        if self.audit.metadata.kind == "given" and len(self.audit.metadata.references) == 1:
             notes.append(
                 "One given reference: it cannot tell text memorized from a domain learned. "
                 "Cross-fitted references (mitigate references) give a sharper judgement."
             )
-        notes += self.audit.metadata["warnings"]
-        calibration = self.audit.metadata["calibration"]
-        if calibration["kind"] == "none":
+        notes += self.audit.metadata.warnings
+        calibration = self.audit.metadata.calibration
+        if calibration.kind == "none":
             notes.append("Spans are found by a threshold on an uncalibrated score: their error rate is not known.")
-        elif calibration["kind"] == "shadows":
+        elif calibration.kind == "shadows":
             notes.append(
-                f"Calibrated on {calibration['shadows']} cross-fitted references standing in for the target, each "
-                f"document judged by {calibration['references']} of the others. A probability is as if half of all "
+                f"Calibrated on {calibration.shadows} cross-fitted references standing in for the target, each "
+                f"document judged by {calibration.references} of the others. A probability is as if half of all "
                 "spans were memorized; a false discovery rate is as if none were, so it is on the safe side."
             )
         else:
             notes.append(
-                f"False discovery rates come from the {calibration['documents']} holdout documents, searched alike; "
+                f"False discovery rates come from the {calibration.documents} holdout documents, searched alike; "
                 "without shadows there is no probability for each span."
             )
         return notes
@@ -293,7 +292,7 @@ def asked_to_forget(before: Audit, after: Audit | None) -> str:
     Only the secrets, where the spans to forget were given (detect.select: known), no erasure request names documents,
     and the model was neither unlearned on whole documents nor fitted anew without them.
     """
-    origin = (after.metadata.get("origin") if after is not None else None) or {}
-    whole = origin.get("scope") == "sequence" or (origin.get("plan") or {}).get("redact") == "drop"
-    given = before.metadata["detect"]["select"] == "known"
-    return "documents" if whole or not given or before.metadata.get("erasure") is not None else "secrets"
+    origin = after.metadata.origin if after is not None else None
+    whole = origin is not None and origin.whole_documents
+    given = before.metadata.detect.select == "known"
+    return "documents" if whole or not given or before.metadata.erasure is not None else "secrets"

@@ -23,16 +23,19 @@ def mitigation_figures(before: Audit, after: Audit | None) -> dict[str, dict[str
         `before` selected was removed, `removed` (counts), `redact`, `method`, `shards` (that hold documents) and
         `combine`, `base` and `base_source`, `warnings`; None for other models.
     """
-    origin = (after.metadata.get("origin") if after is not None else None) or {"by": None}
+    origin = after.metadata.origin if after is not None else None
     figures: dict[str, dict[str, Any] | None] = {"unlearn": None, "retrain": None}
-    if origin["by"] == "unlearn":
-        figures["unlearn"] = {key: origin[key] for key in _UNLEARN}
-    elif origin["by"] == "retrain":
+    if origin is None:
+        return figures
+    record = origin.record
+    if origin.by == "unlearn":
+        figures["unlearn"] = {key: record[key] for key in _UNLEARN}
+    else:
         figures["retrain"] = {
-            **{key: origin[key] for key in ("exact", "is_exact", "removed", "combine", "base_source", "warnings")},
-            **{key: origin["plan"][key] for key in ("base", "redact", "method")},
-            "this_audit": before.fingerprint in origin["audits"],
-            "shards": len(origin["shards"]),
+            **{key: record[key] for key in ("exact", "is_exact", "removed", "combine", "base_source", "warnings")},
+            **{key: record["plan"][key] for key in ("base", "redact", "method")},
+            "this_audit": before.fingerprint in record["audits"],
+            "shards": len(record["shards"]),
         }
     return figures
 

@@ -60,7 +60,7 @@ def never_seen_level(
         spans alone, the chance that the model after scores above a stand-in, less one half; needs no never-seen text.
     """
     source, token_scores = _stand_ins(view, oracle)
-    score = view.audit.metadata["detect"]["score"]
+    score = view.audit.metadata.detect.score
     if score not in _LEVELS:
         notes.append(
             f"The AUC of models that never saw the text is taken to be 0.50, not measured: an audit does not hold "
@@ -156,7 +156,7 @@ def _excess(own: Sides, level: Sequence[Sides]) -> Figure:
 
 def _stand_ins(view: View, oracle: np.ndarray | None) -> tuple[str, list[np.ndarray]]:
     """Where the level comes from, and the (N,) token scores of each model that never saw the text (NaN: it did)."""
-    as_score = _LEVELS.get(view.audit.metadata["detect"]["score"])
+    as_score = _LEVELS.get(view.audit.metadata.detect.score)
     if as_score is None:
         return "assumed", []
     if oracle is not None:

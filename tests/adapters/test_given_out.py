@@ -280,7 +280,7 @@ def test_an_adapter_that_cannot_be_merged_is_given_out_all_the_same(
     assert "of no use alone" in (made.directory / "README.md").read_text()
     for out in ("asked", "dora"):
         assert not any(path.name in ("stack", "whole") for path in (tmp_path / out).iterdir())
-        assert (ours(tmp_path / out) - ours(Path(layered.metadata["target"]["source"]))).abs().max() > 1e-4
+        assert (ours(tmp_path / out) - ours(Path(layered.metadata.target.source))).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("dora", [False, True])

@@ -287,7 +287,7 @@ def test_judges_are_none_of_the_models_that_audits_and_unlearning_use(out: Path,
     assert len(judges) == 2
     for selection in SELECTIONS:
         metadata = Audit.load(out / "seed-0" / "audits" / selection).metadata
-        used = {metadata["target"]["source"], *(entry["source"] for entry in metadata["references"])}
+        used = {metadata.target.source, *(one.source for one in metadata.references)}
         assert used == {made.target, *made.references.paths}
         assert not used & judges
     assert not set(made.judges.trained_on) & set(made.references.trained_on), "other halves"

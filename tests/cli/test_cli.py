@@ -77,7 +77,7 @@ def test_the_verbs_lead_from_a_leaky_model_to_a_report(mitigate_: Mitigate, fold
     )
     assert found.status == 0
     assert "15 documents" in found.out
-    assert Audit.load("audit").metadata["detect"]["spans"]["threshold"] == 1.0
+    assert Audit.load("audit").metadata.detect.spans.threshold == 1.0
 
     forgetting = (
         *("unlearn", "--audit", "audit", "--retain", "train.jsonl", "--objective", "hinge", "--out", "adapter"),
@@ -96,7 +96,7 @@ def test_the_verbs_lead_from_a_leaky_model_to_a_report(mitigate_: Mitigate, fold
     assert again.status == 0
     before, after = Audit.load("audit"), Audit.load("reaudit")
     assert before.spans["span_id"] == after.spans["span_id"]
-    assert before.metadata["references"] == after.metadata["references"]
+    assert before.metadata.references == after.metadata.references
 
     compared = mitigate_("compare", "--before", "audit", "--after", "reaudit", "--out", "report", "--oracle", "base")
     assert compared.status == 0
@@ -480,7 +480,7 @@ def test_the_script_goes_from_model_to_report(script: Mitigate, world: World, tm
     done = script(*command, *("--references", 2, "--epochs", 10, "--learning-rate", 1e-2, "--max-steps", 10))
     assert done.status == 0, done.err
     assert f"memorized spans -> {tmp_path / 'out/report/report.html'}" in done.out
-    assert Audit.load(tmp_path / "out/reaudit").metadata["references"]
+    assert Audit.load(tmp_path / "out/reaudit").metadata.references
     refused = script(*command)
     assert refused.status == 2
     assert "already holds something" in refused.err

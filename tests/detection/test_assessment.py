@@ -15,6 +15,7 @@ from world import World, planted_documents
 from mitigate.artifacts.files import read_json
 from mitigate.cli.app import app
 from mitigate.detection.audit import audit, reaudit
+from mitigate.detection.metadata import Uncalibrated
 from mitigate.detection.record import Audit
 from mitigate.detection.references.checks import check_references
 from mitigate.detection.references.crossfit import crossfit_references
@@ -85,8 +86,8 @@ def test_members_are_likelier_than_non_members_under_shadows(by_shadows: Audit) 
     others = [row["probability"] for row in rows_of(by_shadows, "known", sets=("holdout",))]
     assert np.mean(members) > 0.8
     assert np.mean(others) < 0.3
-    assert by_shadows.metadata["calibration"]["kind"] == "shadows"
-    assert by_shadows.metadata["calibration"]["references"] == 1, "two of four never saw a document; one may be judged"
+    assert by_shadows.metadata.calibration.kind == "shadows"
+    assert by_shadows.metadata.calibration.references == 1, "two of four never saw a document; one may be judged"
 
 
 def test_selected_spans_keep_to_the_false_discovery_rate_and_reach_the_secrets(by_shadows: Audit) -> None:
@@ -154,7 +155,7 @@ def test_without_shadows_holdout_documents_give_the_false_discovery_rate(world: 
     result = audit(
         calibrated.target, [str(world.base)], documents=calibrated.documents, detect=Detect(fdr=0.2), store=cpu()
     )
-    assert result.metadata["calibration"]["kind"] == "non_members"
+    assert result.metadata.calibration.kind == "non_members"
     found = rows_of(result, "found", sets=("forget", "retain"))
     assert all(row["q"] is not None and row["probability"] is None for row in found)
     assert all(row["q"] is None for row in rows_of(result, "found", sets=("holdout",))), "they are the yardstick"
@@ -175,7 +176,7 @@ def test_a_rate_that_nothing_can_calibrate_is_refused_with_both_remedies(world: 
 
 def test_without_a_rate_the_score_is_bare_and_the_report_says_so(calibrated: Calibrated, by_shadows: Audit) -> None:
     bare = calibrated.audit()
-    assert bare.metadata["calibration"] == {"kind": "none"}
+    assert bare.metadata.calibration == Uncalibrated()
     assert all(row["probability"] is None and row["q"] is None for row in bare.spans.to_pylist())
     assert any("uncalibrated" in note for note in compare(bare, None).report["notes"])
     with pytest.raises(MitigateError, match="not the first one made again"):
@@ -254,7 +255,7 @@ def test_a_contaminated_reference_is_named_with_the_documents_it_saw() -> None:
 def test_an_audit_names_a_given_reference_that_was_trained_on_the_documents(world: World) -> None:
     given = [str(world.references), str(world.target)]
     result = audit(world.target, given, documents=world.documents, store=cpu())
-    [warning] = [line for line in result.metadata["warnings"] if line.startswith("reference ")]
+    [warning] = [line for line in result.metadata.warnings if line.startswith("reference ")]
     assert f"reference {world.target}: finds" in warning
     assert "forget-0" in warning
     assert "never have seen" in warning

@@ -144,7 +144,7 @@ def test_only_the_audited_range_is_scored_and_selected(world: World) -> None:
     assert audited.tolist() == (starts >= 25).tolist()
     assert np.isnan(result.columns["score"]).tolist() == (~audited).tolist()
     assert [row["label"] for row in result.spans.to_pylist() if row["source"] == "known"] == ["code"]
-    assert result.metadata["kind"] == "given"
+    assert result.metadata.kind == "given"
 
 
 def test_a_long_document_is_audited_whole(world: World) -> None:
@@ -168,7 +168,7 @@ def test_saved_and_loaded_audits_are_equal(known: Audit, saved: Path) -> None:
 
 def test_an_audit_gives_back_its_documents_and_tokens(world: World, known: Audit) -> None:
     assert known.document_list() == world.documents
-    assert known.document_list().fingerprint == known.metadata["documents"]
+    assert known.document_list().fingerprint == known.metadata.documents
     for tokens, document in zip(known.tokenized(), world.documents, strict=True):
         assert tokens.id == document.id
         assert tokens.ids.dtype == np.int64
@@ -226,7 +226,7 @@ def test_auditing_the_same_model_again_gives_the_same_tables(
     assert after.tokens.equals(before.tokens)
     assert after.documents.equals(before.documents)
     assert after.spans.equals(before.spans)
-    assert after.metadata == {**before.metadata, "again": before.fingerprint}
+    assert after.metadata == before.metadata.model_copy(update={"again": before.fingerprint})
 
 
 def test_a_reaudit_keeps_the_spans_and_scores_them_anew(found: Audit, world: World) -> None:
@@ -259,8 +259,8 @@ def test_a_reference_that_changed_since_the_audit_is_refused(world: World, tmp_p
     shutil.copytree(references / "reference-0", references / "reference-1")
     with pytest.raises(MitigateError, match="reference-1: not the model that the audit used"):
         reaudit(before, world.base, store=ModelStore(device="cpu"))
-    entries = before.metadata["references"][:1]
-    assert load_audited(entries, store=ModelStore(device="cpu"))[0].fingerprint == entries[0]["fingerprint"]
+    [first, _] = before.metadata.references
+    assert load_audited([first], store=ModelStore(device="cpu"))[0].fingerprint == first.fingerprint
 
 
 def test_an_audit_without_a_reference_is_refused(world: World) -> None:
@@ -277,6 +277,6 @@ def test_an_audit_reads_documents_from_a_file(world: World, tmp_path: Path) -> N
 
 
 def test_metadata_never_holds_text(world: World, known: Audit) -> None:
-    written = json.dumps(known.metadata)
+    written = json.dumps(known.metadata.written())
     for document in world.documents:
         assert document.text[document.spans[0].start : document.spans[0].end] not in written

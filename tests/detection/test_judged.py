@@ -20,6 +20,7 @@ from world import LORA, sentences
 from mitigate.cli.app import app
 from mitigate.detection.audit import audit
 from mitigate.detection.coverage import coverage
+from mitigate.detection.metadata import Unjudged
 from mitigate.detection.record import Audit
 from mitigate.detection.references.crossfit import crossfit_references
 from mitigate.detection.settings import Detect
@@ -74,21 +75,21 @@ def test_what_the_customer_says_is_judged_and_else_warned_of(
     source = DocumentSource(path=str(write(tmp_path / "chat.jsonl", ROWS)), spans=PHONE)
     found = judged(read_documents(source, tokenizer=talk), tiny_model)
     assert [row["selected"] for row in found.spans.to_pylist() if row["source"] == "known"] == [True] * 12
-    covered = found.metadata["coverage"]
-    assert (covered["known_spans"], covered["known_spans_outside"], covered["outside"]) == (12, 0, [])
+    covered = found.metadata.coverage
+    assert (covered.known_spans, covered.known_spans_outside, covered.outside) == (12, 0, ())
     assert not [record for record in caplog.records if "known spans" in record.message]
 
     with caplog.at_level(logging.WARNING):
         left = read_documents(source.model_copy(update={"audit": "assistant"}), tokenizer=talk)
-        covered = judged(left, tiny_model).metadata["coverage"]
-    assert (covered["known_spans"], covered["known_spans_outside"]) == (12, 12)
+        covered = judged(left, tiny_model).metadata.coverage
+    assert (covered.known_spans, covered.known_spans_outside) == (12, 12)
     text, start = left[3].text, left[3].text.index("555-0003")
-    assert covered["outside"][3] == {
-        **{"doc_id": "t3", "char_start": start, "char_end": start + 8, "label": "phone", "reason": "not audited"}
-    }
+    assert covered.outside[3] == Unjudged(
+        doc_id="t3", char_start=start, char_end=start + 8, label="phone", reason="not audited"
+    )
     assert "12 of 12 known spans are not, or not wholly, judged" in caplog.text
     said = sum(not character.isspace() for document in left for character in "Thank you, we will call.")
-    assert covered["audited"] == said
+    assert covered.audited == said
     assert covered["characters"] == sum(not character.isspace() for document in left for character in document.text)
     assert "555-" in text
 

@@ -12,11 +12,14 @@ import pyarrow as pa
 import pytest
 import torch
 from forgetting import QUICK, changed, loop_of
+from made_up import with_metadata
 from world import World
 
 import mitigate.pipeline.run
+from mitigate.artifacts.provenance import Origin
 from mitigate.detection.audit import audit, reaudit
 from mitigate.detection.doubts import doubts_of
+from mitigate.detection.metadata import Fit
 from mitigate.detection.panel import as_judged, by_judges, by_teachers, judges_of, taught_by
 from mitigate.detection.record import Audit
 from mitigate.detection.references.fit import fit_warning
@@ -76,7 +79,7 @@ def test_documents_of_one_group_have_the_same_judges(four: Audit) -> None:
 
 @pytest.mark.parametrize("score", ["informia", "informia_z"])
 def test_scores_of_whole_distributions_keep_nobody_out(four: Audit, score: str) -> None:
-    other = replace(four, metadata={**four.metadata, "detect": {**four.metadata["detect"], "score": score}})
+    other = with_metadata(four, detect_score=score)
     assert judges_of(other) is None
     assert by_teachers(other) is other
 
@@ -101,19 +104,19 @@ def test_unlearning_asks_the_teachers_alone_unless_told_otherwise(four: Audit, k
 # --- who judges -------------------------------------------------------------------------------------------------------
 
 
-def made(audit: Audit, origin: dict[str, Any] | None, **metadata: Any) -> Audit:
-    return replace(audit, metadata={**audit.metadata, "origin": origin, **metadata})
+def made(audit: Audit, origin: Origin | None, **metadata: Any) -> Audit:
+    return with_metadata(audit, origin=origin, **metadata)
 
 
-def unlearned(audit: Audit, *, keep_judges: bool = True) -> dict[str, Any]:
-    return {"by": "unlearn", "taught": taught_by(audit, keep_judges=keep_judges)}
+def unlearned(audit: Audit, *, keep_judges: bool = True) -> Origin:
+    return Origin(**{"by": "unlearn", "taught": taught_by(audit, keep_judges=keep_judges)})
 
 
 def test_a_re_audited_model_of_unknown_origin_may_have_been_taught_by_its_judges(whole: Audit, world: World) -> None:
     from mitigate.verification.compare import compare
 
     after = reaudit(whole, world.base, store=ModelStore(device="cpu"))
-    assert after.metadata["origin"] is None
+    assert after.metadata.origin is None
     report = compare(whole, after).report
     assert report["judges_kept_out"] is False
     assert report["verdict"]["leaks"] is not False
@@ -128,15 +131,15 @@ def test_who_judges_is_known_from_who_taught(four: Audit) -> None:
     regrouped = replace(
         four, documents=four.documents.set_column(place, "group", pa.array(["x"] * len(four.documents)))
     )
-    strangers = [{**entry, "fingerprint": f"other {entry['name']}"} for entry in four.metadata["references"]]
+    strangers = tuple(one.model_copy(update={"fingerprint": f"other {one.name}"}) for one in four.metadata.references)
     elsewhere = made(four, None, references=strangers)
     expected = {
         "kept out": (four, kept, True),
         "all taught": (four, all_taught, False),
-        "made by an earlier version": (four, {"by": "unlearn"}, False),
+        "made by an earlier version": (four, Origin(by="unlearn"), False),
         "other judges now, for the groups are others": (regrouped, kept, False),
         "references that it never met": (elsewhere, all_taught, True),
-        "fitted anew": (four, {"by": "retrain"}, None),
+        "fitted anew": (four, Origin(by="retrain"), None),
         "unknown": (four, None, False),
     }
     for name, (before, origin, judged) in expected.items():
@@ -168,10 +171,10 @@ def test_who_taught_once_is_remembered_in_what_is_unlearned_again(four: Audit) -
 
 
 def test_fit_is_the_loss_on_documents_that_both_were_trained_on(world: World, whole: Audit) -> None:
-    fit = whole.metadata["fit"]
+    fit = whole.metadata.fit
     sets, documents = whole.sets(), whole.documents.to_pylist()
     members = [row for row in documents if row["in_references"] and sets[row["doc_id"]] != "holdout"]
-    assert fit["documents"] == len(members)
+    assert fit.documents == len(members)
 
     def naive(source_of: Any) -> float:
         store, total, count = ModelStore(device="cpu"), 0.0, 0
@@ -186,10 +189,10 @@ def test_fit_is_the_loss_on_documents_that_both_were_trained_on(world: World, wh
             total, count = total - own.sum(), count + len(own)
         return float(total / count)
 
-    names = [entry["source"] for entry in whole.metadata["references"]]
-    assert fit["target"] == pytest.approx(naive(lambda row: world.target), abs=1e-3)
-    assert fit["trained"] == pytest.approx(naive(lambda row: names[row["in_references"][0]]), abs=1e-3)
-    assert fit["untrained"] == pytest.approx(naive(lambda row: names[row["out_references"][0]]), abs=1e-3)
+    names = [one.source for one in whole.metadata.references]
+    assert fit.target == pytest.approx(naive(lambda row: world.target), abs=1e-3)
+    assert fit.trained == pytest.approx(naive(lambda row: names[row["in_references"][0]]), abs=1e-3)
+    assert fit.untrained == pytest.approx(naive(lambda row: names[row["out_references"][0]]), abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -205,12 +208,12 @@ def test_fit_is_the_loss_on_documents_that_both_were_trained_on(world: World, wh
 def test_references_that_do_not_fit_as_the_target_are_named(
     target: float, trained: float, untrained: float, said: str | None
 ) -> None:
-    warning = fit_warning({"documents": 50, "target": target, "trained": trained, "untrained": untrained})
+    warning = fit_warning(Fit(documents=50, target=target, trained=trained, untrained=untrained))
     assert warning is None if said is None else warning is not None and said in warning and f"{trained:.2f}" in warning
 
 
 def test_an_audit_without_cross_fitted_references_has_no_fit(four: Audit) -> None:
-    assert four.metadata["fit"] is None
+    assert four.metadata.fit is None
     assert fit_warning(None) is None
 
 
@@ -224,12 +227,11 @@ def all_selected(found: Audit) -> Audit:
         forget[rows] = found.sets()[doc_id] == "forget"
     place = found.tokens.column_names.index("selected")
     tokens = found.tokens.set_column(place, "selected", pa.array(forget & ~np.isnan(found.columns["log_prob"])))
-    detect = {**found.metadata["detect"], "select": "found"}
-    return replace(found, tokens=tokens, metadata={**found.metadata, "detect": detect})
+    return replace(with_metadata(found, detect_select="found"), tokens=tokens)
 
 
 def test_a_selection_of_most_of_the_text_is_doubtful_but_known_spans_are_not(whole: Audit) -> None:
-    calm = replace(whole, metadata={**whole.metadata, "fit": None})
+    calm = with_metadata(whole, fit=None)
     assert doubts_of(calm) == []
     [doubt] = doubts_of(all_selected(calm))
     assert doubt.startswith("100% of the")

@@ -417,14 +417,15 @@ def test_only_the_request_is_selected_and_holdout_stays_holdout(requested: Audit
 
 
 def test_metadata_say_where_each_link_comes_from(requested: Audit) -> None:
-    erasure = requested.metadata["erasure"]
-    assert erasure["documents"] == ["forget-0"]
-    assert erasure["criteria"] == {"ids": 1, "contains": 0, "where": []}
+    erasure = requested.metadata.erasure
+    assert erasure is not None
+    assert erasure.documents == ("forget-0",)
+    assert erasure.criteria == {"ids": 1, "contains": 0, "where": []}
     spans = {row["span_id"]: row for row in requested.spans.to_pylist()}
-    for place in erasure["linked"]:
-        assert spans[place["span_id"]]["doc_id"] == place["doc_id"]
-        assert {spans[number]["doc_id"] for number in place["origins"]} == {"forget-0"}
-        assert 0 <= place["memorized_tokens"] <= place["tokens"]
+    for place in erasure.linked:
+        assert spans[place.span_id]["doc_id"] == place.doc_id
+        assert {spans[number]["doc_id"] for number in place.origins} == {"forget-0"}
+        assert 0 <= place.memorized_tokens <= place.tokens
 
 
 def test_unlinked_places_are_listed_and_left(world: World) -> None:
@@ -436,14 +437,14 @@ def test_unlinked_places_are_listed_and_left(world: World) -> None:
 
 def test_an_audit_without_a_request_has_no_linked_spans(world: World) -> None:
     result = world.audit()
-    assert result.metadata["erasure"] is None
+    assert result.metadata.erasure is None
     assert not linked_rows(result)
     assert compare(result).report["erasure"] is None
 
 
 def test_what_the_detector_finds_is_linked_as_well(world: World) -> None:
     result = audited(world, Request(contains=[world.documents[0].text]), select="found")
-    assert result.metadata["erasure"]["documents"] == ["forget-0"]
+    assert result.metadata.erasure.documents == ("forget-0",)
     assert linked_rows(result)["copy-retain"]["selected"]
 
 
@@ -452,7 +453,7 @@ def test_the_request_survives_saving_and_the_re_audit(world: World, requested: A
     loaded = Audit.load(tmp_path / "audit")
     assert loaded.metadata == requested.metadata
     again = reaudit(loaded, world.base, store=ModelStore(device="cpu"))
-    assert again.metadata["erasure"] == requested.metadata["erasure"]
+    assert again.metadata.erasure == requested.metadata.erasure
     assert again.spans["source"] == requested.spans["source"]
     assert again.spans["selected"] == requested.spans["selected"]
     assert again.tokens["selected"] == requested.tokens["selected"]
@@ -524,7 +525,7 @@ def test_a_whole_lab_recipe_forgets_what_a_request_names_and_trains_no_model_aga
         before, after = Audit.load("run/audit"), Audit.load("run/reaudit")
         assert {name for name, kind in before.sets().items() if kind == "forget"} == {retained.id}
         assert all(before.sets()[document.id] == "retain" for document in given)
-        assert after.metadata["erasure"] == before.metadata["erasure"]
+        assert after.metadata.erasure == before.metadata.erasure
         assert (tmp_path / "run/adapter/adapter_model.safetensors").is_file()
         assert retained.text[:40] not in (tmp_path / "run/report.html").read_text(encoding="utf-8")
 
@@ -594,8 +595,8 @@ def test_the_command_line_takes_a_request(
     assert done.status == 0, done.err
     assert "erasure request: 4 documents to forget; their secrets stand in 2 places" in done.out
     assert "1 selected: copy-retain, copy-holdout" in done.out
-    found = Audit.load("audit").metadata["erasure"]
-    assert sorted(found["documents"]) == ["forget-0", "forget-1", "retain-1", "retain-2"]
+    found = Audit.load("audit").metadata.erasure
+    assert sorted(found.documents) == ["forget-0", "forget-1", "retain-1", "retain-2"]
     done = mitigate_(*common, *known, "--forget-ids", "forget-0", "--no-linked", "--out", "unlinked")
     assert "2 places of other documents, 0 selected" in done.out
 

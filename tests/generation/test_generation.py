@@ -323,8 +323,8 @@ def test_a_sentence_that_a_model_was_overfitted_on_is_found_and_linked_to_its_do
     assert best["training_id"] == "heron"
     assert best["score"] > 0.5
     assert "Lindow told Marguerite" in best["text"]
-    [found] = result.metadata["generated"]["links"]
-    assert (found["training_id"], found["char_start"], found["training_start"]) == ("heron", 18, 18)
+    [found] = result.metadata.generated.links
+    assert (found.training_id, found.char_start, found.training_start) == ("heron", 18, 18)
 
 
 def test_a_copied_document_is_linked_and_judged_by_the_reference_that_never_saw_it(
@@ -354,10 +354,9 @@ def test_the_audit_says_how_its_text_was_made_and_keeps_it_in_files(
     leak: tuple[Documents, Audit], tmp_path: Path
 ) -> None:
     _, result = leak
-    described = result.metadata["generated"]
-    assert described["sampling"] == Sampling(temperature=0, max_tokens=20).model_dump()
-    assert (described["prompts"], described["without_text"]) == (5, 0)
-    assert set(described["links"][0]) == {"doc_id", "char_start", "char_end", "training_id", "training_start"}
+    described = result.metadata.generated
+    assert described.sampling == Sampling(temperature=0, max_tokens=20).model_dump()
+    assert (described.prompts, described.without_text) == (5, 0)
     result.save(tmp_path / "audit")
     loaded = Audit.load(tmp_path / "audit")
     assert loaded.metadata == result.metadata
@@ -368,10 +367,10 @@ def test_links_point_at_the_same_characters_in_both_texts(leak: tuple[Documents,
     documents, result = leak
     generated = dict(zip(result.documents["doc_id"].to_pylist(), result.documents["text"].to_pylist(), strict=True))
     training = {document.id: document.text for document in documents}
-    for found in result.metadata["generated"]["links"]:
-        copied = generated[found["doc_id"]][found["char_start"] : found["char_end"]]
+    for found in result.metadata.generated.links:
+        copied = generated[found.doc_id][found.char_start : found.char_end]
         assert copied
-        assert training[found["training_id"]][found["training_start"] :].startswith(copied)
+        assert training[found.training_id][found.training_start :].startswith(copied)
 
 
 def test_stretches_come_by_score_with_probability_and_q_where_the_audit_has_them(
@@ -392,7 +391,7 @@ def test_stretches_come_by_score_with_probability_and_q_where_the_audit_has_them
 def test_a_model_judged_by_itself_has_no_memorized_stretch(world: World, store: ModelStore) -> None:
     result = audit_generated(world.base, [world.base], sampling=Sampling(count=8, max_tokens=30), store=store)
     assert memorized_stretches(result) == []
-    assert result.metadata["generated"]["links"] == []
+    assert result.metadata.generated.links == ()
     np.testing.assert_allclose(result.columns["log_ratio"][result.columns["audited"].astype(bool)], 0, atol=1e-5)
 
 

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from made_up import REPORT, TEXT, Page, changed, make_audit, pair
+from made_up import REPORT, TEXT, Page, changed, make_audit, pair, with_metadata
 
 from mitigate.errors import MitigateError
 from mitigate.reporting.heat_map import LEVELS, LONGEST, build_heat_map, level
@@ -76,7 +76,7 @@ def test_hostile_text_stays_text_everywhere() -> None:
     known = {"a": [(0, 8, evil)]}
     texts = {"a": evil, evil: "other <b>text</b>"}
     audits = [make_audit(texts, known=known, sets={"a": "forget", evil: evil}, shift=s) for s in (0, -4)]
-    audits[0].metadata["target"]["name"] = evil
+    audits[0] = with_metadata(audits[0], target=audits[0].metadata.target.model_copy(update={"name": evil}))
     report = changed(name=evil, notes=[evil], skipped=[evil], recipe={evil: evil}, versions={evil: evil})
     report["selected"]["rule"] = evil
     report["unlearn"]["stopped"] = evil

@@ -17,6 +17,7 @@ import pytest
 import torch
 from commands import launch_two
 from forgetting import QUICK, SHORT, SMALL, changed, cpu, secret_of, selecting
+from made_up import with_metadata
 from on_disk import flip_a_bit
 from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file
@@ -26,6 +27,7 @@ from world import LORA, World, save_tiny_model, sentences
 import mitigate.cli.app
 from mitigate.adapters.trained import DIFFERENCE
 from mitigate.detection.audit import audit, reaudit
+from mitigate.detection.metadata import Generated
 from mitigate.detection.record import Audit
 from mitigate.detection.settings import Detect
 from mitigate.detection.signals import token_log_probs
@@ -814,7 +816,7 @@ def test_documents_that_cannot_be_meant_are_refused(
         again(leaky, documents=Documents((Document("forget-0", "another text"),)))
     doubled = Documents((replace(world.documents[0], id="other"),))
     assert "and another id" in again(leaky, documents=doubled).summary["warnings"][0]
-    generated = replace(leaky, metadata={**leaky.metadata, "generated": {}})
+    generated = with_metadata(leaky, generated=Generated(sampling={}, prompts=0, links=(), without_text=0))
     with pytest.raises(MitigateError, match="text that the model wrote"):
         again(generated)
     only = world.documents.subset("forget").items

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from commands import contents, tiny_recipe, working_in
 from forgetting import SHORT, SMALL, cpu, secret_of, selecting
+from made_up import with_metadata
 from world import World
 
 from mitigate.artifacts.files import DIGESTS
@@ -66,8 +67,7 @@ def test_the_report_says_exact_what_it_rests_on_and_what_was_removed(report: Com
 
 
 def test_what_another_audit_had_removed_is_not_called_this_ones(world: World, anew: Retrained) -> None:
-    other = selecting(world.audit(), "retain-1")
-    other.metadata["seed"] = 1  # another audit, not only another selection
+    other = with_metadata(selecting(world.audit(), "retain-1"), seed=1)  # another audit, not only another selection
     comparison = compare(other, reaudit(other, anew.directory, store=cpu()))
     assert comparison.report["retrain"]["this_audit"] is False
     assert any("was not removed by it" in note for note in comparison.report["notes"])
@@ -75,8 +75,7 @@ def test_what_another_audit_had_removed_is_not_called_this_ones(world: World, an
 
 
 def test_an_earlier_audits_removals_stay_exact_for_it(world: World, before: Audit, tmp_path: Path) -> None:
-    later = selecting(world.audit(), "retain-1")
-    later.metadata["seed"] = 1
+    later = with_metadata(selecting(world.audit(), "retain-1"), seed=1)
     for found in (before, later):
         done = retrain(
             found, base=world.base, out=tmp_path / "out", lora=SMALL, schedule=SHORT, shards=2, new_store=cpu
@@ -105,7 +104,7 @@ def test_a_record_of_other_weights_counts_for_nothing(
         reaudit(before, tmp_path / "swapped", store=cpu())
     (tmp_path / "swapped" / DIGESTS).unlink()
     after = reaudit(before, tmp_path / "swapped", store=cpu())
-    assert after.metadata["origin"] is None
+    assert after.metadata.origin is None
     assert "is of other weights than are there now" in caplog.text
     page = compare(before, after).html()
     assert "How the model was changed is not recorded here." in page
@@ -121,7 +120,7 @@ def test_an_unlearned_models_report_says_how_without_being_told(world: World, be
     assert figures["unlearn"]["steps"] == 2
     assert figures["unlearn"]["objective"] == made.summary["objective"]
     assert figures["retrain"] is None
-    assert before.metadata["origin"] is None, "nobody recorded how the target was made"
+    assert before.metadata.origin is None, "nobody recorded how the target was made"
 
 
 def test_words_that_were_found_memorized_do_not_hide_the_reports_own(before: Audit) -> None:

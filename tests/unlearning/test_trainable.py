@@ -80,7 +80,7 @@ def trained(request: pytest.FixtureRequest, world: World, tmp_path_factory: pyte
     method, target = request.param
     before: Audit = request.getfixturevalue(target)
     store, directory = cpu(), tmp_path_factory.mktemp("trained") / "out"
-    base = store.load(before.metadata["target"]["source"]).base.model
+    base = store.load(before.metadata.target.source).base.model
     weights = {name: parameter.detach().clone() for name, parameter in base.named_parameters()}
     inputs = files(world.base.parent)
     loop = loop_of(before, settings_of(method), directory, store=store)
@@ -106,7 +106,7 @@ def test_training_lowers_the_selected_tokens_from_where_the_audit_saw_them(train
 
 def test_neither_files_nor_the_callers_models_change(trained: Trained, world: World) -> None:
     assert files(world.base.parent) == trained.inputs
-    source = trained.before.metadata["target"]["source"]
+    source = trained.before.metadata.target.source
     model = trained.store.load(source)
     now = dict(model.base.model.named_parameters())
     assert len(trained.weights) > 10
@@ -139,7 +139,7 @@ def test_only_what_is_to_be_trained_is(trained: Trained, world: World) -> None:
 
 def plain_weights(world: World, before: Audit) -> dict[str, torch.Tensor]:
     """Weights of the target as a plain model."""
-    source = before.metadata["target"]["source"]
+    source = before.metadata.target.source
     if Path(source) == world.target:
         return AutoModelForCausalLM.from_pretrained(source).state_dict()
     plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(world.base), source)
@@ -357,7 +357,7 @@ def test_a_model_in_half_precision_is_trained_and_saved_in_it(
 
 
 def test_a_model_without_a_list_of_layers_is_refused(whole: Audit) -> None:
-    model = cpu().load(whole.metadata["target"]["source"]).base.model
+    model = cpu().load(whole.metadata.target.source).base.model
     model.config.num_hidden_layers = 7
     with pytest.raises(MitigateError, match=r"no list of 7 layers in it; unlearn.method: last_layers, rmu"):
         decoder_layers(model)
@@ -366,7 +366,7 @@ def test_a_model_without_a_list_of_layers_is_refused(whole: Audit) -> None:
 def test_a_model_that_cannot_recompute_is_refused(
     whole: Audit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = cpu().load(whole.metadata["target"]["source"]).base.model
+    model = cpu().load(whole.metadata.target.source).base.model
     monkeypatch.setattr(type(model), "supports_gradient_checkpointing", False)
     with pytest.raises(MitigateError, match=r"unlearn.gradient_checkpointing: .*; set it to false"):
         loop_of(whole, changed(QUICK, gradient_checkpointing=True), tmp_path / "out")

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 import torch
 from forgetting import QUICK, changed, cpu, loop_of
+from made_up import with_metadata
 from world import CONTEXT, World, sentences
 
 from mitigate.detection.audit import audit, load_audited
@@ -119,8 +120,8 @@ def test_windows_hold_the_ids_that_the_audit_scored_in(long: Audit, target: Mode
 
 
 def test_windows_are_no_longer_than_the_shortest_model_of_the_audit_takes(whole: Audit, target: Model) -> None:
-    assert whole.metadata["context"] == target.context
-    shorter = replace(whole, metadata={**whole.metadata, "context": 20})
+    assert whole.metadata.context == target.context
+    shorter = with_metadata(whole, context=20)
     data = unlearning_data(shorter, target)
     assert max(len(task.ids) for task in (*data.forget, *data.hold)) == 20
 
@@ -320,7 +321,7 @@ def test_references_distributions_are_means_over_the_models_that_never_saw_a_doc
     tasks = unlearning_data(judged, target).forget
     kinds = frozenset({"out", "typical"})
     terms = OutTerms(judged, tasks, kinds=kinds, store=store, entries=entries)
-    references = load_audited(judged.metadata["references"], store=store)
+    references = load_audited(judged.metadata.references, store=store)
     table = judged.documents
     used = dict(zip(table["doc_id"].to_pylist(), table["out_references"].to_pylist(), strict=True))
     assert {tuple(used[task.doc_id]) for task in tasks} == {(0, 2), (1, 2)}  # a cross-fitted one, and the base
@@ -351,7 +352,7 @@ def test_the_model_before_is_asked_once_about_each_token(layered: Audit, tmp_pat
     loop = loop_of(layered, changed(QUICK, objective="dpo", kept_entries=10**4), tmp_path / "out")
     before, tasks = loop.losses.before, [*loop.data.forget, *loop.data.hold]
     before.fill(tasks)
-    lower = cpu().load(layered.metadata["target"]["source"])
+    lower = cpu().load(layered.metadata.target.source)
     everyone = {one.key: one.alone() for task in tasks for one in (task, *task.partners)}
     for task in everyone.values():
         expected = log_probs_of(lower, task)

@@ -84,8 +84,8 @@ class Dense:
     held: list[tuple[float, float]] = field(default_factory=list)  # weight, loss
 
     def __post_init__(self) -> None:
-        [self.lower] = load_audited([self.audit.metadata["target"]], store=shared("reading"))
-        references = load_audited(self.audit.metadata["references"], store=shared("reading"))
+        [self.lower] = load_audited([self.audit.metadata.target], store=shared("reading"))
+        references = load_audited(self.audit.metadata.references, store=shared("reading"))
         self.chosen = self.audit.columns["selected"].astype(bool)
         documents = zip(
             self.audit.document_list(), self.audit.tokenized(), self.audit.documents.to_pylist(), strict=True

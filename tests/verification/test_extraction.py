@@ -97,7 +97,7 @@ def test_the_reported_share_is_that_of_an_independent_check_of_all_values(leaky:
     assert found is not None
     places = [(place.doc_id, place.start) for place in found.forget.places]
     reported = dict(zip(places, found.forget.completed["before"], strict=True))
-    model = store.load(leaky.metadata["target"]["source"])
+    model = store.load(leaky.metadata.target.source)
     of_kind: dict[str, list[tuple[bool, bool]]] = {kind: [] for kind in TEXTS}
     for document, values in rows():
         for value in values if document.set == "forget" else ():

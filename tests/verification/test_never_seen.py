@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 import pytest
+from made_up import with_metadata
 from simulated_reports import CLEAN, REFERENCES, Leak, World
 
 from mitigate.detection.record import Audit
@@ -19,8 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Mean of empty slice")
 @pytest.fixture(scope="module")
 def tables() -> tuple[Audit, Audit, np.ndarray]:
     before, after, oracle, _ = World(np.random.default_rng(5), 30, 30).tables(CLEAN)
-    after.metadata["again"] = before.fingerprint
-    return before, after, oracle
+    return before, with_metadata(after, again=before.fingerprint), oracle
 
 
 def naive_auc(audit: Audit, score: np.ndarray, *, spans: bool) -> float:
@@ -79,8 +79,7 @@ def scored_by(audit: Audit, name: str, score: np.ndarray) -> Audit:
     for row in spans:
         first = audit.rows[row["doc_id"]].start
         row["score"] = float(np.nanmean(score[first + row["token_start"] : first + row["token_end"]]))
-    metadata = {**audit.metadata, "detect": {**audit.metadata["detect"], "score": name}}
-    return replace(audit, tokens=table, spans=pa.Table.from_pylist(spans), metadata=metadata)
+    return replace(with_metadata(audit, detect_score=name), tokens=table, spans=pa.Table.from_pylist(spans))
 
 
 def test_stand_ins_are_scored_as_the_target_is(tables: tuple[Audit, Audit, np.ndarray]) -> None:
@@ -150,7 +149,7 @@ def test_text_that_is_likelier_to_every_model_is_no_leak(tables: tuple[Audit, Au
 @pytest.mark.parametrize(("leak", "state"), [(CLEAN, "good"), (Leak(secrets=2.0, other=1.0), "leaks")])
 def test_where_all_references_taught_the_oracle_judges(leak: Leak, state: str) -> None:
     before, after, oracle, _ = World(np.random.default_rng(7), 80, 80).tables(leak)
-    after.metadata.update(origin=None, again=before.fingerprint)
+    after = with_metadata(after, origin=None, again=before.fingerprint)
     report = compare(before, after, oracle_log_probs=oracle).report
     assert report["judges_kept_out"] is False
     assert report["verdict"]["findings"]["judges"]["state"] == state
@@ -164,7 +163,7 @@ def test_where_all_references_taught_the_oracle_judges(leak: Leak, state: str) -
 @pytest.mark.parametrize(("leak", "told"), [(CLEAN, False), (Leak(secrets=2.0), True)])
 def test_on_the_selected_spans_the_model_is_held_against_those_that_never_saw_them(leak: Leak, told: bool) -> None:
     before, after, _, _ = World(np.random.default_rng(7), 40, 40).tables(leak)
-    after.metadata["again"] = before.fingerprint
+    after = with_metadata(after, again=before.fingerprint)
     section = compare(before, after).report["never_seen"]
     references = before.reference_log_probs.astype(float)
     each = []

@@ -124,9 +124,9 @@ def make_audit(world: UnlearnWorld, selection: str, *, out: Path, seed: int, dev
     found = Audit.load(out) if out.is_dir() else None
     used = [world.target, *world.references.paths]
     if found and (
-        found.metadata["detect"] != detect.model_dump()
-        or found.metadata["documents"] != documents.fingerprint
-        or [model["source"] for model in (found.metadata["target"], *found.metadata["references"])] != used
+        found.metadata.detect != detect
+        or found.metadata.documents != documents.fingerprint
+        or [model.source for model in (found.metadata.target, *found.metadata.references)] != used
     ):
         found = None
     state.wait_for_everyone()

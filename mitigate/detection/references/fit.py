@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mitigate.detection.metadata import Fit
 from mitigate.detection.references.crossfit import draw
 from mitigate.detection.signals import Pairing, compute_signals
 from mitigate.detection.spans.scored import ReferenceMembership
@@ -33,7 +34,7 @@ def reference_fit(
     signals: Mapping[str, np.ndarray],
     *,
     settings: Mapping[str, Any],
-) -> dict[str, Any] | None:
+) -> Fit | None:
     """Loss of the target and of references on documents that both were trained on, and of references that were not.
 
     Over at most 100 of the documents that the target was trained on, drawn by a hash, each with one reference that was
@@ -48,8 +49,7 @@ def reference_fit(
         settings: `context`, `stride` and `batch_tokens` of the audit.
 
     Returns:
-        `documents`, and in nats a token `target`, `trained` (references on documents of theirs) and `untrained` (the
-        OUT references); None without cross-fitted references.
+        the losses; None without cross-fitted references.
     """
     members = [
         number
@@ -70,15 +70,15 @@ def reference_fit(
     per_reference = signals["log_prob_references"][rows]
     known = ~np.isnan(per_reference)
     untrained = np.nansum(per_reference, axis=1)[known.any(axis=1)] / known.sum(axis=1)[known.any(axis=1)]
-    return {
-        "documents": len(chosen),
-        "target": _loss(signals["log_prob"][rows]),
-        "trained": _loss(fitted["log_prob"]),
-        "untrained": _loss(untrained),
-    }
+    return Fit(
+        documents=len(chosen),
+        target=_loss(signals["log_prob"][rows]),
+        trained=_loss(fitted["log_prob"]),
+        untrained=_loss(untrained),
+    )
 
 
-def fit_warning(fit: Mapping[str, Any] | None) -> str | None:
+def fit_warning(fit: Fit | None) -> str | None:
     """A sentence about references that were fitted less or more closely than the target; None where they match.
 
     They match if their loss on documents of their own is within 0.15 nats a token of the target's on these, or if the
@@ -86,8 +86,8 @@ def fit_warning(fit: Mapping[str, Any] | None) -> str | None:
     """
     if fit is None:
         return None
-    difference = fit["trained"] - fit["target"]
-    gained = max(fit["untrained"] - min(fit["trained"], fit["target"]), 0.0)
+    difference = fit.trained - fit.target
+    gained = max(fit.untrained - min(fit.trained, fit.target), 0.0)
     if abs(difference) <= max(LEAST_DIFFERENCE, LEAST_SHARE * gained):
         return None
     how, harm, remedy = (
@@ -97,8 +97,8 @@ def fit_warning(fit: Mapping[str, Any] | None) -> str | None:
     )
     return (
         f"the references fit {how} closely than the target: on documents that both were trained on, their loss is "
-        f"{fit['trained']:.2f} nats a token, the target's {fit['target']:.2f} (references that never saw them: "
-        f"{fit['untrained']:.2f}), {harm}; {remedy} references.schedule (epochs, learning_rate) to what the target was "
+        f"{fit.trained:.2f} nats a token, the target's {fit.target:.2f} (references that never saw them: "
+        f"{fit.untrained:.2f}), {harm}; {remedy} references.schedule (epochs, learning_rate) to what the target was "
         "trained with"
     )
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mitigate.detection.calibration.attack import q_values, stratified_z
+from mitigate.detection.metadata import Calibration, Kind, NonMembers, Uncalibrated
 from mitigate.detection.settings import SpanRule
 from mitigate.detection.spans.scored import Findings, ScoredDocuments
 from mitigate.detection.spans.threshold import find_spans
@@ -18,7 +19,7 @@ LEAST_NON_MEMBERS = 20
 def by_score(
     scored: ScoredDocuments,
     signals: Mapping[str, np.ndarray],
-    kind: str,
+    kind: Kind,
     *,
     rule: SpanRule,
     given: Sequence[Mapping[str, Any]] | None,
@@ -49,15 +50,15 @@ def by_score(
             start = starts[scored.numbers[row["doc_id"]]]
             memorized[start + row["token_start"] : start + row["token_end"]] = True
     memorized &= ~np.isnan(scored.score)
-    calibration: dict[str, Any] = {"kind": kind}
+    calibration: Calibration = Uncalibrated()
     if kind == "non_members":
-        calibration |= _false_discovery_by_non_members(scored, rows, signals)
+        calibration = _false_discovery_by_non_members(scored, rows, signals)
     return Findings(rows, np.full(len(scored.score), np.nan), memorized, calibration)
 
 
 def _false_discovery_by_non_members(
     scored: ScoredDocuments, rows: list[dict[str, Any]], signals: Mapping[str, np.ndarray]
-) -> dict[str, Any]:
+) -> NonMembers:
     """q of every span, from holdout documents searched alike; token scores count among tokens as hard to predict."""
     starts = scored.starts
     non_member = np.array([document.set == "holdout" for document in scored.documents])
@@ -87,4 +88,4 @@ def _false_discovery_by_non_members(
         q = q_values(strengths[findings], null, searched=searched, null_searched=null_searched)
         for place, value in zip(findings, q, strict=True):
             rows[place]["q"] = float(value)
-    return {"documents": int(non_member.sum()), "null_spans": nulls}
+    return NonMembers(documents=int(non_member.sum()), null_spans=nulls)

@@ -13,6 +13,7 @@ from scipy.special import expit
 from mitigate.detection.calibration.attack import fold_of
 from mitigate.detection.calibration.detector import Detector, fit_detector
 from mitigate.detection.calibration.shadows import PairedSignals, deal_shadows, out_of
+from mitigate.detection.metadata import Shadows
 from mitigate.detection.references.crossfit import draw
 from mitigate.detection.signals import Pairing
 from mitigate.detection.spans.scored import Findings, ReferenceMembership, ScoredDocuments
@@ -107,12 +108,11 @@ def by_shadows(
     else:
         rows = scored.rescored(given)
     _add_certainty(scored, rows, detector, paired, folds)
-    calibration = {
-        "kind": "shadows",
-        "references": plan.references,
-        "shadows": len({shadow.pairing.target for shadow in plan.shadows}),
+    calibration = Shadows(
+        references=plan.references,
+        shadows=len({shadow.pairing.target for shadow in plan.shadows}),
         **detector.quality,
-    }
+    )
     return Findings(rows, log_odds, memorized, calibration)
 
 

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from mitigate.detection.assessment import Assessment
+from mitigate.detection.metadata import ErasureFound, LinkedPlace
 from mitigate.documents import Documents
 from mitigate.secrets.copies import find_linked
 from mitigate.tokens.tokenization import span_tokens
 
 
-def with_linked(assessed: Assessment, documents: Documents) -> tuple[Assessment, dict[str, Any]]:
+def with_linked(assessed: Assessment, documents: Documents) -> tuple[Assessment, ErasureFound]:
     """Add the linked places of the documents' erasure request to an assessment.
 
     Each becomes a span of the source `linked` with the label of its origin. It is selected, all its tokens whether
@@ -22,9 +23,7 @@ def with_linked(assessed: Assessment, documents: Documents) -> tuple[Assessment,
     forget and must stay what non-members are).
 
     Returns:
-        the assessment with these spans last, and what an audit's metadata say of the request: the ids that it selected
-        and touched, `matches` of its texts, how many secrets were looked for, and `linked`: for each place its span,
-        the spans that it is linked to (`origins`), its tokens and how many of them are memorized.
+        the assessment with these spans last, and what an audit's metadata say of the request.
     """
     erasure = documents.erasure
     assert erasure is not None
@@ -32,42 +31,54 @@ def with_linked(assessed: Assessment, documents: Documents) -> tuple[Assessment,
     numbers = {document.id: number for number, document in enumerate(documents)}
     starts = [0, *accumulate(len(tokens.ids) for tokens in assessed.tokenized)]
     rows: list[dict[str, Any]] = []
-    listing = []
+    places = []
     for hit in linked.hits:
         number = numbers[hit.doc_id]
         own = assessed.tokenized[number]
         tokens = span_tokens(own.offsets, hit.char_start, hit.char_end)
         tokens = tokens[own.audited[tokens]]
+        memorized = int(assessed.memorized[starts[number] + tokens].sum())
+        selected = bool(tokens.size) and erasure.linked and documents[number].set != "holdout"
         place = {"doc_id": hit.doc_id, "char_start": hit.char_start, "char_end": hit.char_end, "label": hit.label}
-        listed = {**place, "span_id": None, "origins": list(hit.origins), "set": documents[number].set}
-        listed |= {"tokens": len(tokens), "memorized_tokens": int(assessed.memorized[starts[number] + tokens].sum())}
-        listed["selected"] = bool(tokens.size) and erasure.linked and documents[number].set != "holdout"
+        span_id = len(assessed.spans) + len(rows) if tokens.size else None
         if tokens.size:
-            listed["span_id"] = len(assessed.spans) + len(rows)
             rows.append(
                 {
                     **place,
-                    "span_id": listed["span_id"],
+                    "span_id": span_id,
                     "token_start": int(tokens[0]),
                     "token_end": int(tokens[-1]) + 1,
                     "source": "linked",
                     "score": float(np.nanmean(assessed.score[starts[number] + tokens])),
                     "probability": None,
                     "q": None,
-                    "selected": listed["selected"],
+                    "selected": selected,
                 }
             )
-        listing.append(listed)
-    record = {
-        "criteria": dict(erasure.criteria),
-        "documents": list(erasure.doc_ids),
-        "never_trained": list(erasure.never_trained),
-        "same_group": list(erasure.same_group),
-        "matches": [list(match) for match in erasure.matches],
-        "select_linked": erasure.linked,
-        "secrets": linked.secrets,
-        "too_short": linked.too_short,
-        "too_common": linked.too_common,
-        "linked": listing,
-    }
-    return replace(assessed, spans=[*assessed.spans, *rows]), record
+        places.append(
+            LinkedPlace(
+                doc_id=hit.doc_id,
+                char_start=hit.char_start,
+                char_end=hit.char_end,
+                label=hit.label,
+                span_id=span_id,
+                origins=hit.origins,
+                set=documents[number].set,
+                tokens=len(tokens),
+                memorized_tokens=memorized,
+                selected=selected,
+            )
+        )
+    found = ErasureFound(
+        criteria=dict(erasure.criteria),
+        documents=erasure.doc_ids,
+        never_trained=erasure.never_trained,
+        same_group=erasure.same_group,
+        matches=erasure.matches,
+        select_linked=erasure.linked,
+        secrets=linked.secrets,
+        too_short=linked.too_short,
+        too_common=linked.too_common,
+        linked=tuple(places),
+    )
+    return replace(assessed, spans=[*assessed.spans, *rows]), found

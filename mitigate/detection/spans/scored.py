@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mitigate.detection.metadata import Calibration
 from mitigate.documents import Documents
 from mitigate.tokens.tokenization import TokenizedDocument, span_tokens
 
@@ -35,7 +36,7 @@ class Findings:
     rows: list[dict[str, Any]]
     log_odds: np.ndarray
     memorized: np.ndarray
-    calibration: dict[str, Any]
+    calibration: Calibration
 
 
 @dataclass(frozen=True)
