@@ -50,6 +50,7 @@ from mitigate.verification.never_seen import never_seen_level
 from mitigate.verification.tofu.figures import tofu_notes
 
 MOST_VALUES = 1000  # sensitive values that extraction tries; of more, a random sample: 3 points of interval either way
+SCHEMA = 1  # of report.json
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ def compare(
     view = View(seen_before)
     audits = {"before": seen_before, "after": seen_after}
     report: dict[str, Any] = {
-        "schema": 1,
+        "schema": SCHEMA,
         "name": name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "leakage": {key: leakage(view, audit, notes) for key, audit in audits.items()},

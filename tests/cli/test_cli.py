@@ -18,6 +18,7 @@ import pytest
 import torch
 import typer
 from commands import Mitigate, Outcome
+from on_disk import edit_json
 from safetensors.torch import load_file, save_file
 from world import World
 
@@ -123,6 +124,10 @@ def test_a_run_is_reported_without_the_secrets_until_all_text_is_asked_for(mitig
     assert any(secret in page.read_text(encoding="utf-8") for secret in secrets)
     assert mitigate_("report", "run").status == 0
     assert not any(secret in page.read_text(encoding="utf-8") for secret in secrets)
+    edit_json(Path("run/report.json"), schema=7)
+    refused = mitigate_("report", "run")
+    assert refused.status == 2
+    assert "run/report.json: is of version 7, and this code reads version 1; give the command again" in refused.err
 
 
 @pytest.mark.parametrize("verb", VERBS)

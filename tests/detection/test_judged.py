@@ -90,7 +90,7 @@ def test_what_the_customer_says_is_judged_and_else_warned_of(
     assert "12 of 12 known spans are not, or not wholly, judged" in caplog.text
     said = sum(not character.isspace() for document in left for character in "Thank you, we will call.")
     assert covered.audited == said
-    assert covered["characters"] == sum(not character.isspace() for document in left for character in document.text)
+    assert covered.characters == sum(not character.isspace() for document in left for character in document.text)
     assert "555-" in text
 
 
@@ -98,20 +98,20 @@ def test_recognised_values_outside_are_counted_beside_known_spans(tokenizer: Pre
     text = "Write to ann@example.org or bob@example.org about it"
     documents = Documents((Document("a", text, audited=((0, 5),), spans=(Span(9, 24, "email"),)),))
     covered = coverage(documents, tokenize_documents(documents, tokenizer))
-    assert (covered["known_spans_outside"], covered["values_outside"]) == (1, 1)
+    assert (covered.known_spans_outside, covered.values_outside) == (1, 1)
     whole = Documents((replace(documents[0], audited=((0, len(text)),)),))
-    assert coverage(whole, tokenize_documents(whole, tokenizer))["values_outside"] == 0
+    assert coverage(whole, tokenize_documents(whole, tokenizer)).values_outside == 0
 
 
 def test_a_known_span_at_the_first_token_needs_a_start_token(tokenizer: PreTrainedTokenizerFast) -> None:
     bare = copy.deepcopy(tokenizer)
     bare.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     documents = Documents((Document("a", "Ann left the map.", spans=(Span(0, 3, "name"),)),))
-    assert coverage(documents, tokenize_documents(documents, tokenizer))["outside"] == []
-    (place,) = coverage(documents, tokenize_documents(documents, bare))["outside"]
-    assert (place["reason"], place["char_start"]) == ("first token", 0)
+    assert coverage(documents, tokenize_documents(documents, tokenizer)).outside == ()
+    (place,) = coverage(documents, tokenize_documents(documents, bare)).outside
+    assert (place.reason, place.char_start) == ("first token", 0)
     started = Documents((Document("a", "<s>Ann left the map.", spans=(Span(3, 6, "name"),)),))
-    assert coverage(started, tokenize_documents(started, bare))["outside"] == [], "the remedy that the warning names"
+    assert coverage(started, tokenize_documents(started, bare)).outside == (), "the remedy that the warning names"
 
 
 # Roles of tokens
@@ -202,10 +202,9 @@ def test_a_cut_document_is_audited_before_the_cut_and_its_tail_beyond_it(
     sets = {document.id: (document.set, document.group, document.is_tail) for document in cut}
     assert sets["d0"] == (None, "d0", False)
     assert sets["d0-tail"] == ("holdout", "d0", True)
-    assert coverage(cut, [tokens[d.id] for d in cut]) == {
-        **coverage(Documents(tuple(whole.values())), tokenize_documents(list(whole.values()), tokenizer)),
-        "known_spans": sum(len(document.spans) for document in cut),
-    }, "the two answer for all of the text, once"
+    uncut_coverage = coverage(Documents(tuple(whole.values())), tokenize_documents(list(whole.values()), tokenizer))
+    expected = uncut_coverage.model_copy(update={"known_spans": sum(len(document.spans) for document in cut)})
+    assert coverage(cut, [tokens[d.id] for d in cut]) == expected, "the two answer for all of the text, once"
     with pytest.raises(MitigateError, match="max_tokens counts tokens: give the tokenizer"):
         read_documents(source.model_copy(update={"max_tokens": 20}))
     asked = Request(ids=["d0"])

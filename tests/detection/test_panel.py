@@ -163,7 +163,7 @@ def test_who_taught_once_is_remembered_in_what_is_unlearned_again(four: Audit) -
     assert as_judged(again, made(again, unlearned(again)))[2] is False
     fair = made(four, unlearned(four))
     assert as_judged(fair, made(fair, unlearned(fair)))[2] is True
-    old = made(four, {"by": "unlearn"})
+    old = made(four, Origin(by="unlearn"))
     assert as_judged(old, made(old, unlearned(old)))[2] is False
 
 

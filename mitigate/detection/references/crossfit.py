@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mitigate.artifacts.files import check_digests, damage, fingerprint, read_record, write_record
+from mitigate.artifacts.files import check_digests, check_version, damage, fingerprint, read_record, write_record
 from mitigate.artifacts.locks import sole_worker
 from mitigate.artifacts.temporaries import discard, holds_something, sweep
 from mitigate.documents import Documents
@@ -30,6 +30,7 @@ from mitigate.runtime import process_state, share_of, together
 
 logger = logging.getLogger(__name__)
 INDEX = "references.json"
+SCHEMA = 1  # of this index, which does not say it
 _REMEDY = "run `mitigate references` (or the run that made them) again"
 
 
@@ -131,7 +132,7 @@ def _entries(index: Path) -> list[dict[str, Any]]:
     """The references that an index lists.
 
     Raises:
-        MitigateError: it has another shape.
+        MitigateError: it has another shape, or is of another version.
     """
     values = read_record(index, remedy=_REMEDY)
     entries = values.get("references") if isinstance(values, dict) else None
@@ -140,6 +141,7 @@ def _entries(index: Path) -> list[dict[str, Any]]:
         for entry in entries
     ):
         raise MitigateError(f"{index}: not an index of references, or a damaged one; run `mitigate references` again")
+    check_version(index, values, expected=SCHEMA, unsaid=SCHEMA, remedy=_REMEDY)
     return entries
 
 
