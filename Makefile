@@ -1,19 +1,22 @@
 # make demo   from nothing to an opened report (a few minutes on two cores)
 # make test   the whole test suite, in two processes (WORKERS=n for more)
+# make coverage   the same, and which lines of mitigate/ it reaches (not counted: processes that tests start)
 # make properties   the tests of what holds of every text, on 5,000 texts each: about 15 minutes
 # make soak   kill a tiny run 100 times at random and once at every rename: about 20 minutes (KILLS=10 RENAMES=8 for fewer)
 # make lint   ruff (lint and format) and mypy
 PYTHON ?= python3
 VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
 WORKERS ?= 2
 KILLS ?= 100
 RENAMES ?= all
 JOBS ?= 2
 SEED ?= 0
 BIN := $(VENV)/bin
+IN_PARALLEL := --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder
 DEMO_OUT ?= runs/quickstart
 
-.PHONY: demo test properties soak lint format clean
+.PHONY: demo test coverage properties soak lint format clean
 
 demo: $(VENV)/installed
 	$(BIN)/mitigate run recipes/quickstart.yaml out=$(DEMO_OUT)
@@ -21,7 +24,12 @@ demo: $(VENV)/installed
 	@echo "open $(DEMO_OUT)/report.html"
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest $(IN_PARALLEL)
+
+coverage: $(VENV)/installed
+	$(BIN)/python -m pytest $(IN_PARALLEL) --cov=mitigate --cov-report=
+	$(BIN)/python -m coverage report --skip-covered --sort=cover
+	@echo "lines of mitigate/ that the tests reach: $$($(BIN)/python -m coverage report --format=total) %"
 
 properties: $(VENV)/installed
 	PROPERTIES=thorough OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
@@ -41,11 +49,11 @@ format: $(VENV)/installed
 	$(BIN)/ruff format .
 
 # torch first and by exact version: a range would bring several GB of CUDA packages to a machine without a GPU
-$(VENV)/installed: pyproject.toml constraints.txt
+$(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)" -c constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' $(CONSTRAINTS))" -c $(CONSTRAINTS)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) build dist .coverage .hypothesis .pytest_cache .ruff_cache .mypy_cache

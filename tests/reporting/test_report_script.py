@@ -5,22 +5,16 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import shutil
-import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from made_up import REPORT, Page, make_audit
+from chromium import MISSING, chromium, dumped
 
 from mitigate.reporting.page import render_report
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-QUIET = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
-)  # fmt: skip
 TEXTS = {
     "ticket-1": "Call Ann on 555-0123 now",
     "Ticket-2": "Nothing to see here",
@@ -69,9 +63,8 @@ def answer(tmp_path: Path) -> Answer:
 
     Its errors and what its policy forbade must be `complaints`: by default there are none.
     """
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        pytest.skip(f"no Chromium on the path ({', '.join(BROWSERS)}); on Debian: apt-get install chromium")
+    if chromium() is None:
+        pytest.skip(MISSING)
 
     def run(page: str, script: str, *, width: int = 1000, complaints: Sequence[str] = ()) -> Any:
         asked = (
@@ -81,17 +74,7 @@ def answer(tmp_path: Path) -> Answer:
         )
         file = tmp_path / "report.html"
         file.write_text(_with_scripts(page, LISTEN, asked), encoding="utf-8")
-        dumped = subprocess.run(
-            [
-                *(browser, *QUIET, f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},700"),
-                *("--virtual-time-budget=2000", "--dump-dom", file.as_uri()),
-            ],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=120,
-        ).stdout
-        told, made = json.loads(str(Page(dumped).tags[0][1]["data-told"]))
+        told, made = json.loads(str(Page(dumped(file, width=width)).tags[0][1]["data-told"]))
         assert made == list(complaints)
         return told
 
