@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up import REPORT, Page, make_audit
 from chromium import MISSING, chromium, dumped
+from made_up import REPORT, Page, make_audit
 
 from mitigate.reporting.page import render_report
 
