@@ -12,6 +12,7 @@ from made_up import with_metadata
 from world import LORA, planted_documents
 
 from mitigate.detection.record import Audit
+from mitigate.detection.spans.row import span_table
 from mitigate.documents import Document, Documents, Span
 from mitigate.models.settings import Lora, Schedule
 from mitigate.models.store import ModelStore
@@ -84,19 +85,18 @@ def long_documents() -> Documents:
 
 def selecting(audit: Audit, *ids: str) -> Audit:
     """The audit with only some documents to forget, and only their known spans selected."""
-    rows = [{**row, "selected": row["doc_id"] in ids and row["source"] == "known"} for row in audit.spans.to_pylist()]
+    rows = [replace(row, selected=row.doc_id in ids and row.source == "known") for row in audit.span_rows]
     chosen = np.zeros(len(audit.tokens), dtype=bool)
     for row in rows:
-        if row["selected"]:
-            first = audit.rows[row["doc_id"]].start
-            chosen[first + row["token_start"] : first + row["token_end"]] = True
+        if row.selected:
+            chosen[audit.rows_of(row)] = True
     tokens = audit.tokens.set_column(audit.tokens.column_names.index("selected"), "selected", [chosen])
     documents = audit.documents.to_pylist()
     for row in documents:
         row["set"] = "holdout" if row["set"] == "holdout" else "forget" if row["doc_id"] in ids else "retain"
     chosen_audit = replace(
         audit,
-        spans=type(audit.spans).from_pylist(rows, schema=audit.spans.schema),
+        spans=span_table(rows),
         documents=type(audit.documents).from_pylist(documents, schema=audit.documents.schema),
         tokens=tokens,
     )

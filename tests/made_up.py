@@ -13,6 +13,7 @@ import pyarrow as pa
 from mitigate.detection.metadata import AuditedModel, AuditMetadata, Coverage, Uncalibrated
 from mitigate.detection.record import Audit
 from mitigate.detection.settings import Detect
+from mitigate.detection.spans.row import SpanRow, span_table
 
 TEXT = "Call Ann on 555-0123 now"
 KNOWN = {"a": [(12, 20, "phone")]}
@@ -30,7 +31,7 @@ def make_audit(
     """An audit with made-up figures; words are tokens unless `offsets` says else; found forget spans are selected."""
     known, found, sets = known or {}, found or {}, sets or {}
     tokens: list[dict[str, Any]] = []
-    spans: list[dict[str, Any]] = []
+    spans: list[SpanRow] = []
     for doc_id, text in texts.items():
         cuts = (offsets or {}).get(doc_id) or [match.span() for match in re.finditer(r"\S+", text)]
         cuts = [(0, 0), *cuts]  # a special token first
@@ -38,21 +39,21 @@ def make_audit(
             for start, end, *label in ranges:
                 covered = [t for t, (low, high) in enumerate(cuts) if low < end and start < high] or [1]
                 spans.append(
-                    {
-                        "span_id": len(spans),
-                        "doc_id": doc_id,
-                        "char_start": start,
-                        "char_end": end,
-                        "token_start": covered[0],
-                        "token_end": covered[-1] + 1,
-                        "label": label[0] if label else "",
-                        "source": source,
-                        "score": 4.0 + shift,
-                        "selected": source == "found" and sets.get(doc_id) == "forget",
-                    }
+                    SpanRow(
+                        span_id=len(spans),
+                        doc_id=doc_id,
+                        char_start=start,
+                        char_end=end,
+                        token_start=covered[0],
+                        token_end=covered[-1] + 1,
+                        label=label[0] if label else "",
+                        source=source,
+                        score=4.0 + shift,
+                        selected=source == "found" and sets.get(doc_id) == "forget",
+                    )
                 )
         for position, (start, end) in enumerate(cuts):
-            own = [s for s in spans if s["doc_id"] == doc_id and s["token_start"] <= position < s["token_end"]]
+            own = [s for s in spans if s.doc_id == doc_id and s.token_start <= position < s.token_end]
             first = position == 0
             score = (4.25 if own else 0.125) + shift
             tokens.append(
@@ -68,7 +69,7 @@ def make_audit(
                     "log_prob_out": None if first else -4.75,
                     "log_prob_references": [None, None] if first else [-4.5, None],
                     "score": None if first else score,
-                    "selected": any(span["selected"] for span in own),
+                    "selected": any(span.selected for span in own),
                 }
             )
     documents = [
@@ -89,10 +90,7 @@ def make_audit(
             "known_spans": pa.array([row["known_spans"] for row in documents], known_type),
         }
     )
-    span_types = {name: pa.int32() for name in ("span_id", "char_start", "char_end", "token_start", "token_end")}
-    span_types |= {"doc_id": pa.string(), "label": pa.string(), "source": pa.string()}
-    span_table = pa.Table.from_pylist(spans, pa.schema({**span_types, "score": pa.float32(), "selected": pa.bool_()}))
-    return Audit(pa.Table.from_pylist(tokens), document_table, span_table, made_metadata())
+    return Audit(pa.Table.from_pylist(tokens), document_table, span_table(spans), made_metadata())
 
 
 def with_metadata(audit: Audit, **changes: Any) -> Audit:

@@ -25,6 +25,7 @@ from mitigate.artifacts.provenance import Origin
 from mitigate.detection.metadata import AuditedModel
 from mitigate.detection.record import Audit
 from mitigate.detection.settings import Detect
+from mitigate.detection.spans.row import SpanRow, span_table
 from mitigate.statistics.intervals import clustered_share, flat
 from mitigate.verification.compare import compare
 
@@ -128,21 +129,24 @@ class World:
         names = [f"d{number}" for number in range(len(person))]
         sets = ["forget" if one < self.members else "holdout" for one in person]
         member = np.repeat(np.array(sets) == "forget", TOKENS)
-        spans = []
+        spans: list[SpanRow] = []
         for number, own in enumerate(table["starts"]):
             whole = [("found", 1, TOKENS - 1)] if sets[number] == "forget" else []
             for source, start, end in [*(("known", at, at + SECRET) for at in own), *whole]:
                 rows = slice(number * TOKENS + start, number * TOKENS + end)
                 spans.append(
-                    {
-                        "span_id": len(spans),
-                        "doc_id": names[number],
-                        "token_start": start,
-                        "token_end": end,
-                        "source": source,
-                        "score": float(np.mean(score[rows])),
-                        "selected": sets[number] == "forget" and source == "known",
-                    }
+                    SpanRow(
+                        span_id=len(spans),
+                        doc_id=names[number],
+                        char_start=5 * start,
+                        char_end=5 * end - 1,
+                        token_start=start,
+                        token_end=end,
+                        label="",
+                        source=source,
+                        score=float(np.mean(score[rows])),
+                        selected=sets[number] == "forget" and source == "known",
+                    )
                 )
         columns = {"log_prob": log_prob, "log_prob_out": out, "score": score}
         tokens = pa.table(
@@ -177,7 +181,7 @@ class World:
             origin=origin,
             again=again,
         )
-        return Audit(tokens, documents, pa.Table.from_pylist(spans), metadata)
+        return Audit(tokens, documents, span_table(spans), metadata)
 
     def _extraction(self, table: dict[str, Any], leak: Leak) -> dict[str, Any]:
         """The report's section: some can be guessed (3 %), persons differ in how much of theirs is held."""

@@ -15,6 +15,7 @@ import yaml
 
 import mitigate
 from mitigate.cli.app import app
+from mitigate.reporting.content import Report
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
@@ -139,3 +140,12 @@ def test_the_citation_file_has_what_the_format_requires() -> None:
 
 def test_the_package_says_that_it_has_types() -> None:
     assert (Path(mitigate.__file__).parent / "py.typed").is_file()
+
+
+def test_the_report_page_explains_every_key_of_the_report() -> None:
+    section = (ROOT / "docs" / "report.md").read_text(encoding="utf-8").partition("## Keys of report.json")[2]
+    named = {
+        re.split(r"[.{]", code)[0] for row in re.findall(r"^\| (`.*?) \|", section, re.M) for code in CODE.findall(row)
+    }
+    missing = {key for key in Report.__annotations__ if not key.endswith("_interval")} - named
+    assert missing == set()

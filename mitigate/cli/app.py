@@ -162,22 +162,19 @@ def report(
 ) -> None:
     """Write a finished run's report.html anew, with no text, with its sensitive text masked, or with all text."""
     quiet()
-    from mitigate.artifacts.files import check_version, read_json
     from mitigate.artifacts.locks import sole_worker
     from mitigate.detection.record import Audit
     from mitigate.pipeline.stages import RESULTS, damaged_results, note_results
+    from mitigate.reporting.content import read_report
     from mitigate.runtime import process_state
-    from mitigate.verification.compare import SCHEMA, Comparison
+    from mitigate.verification.compare import Comparison
 
     with sole_worker(run_directory, process_state(), option="directory"):
-        path = run_directory / "report.json"
-        figures = read_json(path)
-        check_version(path, figures, expected=SCHEMA, remedy="give the command again that wrote it")
+        figures = read_report(run_directory / "report.json")
         if wrong := damaged_results(run_directory):
             raise MitigateError(f"{run_directory}: {wrong[0]}; give the command again that ran it")
-        figures["text"] = text.value
         after = Audit.load(run_directory / "reaudit") if (run_directory / "reaudit").is_dir() else None
-        Comparison(figures, Audit.load(run_directory / "audit"), after).save_into(run_directory)
+        Comparison({**figures, "text": text.value}, Audit.load(run_directory / "audit"), after).save_into(run_directory)
         note_results(run_directory, RESULTS)
     typer.echo(f"{run_directory / 'report.html'}")
 

@@ -168,8 +168,8 @@ def _audit_recipe(recipe: Path, overrides: Sequence[str]) -> None:
 
 
 def _print_found(result: Audit, out: Path) -> None:
-    rows = result.spans.to_pylist()
-    found, selected = sum(row["source"] == "found" for row in rows), sum(row["selected"] for row in rows)
+    found = sum(span.source == "found" for span in result.span_rows)
+    selected = sum(span.selected for span in result.span_rows)
     typer.echo(
         f"{len(result.documents)} documents, {len(result.tokens)} tokens: {found} memorized spans found, "
         f"{selected} selected for unlearning -> {out}"

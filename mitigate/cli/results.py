@@ -46,7 +46,7 @@ def print_summary(comparison: Comparison, out: Path) -> None:
     if not is_main_process():
         return
     figures = comparison.report
-    before, after = figures["leakage"]["before"], figures["leakage"]["after"] or {}
+    before, after = figures["leakage"]["before"], figures["leakage"]["after"]
 
     def line(label: str, *values: float | None) -> None:
         shown = " -> ".join("not measured" if value is None else f"{value:.3f}" for value in values)
@@ -56,16 +56,16 @@ def print_summary(comparison: Comparison, out: Path) -> None:
     print_erasure(figures["erasure"])
     if figures["retrain"]:
         typer.echo(figures["retrain"]["exact"])
-    line("span AUC (0.5 = as if never seen)", before["span_auc"], after.get("span_auc"))
+    line("span AUC (0.5 = as if never seen)", before["span_auc"], after["span_auc"] if after else None)
     line("secrets extracted", figures["extraction"]["before"], figures["extraction"]["after"])
     line("distance to the oracle, nats", figures["oracle_distance"]["before"], figures["oracle_distance"]["after"])
-    for name in ("retain", "holdout"):
-        nll = figures["utility"][f"{name}_nll"]
+    utility = figures["utility"]
+    for name, nll in {"retain": utility["retain_nll"], "holdout": utility["holdout_nll"]}.items():
         line(f"{name} loss, nats", nll["before"], nll["after"])
     if tofu := figures["tofu"]:
-        quality, utility = tofu["forget_quality_log10"], tofu["model_utility"]
-        line("TOFU forget quality, log10 p", quality["before"], quality["after"])
-        line("TOFU model utility", utility["before"], utility["after"])
+        names = {"forget_quality_log10": "TOFU forget quality, log10 p", "model_utility": "TOFU model utility"}
+        for key, name in names.items():
+            line(name, tofu[key]["before"], tofu[key]["after"])
     verdict = figures["verdict"]
     typer.echo(f"{verdict['status'].replace('_', ' ').upper()}: {verdict['headline']}")
     for sentence in verdict["sentences"]:

@@ -9,9 +9,8 @@ where nothing can be memorized. *None*: the bare score, its error rate unknown.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,6 +20,7 @@ from mitigate.detection.settings import Detect
 from mitigate.detection.signals import Pairing, by_model, compute_signals
 from mitigate.detection.spans.by_score import LEAST_NON_MEMBERS, by_score
 from mitigate.detection.spans.by_shadows import by_shadows, plan_shadows
+from mitigate.detection.spans.row import SpanRow
 from mitigate.detection.spans.scored import ReferenceMembership, ScoredDocuments
 from mitigate.documents import Documents
 from mitigate.errors import MitigateError
@@ -54,7 +54,7 @@ class Assessment:
     score: np.ndarray
     log_odds: np.ndarray
     memorized: np.ndarray
-    spans: list[dict[str, Any]]
+    spans: list[SpanRow]
     calibration: Calibration
 
 
@@ -66,7 +66,7 @@ def assess_documents(
     *,
     detect: Detect,
     eligible: set[str | None],
-    given: Sequence[Mapping[str, Any]] | None = None,
+    given: Sequence[SpanRow] | None = None,
 ) -> Assessment:
     """Score the documents, find their memorized spans and calibrate them as well as the material allows.
 
@@ -110,9 +110,9 @@ def assess_documents(
         findings = by_shadows(scored, plan, rest, given=given)
     else:
         findings = by_score(scored, own, kind, rule=detect.spans, given=given)
-    if given is None:  # a re-audit keeps the choice of the audit
-        _select(scored, findings.rows, detect)
-    spans = [{**row, "span_id": number} for number, row in enumerate(findings.rows)]
+    spans = (
+        findings.rows if given is not None else _select(scored, findings.rows, detect)
+    )  # a re-audit keeps the choice
     return Assessment(tokenized, own, score, findings.log_odds, findings.memorized, spans, findings.calibration)
 
 
@@ -159,18 +159,17 @@ def calibration_kind(documents: Documents, *, crossfitted: int, detect: Detect) 
     )
 
 
-def _select(scored: ScoredDocuments, rows: list[dict[str, Any]], detect: Detect) -> None:
-    """Choose spans by false discovery rate, score or share."""
-    candidates = [row for row in rows if row["source"] == detect.select and scored.is_eligible(row)]
+def _select(scored: ScoredDocuments, rows: Sequence[SpanRow], detect: Detect) -> list[SpanRow]:
+    """The spans, those of them selected that the false discovery rate, score or share chooses."""
+    candidates = [row for row in rows if row.source == detect.select and scored.is_eligible(row)]
     if detect.fdr is not None:
-        if candidates and all(row["q"] is None for row in candidates):
+        if candidates and all(row.q is None for row in candidates):
             raise MitigateError(_NO_NULL)
-        candidates = [row for row in candidates if row["q"] is not None and row["q"] <= detect.fdr]
+        candidates = [row for row in candidates if row.q is not None and row.q <= detect.fdr]
     if detect.min_score is not None:
-        candidates = [row for row in candidates if row["score"] >= detect.min_score]
+        candidates = [row for row in candidates if row.score >= detect.min_score]
     if detect.share is not None:
-        strength = "probability" if candidates and candidates[0]["probability"] is not None else "score"
-        candidates.sort(key=lambda row: -row[strength])
+        candidates.sort(key=lambda row: -(row.score if row.probability is None else row.probability))
         candidates = candidates[: round(detect.share * len(candidates))]
-    for row in candidates:
-        row["selected"] = True
+    chosen = {row.span_id for row in candidates}
+    return [replace(row, selected=row.span_id in chosen) for row in rows]

@@ -25,8 +25,9 @@ from mitigate.detection.references.crossfit import References, load_references
 from mitigate.detection.references.fit import fit_warning, reference_fit
 from mitigate.detection.settings import Detect
 from mitigate.detection.spans.linked import with_linked
+from mitigate.detection.spans.row import span_table
 from mitigate.detection.spans.scored import ReferenceMembership
-from mitigate.detection.tables import document_table, span_table, token_table
+from mitigate.detection.tables import document_table, token_table
 from mitigate.documents import Documents, Request, read_documents
 from mitigate.documents.erasure import apply_request
 from mitigate.errors import MitigateError
@@ -141,7 +142,7 @@ def reaudit(before: Audit, target: str | Path | Model, *, store: ModelStore | No
         membership,
         detect=before.metadata.detect,
         eligible=_eligible_sets(documents),
-        given=[{name: value for name, value in row.items() if name != "span_id"} for row in before.spans.to_pylist()],
+        given=before.span_rows,
     )
     kept = ("kind", "detect", "seed", "warnings", "erasure", "fit")
     settings = {name: getattr(before.metadata, name) for name in kept} | {"again": before.fingerprint}
@@ -174,18 +175,17 @@ def _assemble(
     assessed: Assessment,
     settings: Mapping[str, Any],
 ) -> Audit:
-    spans = span_table(assessed.spans)
     return Audit(
         tokens=token_table(
             assessed.tokenized,
             assessed.signals,
-            spans,
+            assessed.spans,
             score=assessed.score,
             log_odds=assessed.log_odds,
             memorized=assessed.memorized,
         ),
         documents=document_table(documents, out_references=membership.out, in_references=membership.trained),
-        spans=spans,
+        spans=span_table(assessed.spans),
         metadata=AuditMetadata(
             target=_identity(model),
             origin=origin_of(model.source, fingerprint=model.fingerprint),

@@ -17,7 +17,7 @@ def doubts_of(audit: Audit) -> list[str]:
     detector selected most of the text. Known spans are selected as they stand, whatever their share.
     """
     found = [warning] if (warning := fit_warning(audit.metadata.fit)) else []
-    columns, sets = audit.columns, audit.sets()
+    columns, sets = audit.columns, audit.sets
     wanted = "forget" if "forget" in sets.values() else None
     scored = ~np.isnan(columns["log_prob"])
     among = np.zeros(len(scored), dtype=bool)

@@ -149,12 +149,8 @@ def _seen_by(audit: Audit, references: Sequence[tuple[int, ...]]) -> Audit:
     ).cast(audit.tokens.schema.field("log_prob_references").type)
     tokens = _with_column(tokens, "log_prob_references", listed)
     documents = _with_column(audit.documents, "out_references", [list(chosen) for chosen in references])
-    means = [_mean(score[audit.rows[row["doc_id"]]][row["token_start"] : row["token_end"]]) for row in _rows(audit)]
+    means = [_mean(score[audit.rows_of(span)]) for span in audit.span_rows]
     return replace(audit, tokens=tokens, documents=documents, spans=_with_column(audit.spans, "score", means))
-
-
-def _rows(audit: Audit) -> list[dict[str, Any]]:
-    return audit.spans.select(["doc_id", "token_start", "token_end"]).to_pylist()
 
 
 def _mean(values: np.ndarray) -> float:

@@ -24,6 +24,7 @@ from mitigate.artifacts.files import (
     write_table,
 )
 from mitigate.detection.metadata import AuditMetadata
+from mitigate.detection.spans.row import SpanRow, span_rows
 from mitigate.documents import Document, Documents, Span
 from mitigate.errors import MitigateError
 from mitigate.models.compatible import check_audited_tokenizer
@@ -46,11 +47,7 @@ class Audit:
             `span_id` (null outside found spans), `selected`: to be unlearned.
         documents: `doc_id, text, set, group, known_spans`, `out_references` that judge it, `in_references` that were
             trained on it.
-        spans: `span_id, doc_id, char_start, char_end, token_start, token_end, label, source` (`found`, `known`, or
-            `linked`: a secret of an erasure request's documents in another document), `score` (nats, mean over its
-            tokens), `probability` that the target was trained on it (as if half of all spans were; null without
-            shadows), `q` (the false discovery rate at which it is the last one selected; null if not calibrated),
-            `selected`.
+        spans: one row per span, with the columns of `SpanRow`; `span_rows` reads them.
         metadata: fingerprints, settings, calibration, coverage, erasure: everything else.
     """
 
@@ -124,6 +121,34 @@ class Audit:
         }
 
     @cached_property
+    def span_rows(self) -> list[SpanRow]:
+        """The rows of the span table."""
+        return span_rows(self.spans)
+
+    @cached_property
+    def texts(self) -> dict[str, str]:
+        """The text of each document."""
+        return self._by_document("text")
+
+    @cached_property
+    def groups(self) -> dict[str, str]:
+        """The group of each document, such as a person."""
+        return self._by_document("group")
+
+    @cached_property
+    def sets(self) -> dict[str, str | None]:
+        """The set (`forget`, `retain`, `holdout` or None) of each document."""
+        return self._by_document("set")
+
+    def _by_document(self, column: str) -> dict[str, Any]:
+        return dict(zip(self.documents["doc_id"].to_pylist(), self.documents[column].to_pylist(), strict=True))
+
+    def rows_of(self, span: SpanRow) -> slice:
+        """The token rows of a span."""
+        first = self.rows[span.doc_id].start
+        return slice(first + span.token_start, first + span.token_end)
+
+    @cached_property
     def reference_log_probs(self) -> np.ndarray:
         """(N, K) log-probability of each token under each reference, NaN where a reference was not used."""
         column = self.tokens["log_prob_references"].combine_chunks()
@@ -163,7 +188,3 @@ class Audit:
         """Refuse a model to which the audit's token ids mean something else; see `check_audited_tokenizer`."""
         audited, source = self.metadata.tokenizer, self.metadata.target.source
         check_audited_tokenizer(tokenizer, audited, source=source, name=name, store=store)
-
-    def sets(self) -> dict[str, str | None]:
-        """The set (`forget`, `retain`, `holdout` or None) of each document id."""
-        return dict(zip(self.documents["doc_id"].to_pylist(), self.documents["set"].to_pylist(), strict=True))

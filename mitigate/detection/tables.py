@@ -1,4 +1,4 @@
-"""An audit's tables: one row per token, per document, per span."""
+"""An audit's tables of tokens and documents; that of spans is in `mitigate.detection.spans.row`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from mitigate.detection.scores.token import token_scores
 from mitigate.detection.signals import REFERENCE_SIGNALS, TARGET_SIGNALS
+from mitigate.detection.spans.row import SpanRow
 from mitigate.documents import Documents
 from mitigate.tokens.tokenization import TokenizedDocument
 
@@ -17,7 +18,7 @@ from mitigate.tokens.tokenization import TokenizedDocument
 def token_table(
     tokenized: Sequence[TokenizedDocument],
     signals: Mapping[str, np.ndarray],
-    spans: pa.Table,
+    spans: Sequence[SpanRow],
     *,
     score: np.ndarray,
     log_odds: np.ndarray,
@@ -27,7 +28,7 @@ def token_table(
 
     Args:
         signals: columns of `token_signals`.
-        spans: the span table.
+        spans: rows of the span table.
         score: (N,) the token score that the user chose, NaN where there is none.
         log_odds: (N,) calibrated log-odds, NaN where there are none.
         memorized: (N,) bool.
@@ -37,12 +38,12 @@ def token_table(
     span_id = np.full(sum(lengths), -1, dtype=np.int32)
     selected = np.zeros(sum(lengths), dtype=bool)
     audited = np.concatenate([tokens.audited for tokens in tokenized])
-    for span in spans.to_pylist():
-        rows = slice(first[span["doc_id"]] + span["token_start"], first[span["doc_id"]] + span["token_end"])
-        if span["source"] == "found":
-            span_id[rows] = span["span_id"]
-        if span["selected"]:
-            selected[rows] |= audited[rows] & (memorized[rows] | (span["source"] != "found"))
+    for span in spans:
+        rows = slice(first[span.doc_id] + span.token_start, first[span.doc_id] + span.token_end)
+        if span.source == "found":
+            span_id[rows] = span.span_id
+        if span.selected:
+            selected[rows] |= audited[rows] & (memorized[rows] | (span.source != "found"))
     columns: dict[str, Any] = {
         "doc_id": np.repeat([tokens.id for tokens in tokenized], lengths),
         "position": np.concatenate([np.arange(length, dtype=np.int32) for length in lengths]),
@@ -97,32 +98,11 @@ def document_table(
     return pa.Table.from_pylist(rows, schema=_DOCUMENTS)
 
 
-def span_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """The span table; see `Audit.spans`."""
-    return pa.Table.from_pylist([dict(row) for row in rows], schema=_SPANS)
-
-
 def _list(of: pa.DataType) -> pa.DataType:
     """A list type named as Parquet names it, so that a table read and written again has equal bytes."""
     return pa.list_(pa.field("element", of))
 
 
-_SPANS = pa.schema(
-    [
-        ("span_id", pa.int32()),
-        ("doc_id", pa.string()),
-        ("char_start", pa.int32()),
-        ("char_end", pa.int32()),
-        ("token_start", pa.int32()),
-        ("token_end", pa.int32()),
-        ("label", pa.string()),
-        ("source", pa.string()),
-        ("score", pa.float32()),
-        ("probability", pa.float32()),
-        ("q", pa.float32()),
-        ("selected", pa.bool_()),
-    ]
-)
 _DOCUMENTS = pa.schema(
     [
         ("doc_id", pa.string()),

@@ -99,27 +99,29 @@ def memorized_stretches(audit: Audit) -> list[dict[str, Any]]:
     """The spans that an audit found, highest score first, each with the training document it was copied from.
 
     Returns:
-        dicts of `doc_id, char_start, char_end, text, score`, the audit's `probability` and `q` where it has them, and
+        dicts of `doc_id, char_start, char_end, text, score`, `probability` and `q` (None where the audit has none), and
         `training_id`: that of the link which shares the most characters with the span, None where there is none.
     """
     links = audit.metadata.generated.links if audit.metadata.generated is not None else ()
-    texts = dict(zip(audit.documents["doc_id"].to_pylist(), audit.documents["text"].to_pylist(), strict=True))
-    names = ["doc_id", "char_start", "char_end", "score"]
-    names += [name for name in ("probability", "q") if name in audit.spans.column_names]
     stretches = []
-    for span in audit.spans.to_pylist():
-        if span["source"] != "found":
+    for span in audit.span_rows:
+        if span.source != "found":
             continue
         shared = {
-            number: min(found.char_end, span["char_end"]) - max(found.char_start, span["char_start"])
+            number: min(found.char_end, span.char_end) - max(found.char_start, span.char_start)
             for number, found in enumerate(links)
-            if found.doc_id == span["doc_id"]
+            if found.doc_id == span.doc_id
         }
         best = max(shared, key=shared.__getitem__, default=None)
         stretches.append(
             {
-                **{name: span[name] for name in names},
-                "text": texts[span["doc_id"]][span["char_start"] : span["char_end"]],
+                "doc_id": span.doc_id,
+                "char_start": span.char_start,
+                "char_end": span.char_end,
+                "score": span.score,
+                "probability": span.probability,
+                "q": span.q,
+                "text": span.text(audit.texts[span.doc_id]),
                 "training_id": links[best].training_id if best is not None and shared[best] > 0 else None,
             }
         )

@@ -86,8 +86,8 @@ def _ordinary_texts(audit: Audit, numbers: Sequence[str]) -> list[tuple[str, lis
     most, characters = _SAMPLED
     rows = audit.documents.select(["doc_id", "text", "group"]).to_pylist()
     taken: dict[str, list[tuple[int, int]]] = defaultdict(list)
-    for row in audit.spans.select(["doc_id", "char_start", "char_end"]).to_pylist():
-        taken[row["doc_id"]].append((row["char_start"], row["char_end"]))
+    for span in audit.span_rows:
+        taken[span.doc_id].append((span.char_start, span.char_end))
     finder = Finder(numbers)
     result = []
     for row in rows[:: max(1, len(rows) // most)]:

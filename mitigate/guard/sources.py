@@ -76,14 +76,12 @@ def parts_in_audit(audit: Audit, *, known: bool, share: float, shortest: int, lo
 
 def _spans(audit: Audit, known: bool) -> dict[str, tuple[str, list[tuple[int, int]]]]:
     """Text and ranges of each document that has any."""
-    texts = dict(zip(audit.documents["doc_id"].to_pylist(), audit.documents["text"].to_pylist(), strict=True))
-    sets = audit.sets()
-    wanted = "forget" if "forget" in sets.values() else None
+    wanted = "forget" if "forget" in audit.sets.values() else None
     spans: dict[str, tuple[str, list[tuple[int, int]]]] = {}
-    for row in audit.spans.to_pylist():
-        if row["source"] == "known" and sets[row["doc_id"]] == wanted if known else row["selected"]:
-            own = spans.setdefault(row["doc_id"], (texts[row["doc_id"]], []))
-            own[1].append((row["char_start"], row["char_end"]))
+    for row in audit.span_rows:
+        if row.source == "known" and audit.sets[row.doc_id] == wanted if known else row.selected:
+            own = spans.setdefault(row.doc_id, (audit.texts[row.doc_id], []))
+            own[1].append((row.char_start, row.char_end))
     if not spans:
         missing = "no known span in the documents to forget" if known else "no selected span"
         raise MitigateError(f"audit: it has {missing}, so there is nothing to guard; give the secrets as a file")

@@ -70,9 +70,9 @@ def write_report(
         recipe=recipe.model_dump(mode="json"),
         seconds=stages.seconds(),
         text=recipe.report.text,
+        warnings=notes,
     )
     if stages.state.is_main_process:
-        comparison.report["notes"] = [*notes, *comparison.report["notes"]]
         comparison.report["seconds"]["report"] = round(time.monotonic() - started, 1)
         for line in damaged_results(out):
             logger.warning("report: %s; made again", line)

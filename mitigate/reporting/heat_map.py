@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mitigate.detection.spans.row import SpanRow
 from mitigate.errors import MitigateError, printable, summarize
 from mitigate.reporting.figures import figure_text, finite
 from mitigate.reporting.masking import BULLET, Mask
@@ -102,9 +103,9 @@ def build_heat_map(
     """
     audits = [audit for audit in (before, after) if audit is not None]
     documents = {row["doc_id"]: row for row in before.documents.to_pylist()}
-    spans: dict[str, list[dict[str, Any]]] = {doc_id: [] for doc_id in documents}
-    for row in before.spans.to_pylist():
-        spans[row["doc_id"]].append(row)
+    spans: dict[str, list[SpanRow]] = {doc_id: [] for doc_id in documents}
+    for span in before.span_rows:
+        spans[span.doc_id].append(span)
     unknown = [doc_id for doc_id in doc_ids or () if doc_id not in documents]
     if unknown:
         raise MitigateError(f"heat map: the audit has no document {summarize(unknown)}; it has {summarize(documents)}")
@@ -112,21 +113,21 @@ def build_heat_map(
     chosen = chosen[:most_documents]
     scale = _scale(before)
     tokens = [_tokens_of(audit, set(chosen)) for audit in audits]
-    after_spans = {row["span_id"]: row["score"] for row in after.spans.to_pylist()} if after is not None else {}
+    after_spans = {span.span_id: span.score for span in after.span_rows} if after is not None else {}
     views = []
     for doc_id in chosen:
         sides = [side.get(doc_id, []) for side in tokens]
         _check_aligned(doc_id, sides)
         row = documents[doc_id]
-        highest = [_highest([span["score"] for span in spans[doc_id]])]
+        highest = [_highest([span.score for span in spans[doc_id]])]
         if after is not None:
-            highest.append(_highest([after_spans.get(span["span_id"]) for span in spans[doc_id]]))
+            highest.append(_highest([after_spans.get(span.span_id) for span in spans[doc_id]]))
         views.append(
             DocumentView(
                 id=mask.text(doc_id),
                 set=row["set"],
                 runs=tuple(_runs(row, spans[doc_id], sides, mask=mask, scale=scale)),
-                selected=sum(bool(span["selected"]) for span in spans[doc_id]),
+                selected=sum(span.selected for span in spans[doc_id]),
                 known=len(row["known_spans"] or ()),
                 scores=tuple(highest),
             )
@@ -143,12 +144,12 @@ def level(score: float | None, *, scale: float) -> int:
     return size if score > 0 else -size
 
 
-def _choose(spans: Mapping[str, Sequence[Mapping[str, Any]]], most: int) -> list[str]:
+def _choose(spans: Mapping[str, Sequence[SpanRow]], most: int) -> list[str]:
     def by_score(doc_id: str) -> tuple[float, str]:
-        highest = _highest([span["score"] for span in spans[doc_id] if span["selected"] or doc_id not in selected])
+        highest = _highest([span.score for span in spans[doc_id] if span.selected or doc_id not in selected])
         return -(highest if highest is not None else -np.inf), doc_id
 
-    selected = {doc_id for doc_id, rows in spans.items() if any(row["selected"] for row in rows)}
+    selected = {doc_id for doc_id, own in spans.items() if any(span.selected for span in own)}
     first, others = sorted(selected, key=by_score), sorted(set(spans) - selected, key=by_score)
     first = first[: max(most - len(others), most - most // 4)]
     return first + others[: most - len(first)]
@@ -182,7 +183,7 @@ def _check_aligned(doc_id: str, sides: Sequence[Sequence[Mapping[str, Any]]]) ->
 
 def _runs(
     row: Mapping[str, Any],
-    spans: Sequence[Mapping[str, Any]],
+    spans: Sequence[SpanRow],
     sides: Sequence[Sequence[Mapping[str, Any]]],
     *,
     mask: Mask,
@@ -190,7 +191,7 @@ def _runs(
 ) -> list[RunView]:
     text: str = row["text"]
     known = [(span["start"], span["end"], mask.text(span["label"] or "")) for span in row["known_spans"] or ()]
-    found = [(span["char_start"], span["char_end"], bool(span["selected"])) for span in spans]
+    found = [(span.char_start, span.char_end, span.selected) for span in spans]
     shown = _excerpt(len(text), [(start, end) for start, end, _ in (*known, *found)])
     hidden = mask.hidden(text, doc_id=row["doc_id"], within=shown)
     known = [span for span in known if _meets(span[:2], shown)]

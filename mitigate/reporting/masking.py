@@ -63,12 +63,12 @@ class Mask:
         for audit in audits:
             for row in audit.documents.select(["doc_id", "text", "group", "known_spans"]).to_pylist():
                 self._texts[row["doc_id"]], self._groups[row["doc_id"]] = row["text"], row["group"] or row["doc_id"]
-                for span in row["known_spans"] or ():
-                    self._ranges[row["doc_id"]][span["start"], span["end"]] = True
-            for row in audit.spans.select(["doc_id", "char_start", "char_end", "source"]).to_pylist():
-                place = (row["char_start"], row["char_end"])
-                ranges = self._ranges[row["doc_id"]]
-                ranges[place] = row["source"] != "found" or ranges.get(place, False)
+                for known in row["known_spans"] or ():
+                    self._ranges[row["doc_id"]][known["start"], known["end"]] = True
+            for span in audit.span_rows:
+                place = (span.char_start, span.char_end)
+                ranges = self._ranges[span.doc_id]
+                ranges[place] = span.source != "found" or ranges.get(place, False)
             erasure = audit.metadata.erasure
             for doc_id, start, end in erasure.matches if erasure is not None else ():
                 self._ranges[doc_id][start, end] = True

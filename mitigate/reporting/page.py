@@ -20,6 +20,7 @@ from markupsafe import Markup
 from mitigate.detection.panel import as_judged
 from mitigate.errors import MitigateError
 from mitigate.reporting.cards import CLOSER, TOLERANCE
+from mitigate.reporting.content import Report
 from mitigate.reporting.figures import Figures, figure_text
 from mitigate.reporting.heat_map import LEVELS, build_heat_map
 from mitigate.reporting.judgement import CAUGHT, EXCESS, EXTRACTED, TOO_UNLIKELY
@@ -149,12 +150,13 @@ def _plots(before: Audit, after: Audit | None) -> list[str]:
 
 def _score_groups(audit: Audit) -> tuple[dict[str, np.ndarray], str]:
     """Known secrets by set where there are some that were never seen; else tokens by whether they are selected."""
-    sets = dict(zip(audit.documents["doc_id"].to_pylist(), audit.documents["set"].to_pylist(), strict=True))
+    sets = audit.sets
     names = {"forget": "to forget", "retain": "retained", "holdout": "never seen"}
     known: dict[str, list[float]] = {}
-    for row in audit.spans.to_pylist():
-        if row["source"] == "known" and sets[row["doc_id"]] in names and row["score"] is not None:
-            known.setdefault(names[sets[row["doc_id"]]], []).append(row["score"])
+    for span in audit.span_rows:
+        name = sets[span.doc_id]
+        if span.source == "known" and name in names:
+            known.setdefault(names[name], []).append(span.score)
     if {"to forget", "never seen"} <= set(known):
         order = [name for name in ("to forget", "never seen", "retained") if name in known]
         return {name: np.array(known[name]) for name in order}, f"mean score of a known secret{_in(_unit(audit))}"
@@ -174,21 +176,20 @@ def _limits(values: Sequence[np.ndarray]) -> tuple[float, float]:
 
 def _selected_spans(before: Audit, after: Audit | None, mask: Mask) -> list[dict[str, Any]]:
     """The selected spans with the highest scores."""
-    texts = dict(zip(before.documents["doc_id"].to_pylist(), before.documents["text"].to_pylist(), strict=True))
     now = _scores_after(after)
-    rows = [row for row in before.spans.to_pylist() if row["selected"]]
-    rows.sort(key=lambda row: (-(row.get("probability") or 0.0), -(row["score"] or 0.0)))
+    spans = [span for span in before.span_rows if span.selected]
+    spans.sort(key=lambda span: (-(span.probability or 0.0), -span.score))
     return [
         {
-            "doc_id": mask.text(row["doc_id"]),
-            "label": mask.text(row["label"] or ""),
-            "text": mask.span(texts[row["doc_id"]][row["char_start"] : row["char_end"]]),
-            "before": row["score"],
-            "after": now.get(row["span_id"]),
-            "probability": row.get("probability"),
-            "q": row.get("q"),
+            "doc_id": mask.text(span.doc_id),
+            "label": mask.text(span.label),
+            "text": mask.span(span.text(before.texts[span.doc_id])),
+            "before": span.score,
+            "after": now.get(span.span_id),
+            "probability": span.probability,
+            "q": span.q,
         }
-        for row in rows[:_MOST_SPANS]
+        for span in spans[:_MOST_SPANS]
     ]
 
 
@@ -196,9 +197,9 @@ def _labels(before: Audit, after: Audit | None, mask: Mask) -> list[dict[str, An
     """The selected spans counted by label, with their mean scores."""
     now = _scores_after(after)
     grouped: dict[str, list[tuple[float | None, float | None]]] = {}
-    for row in before.spans.to_pylist():
-        if row["selected"]:
-            grouped.setdefault(mask.text(row["label"] or ""), []).append((row["score"], now.get(row["span_id"])))
+    for span in before.span_rows:
+        if span.selected:
+            grouped.setdefault(mask.text(span.label), []).append((span.score, now.get(span.span_id)))
     return [
         {
             "label": label,
@@ -230,7 +231,7 @@ def _objective(unlearn: Mapping[str, Any]) -> str:
 
 
 def _scores_after(after: Audit | None) -> dict[int, float]:
-    return {row["span_id"]: row["score"] for row in after.spans.to_pylist()} if after is not None else {}
+    return {span.span_id: span.score for span in after.span_rows} if after is not None else {}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -271,9 +272,7 @@ def _source(name: str) -> str:
     return loader.get_source(_ENVIRONMENT, name)[0]
 
 
-_KEYS = ("name", "created", "selected", "selected_token_share", "over_forgotten_share", "erasure", "counts")
-_MORE_KEYS = ("skipped", "unlearn", "retrain", "seconds", "fingerprints", "versions", "recipe", "notes")
-_EMPTY: dict[str, Any] = dict.fromkeys((*_KEYS, *_MORE_KEYS))
+_EMPTY: dict[str, Any] = dict.fromkeys(Report.__annotations__)
 _ENVIRONMENT = Environment(
     loader=PackageLoader("mitigate.reporting", "templates"),
     autoescape=True,

@@ -17,7 +17,7 @@ from mitigate.artifacts.files import fingerprint
 from mitigate.detection.record import Audit
 from mitigate.documents import Document, Documents, Span
 from mitigate.errors import MitigateError, NothingToUnlearnError, summarize
-from mitigate.secrets.copies import Linked, find_linked
+from mitigate.secrets.copies import Linked, Sought, find_linked
 from mitigate.secrets.redaction import redact_document
 from mitigate.tokens.tokenization import span_tokens, tokenize_documents
 
@@ -71,9 +71,8 @@ def training_documents(audit: Audit, more: Documents | None = None) -> Documents
 
 def doubled_texts(audit: Audit, training: Documents) -> list[str]:
     """A warning of documents that were given besides the audit's and have the text of one of these."""
-    own = dict(zip(audit.documents["doc_id"].to_pylist(), audit.documents["text"].to_pylist(), strict=True))
-    texts = set(own.values())
-    doubled = [document.id for document in training if document.id not in own and document.text in texts]
+    texts = set(audit.texts.values())
+    doubled = [one.id for one in training if one.id not in audit.texts and one.text in texts]
     if not doubled:
         return []
     return [
@@ -119,20 +118,20 @@ def _selected_spans(audit: Audit) -> dict[str, list[Span]]:
 
     A found span's label says what it overlaps, not what it is: it may hold half a sentence around a secret.
     """
-    rows = audit.spans.to_pylist()
-    known = {row["span_id"] for row in rows if row["source"] == "known"}
+    rows = audit.span_rows
+    known = {row.span_id for row in rows if row.source == "known"}
     places = audit.metadata.erasure.linked if audit.metadata.erasure is not None else ()
-    known |= {place.span_id for place in places if known.intersection(place.origins)}
+    known |= {one.span_id for one in places if one.span_id is not None and known.intersection(one.origins)}
     spans: dict[str, list[Span]] = {}
     for row in rows:
-        if row["selected"]:
-            label = (row["label"] or "") if row["span_id"] in known else ""
-            spans.setdefault(row["doc_id"], []).append(Span(row["char_start"], row["char_end"], label))
+        if row.selected:
+            label = row.label if row.span_id in known else ""
+            spans.setdefault(row.doc_id, []).append(Span(row.char_start, row.char_end, label))
     for row in rows:
-        if row["source"] == "known" and not row["selected"]:
-            own = Span(row["char_start"], row["char_end"], row["label"] or "")
-            if any(one.start < own.end and own.start < one.end for one in spans.get(row["doc_id"], ())):
-                spans[row["doc_id"]].append(own)
+        if row.source == "known" and not row.selected:
+            own = Span(row.char_start, row.char_end, row.label)
+            if any(one.start < own.end and own.start < one.end for one in spans.get(row.doc_id, ())):
+                spans[row.doc_id].append(own)
     return spans
 
 
@@ -182,21 +181,13 @@ def with_copies(
     """
     sources = [document for document in training if document.id in removals]
     texts = Documents((*training, *(Document(_source(one.id), one.text) for one in sources)))
-    rows = [
-        {
-            "span_id": number,
-            "doc_id": _source(one.id),
-            "char_start": span.start,
-            "char_end": span.end,
-            "label": span.label,
-            "source": "known" if span.label else "found",
-            "selected": True,
-        }
+    sought = [
+        Sought(number, _source(one.id), span.start, span.end, span.label, known=bool(span.label))
         for one in sources
         for number, span in enumerate(removals[one.id].text)
     ]
     ids = {one.id for one in sources}
-    linked = find_linked(texts, {_source(id) for id in ids}, rows, uncounted=ids)
+    linked = find_linked(texts, {_source(id) for id in ids}, sought, uncounted=ids)
     places: dict[str, list[Span]] = {}
     for hit in linked.hits:
         if not _covered(hit.char_start, hit.char_end, removals.get(hit.doc_id, Removal()).text):

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -21,6 +20,21 @@ LEAST_COPIED = 20  # of a whole span that nobody called sensitive: shorter words
 MOST_SHARE = 0.05  # of the documents may hold a string that nobody called sensitive, but
 MOST_DOCUMENTS = (3, 50)  # not fewer and not more than these
 _CLOCK_TIME = re.compile(r"\W*\d{1,2}:\d{2}:\d{2}\W*")  # six digits, but of the hour and not of a person
+
+
+@dataclass(frozen=True)
+class Sought:
+    """Characters [char_start, char_end) of a document, to be looked for in others.
+
+    `known` says that somebody called them sensitive, `label` what they are, `number` is the span's.
+    """
+
+    number: int
+    doc_id: str
+    char_start: int
+    char_end: int
+    label: str
+    known: bool
 
 
 @dataclass(frozen=True)
@@ -65,7 +79,7 @@ class _Secret:
 def find_linked(
     documents: Documents,
     requested: Collection[str],
-    spans: Sequence[Mapping[str, Any]],
+    spans: Sequence[Sought],
     *,
     uncounted: Collection[str] = (),
 ) -> Linked:
@@ -80,7 +94,7 @@ def find_linked(
     Args:
         documents: everything that was audited.
         requested: ids of the documents whose secrets are looked for.
-        spans: rows of the span table; the selected and the known spans of the requested documents are secrets.
+        spans: the secrets; those of other documents are not looked for.
         uncounted (*optional*): ids of documents in which secrets are found, but do not count as common for that.
     """
     secrets, too_short = _secrets(documents, requested, spans)
@@ -109,7 +123,7 @@ def find_linked(
 
 
 def _secrets(
-    documents: Documents, requested: Collection[str], spans: Sequence[Mapping[str, Any]]
+    documents: Documents, requested: Collection[str], spans: Sequence[Sought]
 ) -> tuple[dict[str, _Secret], int]:
     """What each string to look for is, one thing for all spellings, and how many spans are too short for that."""
     texts = {document.id: document.text for document in documents if document.id in requested}
@@ -117,20 +131,19 @@ def _secrets(
     by_text: dict[str, _Secret] = {}
     too_short = 0
     for span in spans:
-        known = span["source"] == "known"
-        if span["doc_id"] not in texts or not (span["selected"] or known):
+        if span.doc_id not in texts:
             continue
-        whole = texts[span["doc_id"]][span["char_start"] : span["char_end"]]
+        whole = texts[span.doc_id][span.char_start : span.char_end]
         looked_for = dict.fromkeys(whole[start:end] for start, end in identifiers(whole))
-        if known or len(comparable(whole)) >= LEAST_COPIED:
+        if span.known or len(comparable(whole)) >= LEAST_COPIED:
             looked_for[whole] = None
         strings = {text: characters for text in looked_for if is_telling(characters := comparable(text))}
         too_short += not strings
         for text, characters in strings.items():
             secret = by_text[text] = secrets.setdefault(characters, _Secret(characters))
-            secret.known |= known and text == whole
-            secret.origins.add(span["span_id"])
-            secret.labels.add(span["label"])
+            secret.known |= span.known and text == whole
+            secret.origins.add(span.number)
+            secret.labels.add(span.label)
     return by_text, too_short
 
 

@@ -59,18 +59,17 @@ def span_floor(audit: Audit) -> float | None:
 
     A span to forget that ends below it stands out by how unlikely it is. Known spans count where there are any.
     """
-    sets = audit.sets()
-    spans = [row for row in audit.spans.to_pylist() if sets[row["doc_id"]] == "holdout"]
-    spans = [row for row in spans if row["source"] == "known"] or spans
+    spans = [span for span in audit.span_rows if audit.sets[span.doc_id] == "holdout"]
+    spans = [span for span in spans if span.source == "known"] or spans
     if len(spans) < 100:
         return None
     ratio = clipped(audit.columns["log_prob"] - audit.columns["log_prob_out"])
-    means = [np.nanmean(ratio[audit.rows[row["doc_id"]]][row["token_start"] : row["token_end"]]) for row in spans]
+    means = [np.nanmean(ratio[audit.rows_of(span)]) for span in spans]
     return float(np.quantile(means, 0.01))
 
 
 def _holdout(audit: Audit) -> np.ndarray:
-    holdout, sets = np.zeros(len(audit.tokens), dtype=bool), audit.sets()
+    holdout, sets = np.zeros(len(audit.tokens), dtype=bool), audit.sets
     for doc_id, rows in audit.rows.items():
         holdout[rows] = sets[doc_id] == "holdout"
     return holdout

@@ -41,7 +41,8 @@ from mitigate.models.model import Model
 from mitigate.models.store import ModelStore
 from mitigate.runtime import process_state, seed_everything, together
 from mitigate.unlearning.control import control_level, span_floor
-from mitigate.unlearning.data import scope_tokens, unlearning_data
+from mitigate.unlearning.data import unlearning_data
+from mitigate.unlearning.forgetting import scope_tokens
 from mitigate.unlearning.loop import Loop
 from mitigate.unlearning.losses import Losses
 from mitigate.unlearning.objectives.catalogue import anchor_of, needs_of

@@ -9,7 +9,7 @@ says why. Higher scores = more memorized; distances and losses in nats.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -27,6 +27,7 @@ from mitigate.errors import MitigateError
 from mitigate.mistakes import not_one_of
 from mitigate.models.model import Model
 from mitigate.models.store import ModelStore
+from mitigate.reporting.content import SCHEMA, Report, checked
 from mitigate.reporting.masking import Mask
 from mitigate.reporting.settings import ShownText
 from mitigate.reporting.verdict import verdict_of
@@ -50,7 +51,6 @@ from mitigate.verification.never_seen import never_seen_level
 from mitigate.verification.tofu.figures import tofu_notes
 
 MOST_VALUES = 1000  # sensitive values that extraction tries; of more, a random sample: 3 points of interval either way
-SCHEMA = 1  # of report.json
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Comparison:
         after: the re-audit, or None if nothing was unlearned.
     """
 
-    report: dict[str, Any]
+    report: Report
     before: Audit
     after: Audit | None
 
@@ -88,9 +88,8 @@ class Comparison:
 
     @cached_property
     def _mask(self) -> Mask:
-        """What may be shown; reports of earlier versions say so by `show_text`."""
-        text = self.report.get("text", "all" if self.report.get("show_text") else "masked")
-        return Mask([audit for audit in (self.before, self.after) if audit is not None], text=text)
+        """What may be shown."""
+        return Mask([audit for audit in (self.before, self.after) if audit is not None], text=self.report["text"])
 
     def show(self) -> Any:
         """The report, for a notebook's output."""
@@ -114,6 +113,7 @@ def compare(
     recipe: Mapping[str, Any] | None = None,
     seconds: Mapping[str, float] | None = None,
     text: str = "masked",
+    warnings: Sequence[str] = (),
 ) -> Comparison:
     """Figures over two audits of the same documents.
 
@@ -128,6 +128,7 @@ def compare(
         name, recipe, seconds (*optional*): recorded in the report.
         text (`str`, *optional*, defaults to `masked`): what the report shows of the documents: `none`: figures only;
             `masked`: text with its secrets masked; `all`: everything.
+        warnings (*optional*): notes that come before those of the comparison.
 
     Raises:
         MitigateError: the two audits are not of the same documents, spans and references; another `text`.
@@ -189,9 +190,9 @@ def compare(
         + erasure_notes(report["erasure"], report["retrain"])
         + tofu_notes(tofu)
     )
-    report["notes"] = list(dict.fromkeys(notes))
+    report["notes"] = [*warnings, *dict.fromkeys(notes)]
     report["verdict"] = verdict_of(report)
-    return Comparison(report, before, after)
+    return Comparison(checked(report), before, after)
 
 
 def verify(
@@ -254,7 +255,7 @@ def measure(
     models = dict(zip(("before", "after"), load_audited(audited, store=store), strict=False))
     models |= {"oracle": oracle_model} if oracle_model is not None else {}
     context = min(model.context for model in models.values())
-    names = before.sets().values()
+    names = before.sets.values()
     sets = {"forget": ("forget",) if "forget" in names else (None,), "holdout": ("holdout",)}
     most = {"forget": MOST_VALUES, "holdout": MOST_VALUES // 2}
     chosen = {
@@ -291,7 +292,7 @@ def _unjudged(after: Audit | None) -> str:
     )
 
 
-def _judged(audit: Audit) -> tuple[list[dict[str, Any]], list[str]]:
+def _judged(audit: Audit) -> tuple[list[tuple[Any, ...]], list[str]]:
     """What an audit judges, and by which references."""
-    spans = audit.spans.select(["doc_id", "token_start", "token_end", "source", "selected"]).to_pylist()
+    spans = [(one.doc_id, one.token_start, one.token_end, one.source, one.selected) for one in audit.span_rows]
     return spans, [reference.fingerprint for reference in audit.metadata.references]

@@ -31,16 +31,15 @@ def erasure_figures(before: Audit, after: Audit | None) -> dict[str, Any] | None
     if found is None:
         return None
     documents = set(found.documents)
-    own = [row for row in before.spans.to_pylist() if row["doc_id"] in documents and row["selected"]]
+    own = [span for span in before.span_rows if span.doc_id in documents and span.selected]
     selected = before.columns["selected"].astype(bool)
     scores = {
-        side: {row["span_id"]: row["score"] for row in audit.spans.to_pylist()} if audit is not None else {}
+        side: {span.span_id: span.score for span in audit.span_rows} if audit is not None else {}
         for side, audit in {"before": before, "after": after}.items()
     }
-    groups = dict(zip(before.documents["doc_id"].to_pylist(), before.documents["group"].to_pylist(), strict=True))
-    persons = [groups[row["doc_id"]] for row in own]
+    persons = [before.groups[span.doc_id] for span in own]
     means = {
-        side: clustered_mean(np.array([by_span[row["span_id"]] for row in own]), persons) if by_span else UNMEASURED
+        side: clustered_mean(np.array([by_span[span.span_id] for span in own]), persons) if by_span else UNMEASURED
         for side, by_span in scores.items()
     }
     record = found.written()

@@ -89,9 +89,8 @@ def stretches(view: View, audit: Audit | None) -> dict[str, Any] | None:
     starts, ends = columns["char_start"].astype(int), columns["char_end"].astype(int)
     inside, whole = [], []
     for span in view.spans:
-        if view.is_forget(span["doc_id"]) and span["source"] in ("found", "known"):
-            first = audit.rows[span["doc_id"]].start
-            rows = slice(first + span["token_start"], first + span["token_end"])
+        if view.is_forget(span.doc_id) and span.source in ("found", "known"):
+            rows = audit.rows_of(span)
             inside.append(_longest(likeliest[rows], starts[rows], ends[rows]))
             whole.append(bool(likeliest[rows].all()))
     documents = [

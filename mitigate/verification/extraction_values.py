@@ -14,11 +14,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 
 from mitigate.detection.record import Audit
+from mitigate.detection.spans.row import SpanRow
 from mitigate.secrets.addresses import ADDRESS, UNIT
 from mitigate.secrets.inside import NAME
 from mitigate.secrets.same import comparable
@@ -113,21 +114,20 @@ def secrets_of(
         most (`int`, *optional*): at most so many values, and so many names: a random sample, the same each time.
         seed (`int`, *optional*, defaults to 0): of the sample.
     """
-    of_document = audit.sets()
-    texts = dict(zip(audit.documents["doc_id"].to_pylist(), audit.documents["text"].to_pylist(), strict=True))
-    spans: dict[str, list[dict[str, Any]]] = {doc_id: [] for doc_id in texts if of_document[doc_id] in sets}
-    for row in audit.spans.to_pylist():
-        if row["doc_id"] in spans:
-            spans[row["doc_id"]].append(row)
+    texts = audit.texts
+    spans: dict[str, list[SpanRow]] = {doc_id: [] for doc_id in texts if audit.sets[doc_id] in sets}
+    for span in audit.span_rows:
+        if span.doc_id in spans:
+            spans[span.doc_id].append(span)
     control = "holdout" in sets
-    other = {doc_id: text for doc_id, text in texts.items() if (of_document[doc_id] == "holdout") is not control}
+    other = {doc_id: text for doc_id, text in texts.items() if (audit.sets[doc_id] == "holdout") is not control}
     if not control:
         ordinary = _recognised(other.values())
     else:  # a control must not have been trained on, known or not
         ordinary = _recognised(other.values()) | {
-            comparable(other[row["doc_id"]][row["char_start"] : row["char_end"]])
-            for row in audit.spans.to_pylist()
-            if row["source"] == "known" and row["doc_id"] in other
+            comparable(span.text(other[span.doc_id]))
+            for span in audit.span_rows
+            if span.source == "known" and span.doc_id in other
         }
     common = 0
     values: list[Place] = []
@@ -143,9 +143,9 @@ def secrets_of(
             kinds = names if place.is_name else weak if place.source == "found" else values
             kinds.append(place)
         selected += [
-            Place(doc_id, row["char_start"], row["char_end"], row["label"] or "span", "span")
-            for row in rows
-            if row["selected"]
+            Place(doc_id, span.char_start, span.char_end, span.label or "span", "span")
+            for span in rows
+            if span.selected
         ]
     values = values or weak or ([] if names else selected)
     untried: Counter[str] = Counter(ordinary=common) if common else Counter()
@@ -160,10 +160,10 @@ def secrets_of(
     return Secrets(tuple(tried), len(values) + len(names) + common, dict(untried))
 
 
-def _candidates(doc_id: str, text: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[Place]:
+def _candidates(doc_id: str, text: str, spans: Sequence[SpanRow]) -> Iterator[Place]:
     """Values of one document, known ones first; of those, recognised ones and found ones none overlaps another."""
-    known = [(row["char_start"], row["char_end"], row["label"] or "known") for row in rows if row["source"] == "known"]
-    found = [(row["char_start"], row["char_end"]) for row in rows if row["source"] == "found"]
+    known = [(span.char_start, span.char_end, span.label or "known") for span in spans if span.source == "known"]
+    found = [(span.char_start, span.char_end) for span in spans if span.source == "found"]
     strong = sensitive_values(text)
     anywhere = {*strong, *_with_units(strong, text)}
     inside = _with_units(sensitive_values(text, spans=[(start, end) for start, end, _ in known]), text)

@@ -18,10 +18,8 @@ class View:
 
     def __init__(self, audit: Audit) -> None:
         self.audit = audit
-        self.sets = audit.sets()
-        self.groups = dict(
-            zip(audit.documents["doc_id"].to_pylist(), audit.documents["group"].to_pylist(), strict=True)
-        )
+        self.sets = audit.sets
+        self.groups = audit.groups
         self.labelled = any(name is not None for name in self.sets.values())
         self.token_set = np.empty(len(audit.tokens), dtype=object)
         self.token_group = np.empty(len(audit.tokens), dtype=object)
@@ -30,31 +28,27 @@ class View:
         self.scored = ~np.isnan(audit.columns["log_prob"])
         self.selected = audit.columns["selected"].astype(bool)
         self.forget = (self.token_set == "forget") if "forget" in self.sets.values() else self.token_set == None  # noqa: E711
-        self.spans = audit.spans.to_pylist()
+        self.spans = audit.span_rows
         self.secret = np.zeros(len(audit.tokens), dtype=bool)
         self._known: dict[str, list[tuple[int, int]]] = {doc_id: [] for doc_id in self.sets}
         self.no_control = self._no_control()
         for span in self.spans:
-            if span["source"] == "known" and span["span_id"] not in self.no_control:
-                self._known[span["doc_id"]].append((span["token_start"], span["token_end"]))
-            if span["source"] == "known" and self.is_forget(span["doc_id"]):
-                first = audit.rows[span["doc_id"]].start
-                self.secret[first + span["token_start"] : first + span["token_end"]] = True
+            if span.source == "known" and span.span_id not in self.no_control:
+                self._known[span.doc_id].append((span.token_start, span.token_end))
+            if span.source == "known" and self.is_forget(span.doc_id):
+                self.secret[audit.rows_of(span)] = True
         self.secret &= self.scored
 
     def _no_control(self) -> set[int]:
         """Known secrets of never-seen documents that stand in trained ones as well: those were learned."""
         values: dict[bool, dict[int, str]] = {True: {}, False: {}}
-        texts = dict(
-            zip(self.audit.documents["doc_id"].to_pylist(), self.audit.documents["text"].to_pylist(), strict=True)
-        )
         starts, ends = self.audit.columns["char_start"], self.audit.columns["char_end"]
         for span in self.spans:
-            if span["source"] == "known":
-                first = self.audit.rows[span["doc_id"]].start
-                start, end = starts[first + span["token_start"]], ends[first + span["token_end"] - 1]
-                value = comparable(texts[span["doc_id"]][int(start) : int(end)])
-                values[self.sets[span["doc_id"]] == "holdout"][span["span_id"]] = value
+            if span.source == "known":
+                rows = self.audit.rows_of(span)
+                start, end = starts[rows.start], ends[rows.stop - 1]
+                value = comparable(self.audit.texts[span.doc_id][int(start) : int(end)])
+                values[self.sets[span.doc_id] == "holdout"][span.span_id] = value
         trained = set(values[False].values()) - {""}
         return {number for number, value in values[True].items() if value in trained}
 
@@ -88,14 +82,14 @@ class View:
 
     def span_scores(self, audit: Audit, *, member: bool, source: str) -> tuple[np.ndarray, list[str]]:
         """Scores of the forget documents' spans (or the holdout's), with their groups."""
-        rows = [
-            row
-            for row in audit.spans.to_pylist()
-            if row["source"] == source
-            and row["span_id"] not in self.no_control
-            and (self.is_forget(row["doc_id"]) if member else self.sets[row["doc_id"]] == "holdout")
+        spans = [
+            span
+            for span in audit.span_rows
+            if span.source == source
+            and span.span_id not in self.no_control
+            and (self.is_forget(span.doc_id) if member else self.sets[span.doc_id] == "holdout")
         ]
-        return np.array([row["score"] for row in rows]), [self.groups[row["doc_id"]] for row in rows]
+        return np.array([span.score for span in spans]), [self.groups[span.doc_id] for span in spans]
 
     def document_scores(self, audit: Audit, *, member: bool) -> tuple[np.ndarray, list[str]]:
         """Mean token score of each forget (or holdout) document, with its group."""
@@ -108,12 +102,9 @@ class View:
 
     def selection(self) -> dict[str, Any]:
         """What was selected, and by which rule."""
-        spans = [row for row in self.spans if row["selected"]]
-        known = [row for row in self.spans if row["source"] == "known" and self.is_forget(row["doc_id"])]
-        hit = 0
-        for row in known:
-            first = self.audit.rows[row["doc_id"]].start
-            hit += bool(self.selected[first + row["token_start"] : first + row["token_end"]].any())
+        spans = [span for span in self.spans if span.selected]
+        known = [span for span in self.spans if span.source == "known" and self.is_forget(span.doc_id)]
+        hit = sum(bool(self.selected[self.audit.rows_of(span)].any()) for span in known)
         detect = self.audit.metadata.detect
         where = "the forget documents" if "forget" in self.sets.values() else "documents outside retain and holdout"
         if detect.select == "known":
@@ -132,13 +123,13 @@ class View:
             why += f"; with a mean score of {detect.min_score:g} nats or more"
         if detect.share is not None:
             why += f"; the strongest {detect.share:.0%} of them"
-        if linked := sum(row["source"] == "linked" for row in spans):
+        if linked := sum(span.source == "linked" for span in spans):
             why += f"; and {linked} places in other documents that hold the same secrets"
         return {
             "spans": len(spans),
-            "found": sum(row["source"] == "found" for row in spans),
+            "found": sum(span.source == "found" for span in spans),
             "tokens": int(self.selected.sum()),
-            "documents": len({row["doc_id"] for row in spans}),
+            "documents": len({span.doc_id for span in spans}),
             "known_recall": hit / len(known) if known else None,
             "rule": why,
         }
@@ -190,7 +181,7 @@ def leakage(view: View, audit: Audit | None, notes: list[str]) -> dict[str, Any]
     """AUC, true positive rate and mean score of an audit; what cannot be had goes to `notes`."""
     if audit is None:
         return None
-    source = "known" if any(row["source"] == "known" for row in view.spans) else "found"
+    source = "known" if any(span.source == "known" for span in view.spans) else "found"
     if source == "found":
         notes.append("No known sensitive spans were given: span AUC is not measured.")
     members = view.span_scores(audit, member=True, source=source)
@@ -210,7 +201,7 @@ def leakage(view: View, audit: Audit | None, notes: list[str]) -> dict[str, Any]
             f"The known secrets in holdout documents are of {len(set(non_members[1]))} people; an error rate of 1 % "
             f"needs {FEWEST_CLUSTERS} or more."
         )
-    selected = [(row["score"], view.groups[row["doc_id"]]) for row in audit.spans.to_pylist() if row["selected"]]
+    selected = [(span.score, view.groups[span.doc_id]) for span in audit.span_rows if span.selected]
     figures["span_score_mean"] = clustered_mean(np.array([s for s, _ in selected]), [g for _, g in selected])
     people = {"members": len(set(documents[0][1])), "never_seen": len(set(documents[1][1]))}
     compared = (members, non_members) if source == "known" and len(members[0]) else documents
@@ -279,10 +270,10 @@ def over_forgotten(view: View, after: Audit | None) -> Figure:
     """Share of the selected spans that now score below the 1 % quantile of non-members' spans."""
     if after is None:
         return UNMEASURED
-    source = "known" if any(row["source"] == "known" for row in view.spans) else "found"
+    source = "known" if any(span.source == "known" for span in view.spans) else "found"
     non_members, people = view.span_scores(after, member=False, source=source)
-    chosen = [row for row in after.spans.to_pylist() if row["selected"]]
-    scores, groups = np.array([row["score"] for row in chosen]), [view.groups[row["doc_id"]] for row in chosen]
+    chosen = [span for span in after.span_rows if span.selected]
+    scores, groups = np.array([span.score for span in chosen]), [view.groups[span.doc_id] for span in chosen]
     return clustered_tpr((-scores, groups), (-non_members, people), fpr=0.01)
 
 

@@ -111,12 +111,11 @@ def _by_oracle(view: View, after: Audit | None, oracle: np.ndarray | None) -> Fi
 
 def _on_selected(view: View, after: Audit | None, stand_ins: Sequence[np.ndarray]) -> Figure:
     """How far the model scores above those that never saw the text, on the spans that were to be forgotten."""
-    chosen = [row for row in view.spans if row["selected"]]
+    chosen = [span for span in view.spans if span.selected]
     if after is None or not chosen:
         return UNMEASURED
-    first = [view.audit.rows[row["doc_id"]].start for row in chosen]
-    places = np.array([(at + row["token_start"], at + row["token_end"]) for at, row in zip(first, chosen, strict=True)])
-    groups = [view.groups[row["doc_id"]] for row in chosen]
+    places = np.array([(rows.start, rows.stop) for rows in map(view.audit.rows_of, chosen)])
+    groups = [view.groups[span.doc_id] for span in chosen]
     sides = []
     for score in stand_ins:
         known = ~np.isnan(score)

@@ -16,6 +16,8 @@ from mitigate.detection.metadata import SCHEMA
 from mitigate.detection.record import Audit
 from mitigate.detection.references.crossfit import load_references
 from mitigate.errors import MitigateError
+from mitigate.reporting.content import read_report
+from mitigate.verification.compare import compare
 
 
 def copied(directory: str | Path, to: Path) -> Path:
@@ -60,3 +62,24 @@ def test_how_a_model_was_made_is_not_guessed_from_another_version(name: str, tmp
     (tmp_path / name).write_text(json.dumps({"schema": 2, "fingerprint": "00"}))
     with pytest.raises(MitigateError, match=rf"{name}: is of version 2, .* version 1; make .* again"):
         origin_of(tmp_path, fingerprint="00")
+
+
+def test_a_report_of_another_version_or_with_other_keys_is_refused(whole: Audit, tmp_path: Path) -> None:
+    compare(whole).save(tmp_path / "report")
+    path = tmp_path / "report" / "report.json"
+    written = json.loads(path.read_text())
+    assert read_report(path) == written
+
+    def refused(report: object, said: str) -> None:
+        path.write_text(json.dumps(report))
+        with pytest.raises(MitigateError, match=rf"report.json: {said}; give the command again that wrote it"):
+            read_report(path)
+
+    refused({**written, "schema": 2}, "is of version 2, and this code reads version 1")
+    for name in written.keys() - {"schema"}:
+        refused({key: value for key, value in written.items() if key != name}, rf"no report .*{name}: .*required.*")
+    refused({**written, "leaked": 0.5}, r"no report of this version \(leaked: extra inputs are not permitted\)")
+    before = {**written["leakage"]["before"], "span_auc": "high"}
+    refused(
+        {**written, "leakage": {"before": before, "after": None}}, r"no report .*leakage.before.span_auc: .*number.*"
+    )

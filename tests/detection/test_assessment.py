@@ -77,7 +77,7 @@ def by_shadows(calibrated: Calibrated) -> Audit:
 
 
 def rows_of(result: Audit, source: str, *, sets: tuple[str, ...] = ("forget", "retain", "holdout")) -> list[dict]:
-    of = result.sets()
+    of = result.sets
     return [row for row in result.spans.to_pylist() if row["source"] == source and of[row["doc_id"]] in sets]
 
 
@@ -94,7 +94,7 @@ def test_selected_spans_keep_to_the_false_discovery_rate_and_reach_the_secrets(b
     chosen = [row for row in rows_of(by_shadows, "found") if row["selected"]]
     assert chosen
     assert all(row["q"] <= 0.1 for row in chosen)
-    assert all(by_shadows.sets()[row["doc_id"]] == "forget" for row in chosen)
+    assert all(by_shadows.sets[row["doc_id"]] == "forget" for row in chosen)
     reached = {row["doc_id"] for row in chosen if "code" in row["label"]}
     assert len(reached) > 0.7 * EACH
     q = [row["q"] for row in rows_of(by_shadows, "found", sets=("forget",))]

@@ -39,7 +39,7 @@ def saved(known: Audit, tmp_path: Path) -> Path:
 
 
 def test_planted_secrets_of_members_score_above_those_of_non_members(world: World, known: Audit) -> None:
-    sets = known.sets()
+    sets = known.sets
     scores: dict[str | None, list[float]] = {"forget": [], "retain": [], "holdout": []}
     for span in known.spans.to_pylist():
         if span["source"] == "known":
@@ -63,7 +63,7 @@ def test_found_spans_cover_the_planted_secrets(world: World, found: Audit) -> No
 
 def test_an_adapters_secrets_are_found_as_a_models_are(world: World) -> None:
     result = world.audit(world.adapter)
-    sets = result.sets()
+    sets = result.sets
     scores = {
         name: np.array(
             [r["score"] for r in result.spans.to_pylist() if sets[r["doc_id"]] == name and r["source"] == "known"]
@@ -105,7 +105,7 @@ def test_each_token_has_the_log_probability_of_its_out_reference_alone(known: Au
 def test_known_selects_the_known_spans_and_found_the_found_ones(world: World, known: Audit, found: Audit) -> None:
     for result, source in ((known, "known"), (found, "found")):
         for row in result.spans.to_pylist():
-            chosen = row["source"] == source and result.sets()[row["doc_id"]] == "forget"
+            chosen = row["source"] == source and result.sets[row["doc_id"]] == "forget"
             assert row["selected"] is chosen
     text = {document.id: document.text for document in world.documents}
     for doc_id, rows in known.rows.items():

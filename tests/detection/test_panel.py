@@ -172,7 +172,7 @@ def test_who_taught_once_is_remembered_in_what_is_unlearned_again(four: Audit) -
 
 def test_fit_is_the_loss_on_documents_that_both_were_trained_on(world: World, whole: Audit) -> None:
     fit = whole.metadata.fit
-    sets, documents = whole.sets(), whole.documents.to_pylist()
+    sets, documents = whole.sets, whole.documents.to_pylist()
     members = [row for row in documents if row["in_references"] and sets[row["doc_id"]] != "holdout"]
     assert fit.documents == len(members)
 
@@ -224,7 +224,7 @@ def all_selected(found: Audit) -> Audit:
     """With every token of the documents to forget selected, by the detector."""
     forget = np.zeros(len(found.tokens), dtype=bool)
     for doc_id, rows in found.rows.items():
-        forget[rows] = found.sets()[doc_id] == "forget"
+        forget[rows] = found.sets[doc_id] == "forget"
     place = found.tokens.column_names.index("selected")
     tokens = found.tokens.set_column(place, "selected", pa.array(forget & ~np.isnan(found.columns["log_prob"])))
     return replace(with_metadata(found, detect_select="found"), tokens=tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 
@@ -11,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mitigate.detection.scores import token as scores
 from mitigate.detection.settings import SpanRule
+from mitigate.detection.spans.row import SpanRow, span_rows, span_table
 from mitigate.detection.spans.threshold import FoundSpan, find_spans, whole_words, windowed
 from mitigate.documents import Document, Documents
 from mitigate.errors import MitigateError
@@ -216,3 +218,12 @@ def test_found_spans_are_disjoint_ordered_and_of_whole_words_whatever_the_scores
             assert (span.token_start, span.token_end) == (covered[0], covered[-1] + 1)
             assert len(covered) >= rule.min_tokens
             assert span.score == pytest.approx(np.nanmean(score[covered]))
+
+
+def test_a_span_row_comes_back_from_its_table_as_it_was() -> None:
+    certain = SpanRow(0, "a", 3, 9, 1, 4, "phone", "found", 0.5, probability=0.75, q=0.25, selected=True)
+    rows = [certain, SpanRow(1, "b", 0, 2, 1, 2, "", "linked", -2.0)]
+    table = span_table(rows)
+    assert span_rows(table) == rows
+    assert table.column_names == [field.name for field in dataclasses.fields(SpanRow)]
+    assert span_rows(span_table([])) == []

@@ -27,7 +27,7 @@ from mitigate.errors import MitigateError
 from mitigate.models.store import ModelStore
 from mitigate.pipeline.run import Pipeline, run
 from mitigate.recipe.loading import check_recipe, load_recipe
-from mitigate.secrets.copies import Linked, find_linked
+from mitigate.secrets.copies import Linked, Sought, find_linked
 from mitigate.text.folding import fold
 from mitigate.verification.compare import compare
 
@@ -241,13 +241,12 @@ def test_a_condition_means_what_is_written(tmp_path: Path, condition: str, wante
 # --- the same secrets in other documents ------------------------------------------------------------------------------
 
 
-def linked_of(texts: dict[str, str], secrets: Sequence[str], *, source: str = "known") -> Linked:
+def linked_of(texts: dict[str, str], secrets: Sequence[str], *, known: bool = True) -> Linked:
     """Links of document `own`, which is the secrets, one a line."""
     own = "\n".join(secrets)
     starts = [own.index(secret) for secret in secrets]
     spans = [
-        {"span_id": n, "doc_id": "own", "char_start": at, "char_end": at + len(secret), "label": "", "source": source}
-        | {"selected": source == "found"}
+        Sought(n, "own", at, at + len(secret), "", known=known)
         for n, (at, secret) in enumerate(zip(starts, secrets, strict=True))
     ]
     documents = Documents((Document("own", own), *(Document(id, text) for id, text in texts.items())))
@@ -277,7 +276,7 @@ def test_a_secret_is_found_in_another_format_with_exact_characters(secret: str, 
 def test_the_number_in_a_longer_found_span_is_a_secret_of_its_own() -> None:
     span = "call her at 555-123-4567, or write to jane@mail.example today"
     text = "jane@mail.example is also on 5551234567"
-    hits = linked_of({"other": text}, [span], source="found").hits
+    hits = linked_of({"other": text}, [span], known=False).hits
     assert [text[hit.char_start : hit.char_end] for hit in hits] == ["jane@mail.example", "5551234567"]
 
 
@@ -285,7 +284,7 @@ def test_a_common_phrase_is_no_secret_unless_it_is_known_as_one() -> None:
     phrases = ["in the morning after the storm", "the violet lantern of the watchman"]
     many = {f"d{n}": f"Document {n}: {phrases[0]}, at last." for n in range(8)}
     few = {f"e{n}": f"It was {phrases[1]}, number {n}." for n in range(3)}
-    found = linked_of(many | few, phrases, source="found")
+    found = linked_of(many | few, phrases, known=False)
     assert {hit.doc_id for hit in found.hits} == set(few)
     assert (found.secrets, found.too_common, found.too_short) == (1, 1, 0)
     assert len(linked_of(many | few, phrases).hits) == 11
@@ -294,16 +293,16 @@ def test_a_common_phrase_is_no_secret_unless_it_is_known_as_one() -> None:
 def test_a_few_words_that_the_detector_found_are_no_secret_but_known_ones_are() -> None:
     words = ["Orange,", "1984, in the United", "in May"]
     texts = {"other": "Born in May 1984, in the United States, near Orange."}
-    found = linked_of(texts, words, source="found")
+    found = linked_of(texts, words, known=False)
     assert (found.hits, found.secrets, found.too_short) == ((), 0, 3)
     assert len(linked_of(texts, words).hits) == 2, "in May has five letters"
 
 
 def test_a_time_of_day_that_the_detector_found_is_no_secret_but_a_number_beside_it_is() -> None:
     texts = {"other": "13:15:02 INFO queue empty, 13:15:02 ticket 71-40-93"}
-    assert linked_of(texts, ["13:15:02 retry", "(13:15:02),"], source="found").hits == ()
+    assert linked_of(texts, ["13:15:02 retry", "(13:15:02),"], known=False).hits == ()
     for written in ("13:15:02 retry, ticket 71-40-93", "714093"):
-        hits = linked_of(texts, [written], source="found").hits
+        hits = linked_of(texts, [written], known=False).hits
         assert [texts["other"][hit.char_start : hit.char_end] for hit in hits] == ["71-40-93"]
     assert len(linked_of(texts, ["13:15:02"]).hits) == 2, "known as a secret"
 
@@ -346,8 +345,7 @@ def test_the_order_of_documents_and_spans_does_not_matter(world: World) -> None:
     def found(order: Sequence[Document]) -> set[tuple[str, int, int, str]]:
         chosen = apply_request(Documents(tuple(order)), asked)
         spans = [
-            {"span_id": n, "doc_id": d.id, "char_start": s.start, "char_end": s.end, "label": s.label}
-            | {"source": "known", "selected": d.set == "forget"}
+            Sought(n, d.id, s.start, s.end, s.label, known=True)
             for n, (d, s) in enumerate((d, s) for d in chosen for s in d.spans)
         ]
         hits = find_linked(chosen, {"forget-0"}, spans).hits
@@ -412,7 +410,7 @@ def test_a_linked_secret_is_selected_with_all_its_tokens_and_no_others(world: Wo
 def test_only_the_request_is_selected_and_holdout_stays_holdout(requested: Audit) -> None:
     touched = {id for id, rows in requested.rows.items() if requested.columns["selected"][rows].any()}
     assert touched == {"forget-0", "copy-retain"}
-    assert {id for id, name in requested.sets().items() if name == "forget"} == {"forget-0"}
+    assert {id for id, name in requested.sets.items() if name == "forget"} == {"forget-0"}
     assert not linked_rows(requested)["copy-holdout"]["selected"]
 
 
@@ -464,7 +462,7 @@ def test_the_request_survives_saving_and_the_re_audit(world: World, requested: A
 def test_linked_tokens_are_no_cost_to_retained_text(world: World, requested: Audit) -> None:
     rows = requested.columns["selected"].astype(bool)
     nll = compare(requested).report["utility"]["retain_nll"]["before"]
-    sets = requested.sets()
+    sets = requested.sets
     retained = [sets[id] == "retain" for id in requested.tokens["doc_id"].to_pylist()]
     log_prob = requested.columns["log_prob"]
     kept = [-x for x, keep, chosen in zip(log_prob, retained, rows, strict=True) if keep and not chosen and x == x]
@@ -523,8 +521,8 @@ def test_a_whole_lab_recipe_forgets_what_a_request_names_and_trains_no_model_aga
         assert report["counts"]["forget"] == 1
         assert report["counts"]["retain"] == len(plain.inputs.documents.subset(["forget", "retain"])) - 1
         before, after = Audit.load("run/audit"), Audit.load("run/reaudit")
-        assert {name for name, kind in before.sets().items() if kind == "forget"} == {retained.id}
-        assert all(before.sets()[document.id] == "retain" for document in given)
+        assert {name for name, kind in before.sets.items() if kind == "forget"} == {retained.id}
+        assert all(before.sets[document.id] == "retain" for document in given)
         assert after.metadata.erasure == before.metadata.erasure
         assert (tmp_path / "run/adapter/adapter_model.safetensors").is_file()
         assert retained.text[:40] not in (tmp_path / "run/report.html").read_text(encoding="utf-8")

@@ -31,6 +31,7 @@ from mitigate.detection.metadata import Generated
 from mitigate.detection.record import Audit
 from mitigate.detection.settings import Detect
 from mitigate.detection.signals import token_log_probs
+from mitigate.detection.spans.row import span_table
 from mitigate.documents import Document, Documents, Request, Span
 from mitigate.errors import MitigateError, NothingToUnlearnError
 from mitigate.lab.tiny import train_tokenizer
@@ -282,14 +283,13 @@ def test_documents_that_a_secret_comes_from_do_not_make_it_common() -> None:
 
 
 def test_a_found_span_has_no_label_and_the_known_secrets_in_it_keep_theirs(leaky: Audit) -> None:
-    row = next(row for row in leaky.spans.to_pylist() if row["source"] == "known" and row["doc_id"] == "forget-0")
-    wider = {**row, "char_start": row["char_start"] - 4, "source": "found", "selected": True}
-    rows = [{**wider, "span_id": 0}, {**row, "span_id": 1, "selected": False}]
-    found = replace(leaky, spans=type(leaky.spans).from_pylist(rows, schema=leaky.spans.schema))
+    row = next(row for row in leaky.span_rows if row.source == "known" and row.doc_id == "forget-0")
+    wider = replace(row, span_id=0, char_start=row.char_start - 4, source="found", selected=True)
+    found = replace(leaky, spans=span_table([wider, replace(row, span_id=1, selected=False)]))
     spans = selected_removals(found, training_documents(found))["forget-0"].spans
     assert spans == {
-        Span(row["char_start"] - 4, row["char_end"]),
-        Span(row["char_start"], row["char_end"], row["label"]),
+        Span(row.char_start - 4, row.char_end),
+        Span(row.char_start, row.char_end, row.label),
     }
 
 
@@ -755,6 +755,7 @@ def test_a_base_that_is_the_leaky_model_is_not_called_exact(
 TWO = """
 import sys
 from mitigate.detection.record import Audit
+from mitigate.detection.spans.row import span_table
 from mitigate.secrets.copies import Linked
 from mitigate.models.store import ModelStore
 from mitigate.models.settings import Lora, Schedule

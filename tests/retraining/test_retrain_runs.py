@@ -18,6 +18,7 @@ from mitigate.artifacts.files import DIGESTS
 from mitigate.artifacts.provenance import origin_of
 from mitigate.detection.audit import reaudit
 from mitigate.detection.record import Audit
+from mitigate.detection.spans.row import span_table
 from mitigate.documents import Document, Documents
 from mitigate.errors import MitigateError
 from mitigate.pipeline.run import run
@@ -125,15 +126,15 @@ def test_an_unlearned_models_report_says_how_without_being_told(world: World, be
 
 def test_words_that_were_found_memorized_do_not_hide_the_reports_own(before: Audit) -> None:
     text = "this exact line : x"
-    [row], [document] = before.spans.slice(0, 1).to_pylist(), before.documents.slice(0, 1).to_pylist()
+    row, [document] = before.span_rows[0], before.documents.slice(0, 1).to_pylist()
     found = [("this", 0, 4), ("exact", 5, 10), (" : x", 15, 19)]
-    rows = [{**row, "doc_id": "words", "char_start": start, "char_end": end} for _, start, end in found]
+    rows = [replace(row, doc_id="words", char_start=start, char_end=end) for _, start, end in found]
     documents = [{**document, "doc_id": "words", "text": text, "known_spans": []}]
     mask = Mask(
         [
             replace(
                 before,
-                spans=type(before.spans).from_pylist(rows, schema=before.spans.schema),
+                spans=span_table(rows),
                 documents=type(before.documents).from_pylist(documents, schema=before.documents.schema),
             )
         ],

@@ -19,7 +19,7 @@ from mitigate.guard.decoding import completes
 from mitigate.guard.guard import Guard
 from mitigate.reporting.masking import BULLET, Mask
 from mitigate.retraining.removals import Removal, with_copies
-from mitigate.secrets.copies import find_linked
+from mitigate.secrets.copies import Sought, find_linked
 from mitigate.secrets.redaction import fake
 from mitigate.secrets.same import Comparable, Finder, comparable, core, same
 from mitigate.verification.compare import Comparison
@@ -144,8 +144,7 @@ def test_a_secret_in_another_format_is_found_by_mask_links_guard_and_redaction(s
     assert not hidden[: place[0]].any()
 
     documents = Documents((Document("a", own), Document("b", text)))
-    row = {"span_id": 0, "doc_id": "a", "char_start": 6, "char_end": 6 + len(secret), "label": "x"}
-    linked = find_linked(documents, {"a"}, [{**row, "source": "known", "selected": True}])
+    linked = find_linked(documents, {"a"}, [Sought(0, "a", 6, 6 + len(secret), "x", known=True)])
     assert [hit.doc_id for hit in linked.hits] == ["b"], (secret, other)
 
     assert completes(Guard.make([secret]), "", comparable(other))

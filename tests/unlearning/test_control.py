@@ -11,12 +11,13 @@ from forgetting import log_ratio, selected_of
 from world import World
 
 from mitigate.detection.record import Audit
+from mitigate.detection.spans.row import span_table
 from mitigate.unlearning.control import Control, control_level, span_floor
 
 
 @pytest.mark.parametrize("unseen", [2, 5])
 def test_the_control_is_what_as_hard_tokens_of_unseen_documents_look_like(whole: Audit, unseen: int) -> None:
-    sets = [name if name != "holdout" else None for name in whole.sets().values()]
+    sets = [name if name != "holdout" else None for name in whole.sets.values()]
     sets[-unseen:] = ["holdout"] * unseen
     place = whole.documents.column_names.index("set")
     whole = replace(whole, documents=whole.documents.set_column(place, "set", pa.array(sets)))
@@ -35,7 +36,7 @@ def test_the_control_is_what_as_hard_tokens_of_unseen_documents_look_like(whole:
                 continue
             stratum = sum(edge <= out[row] for edge in edges)
             count[stratum] += bool(chosen[row])
-            if whole.sets()[doc_id] == "holdout":
+            if whole.sets[doc_id] == "holdout":
                 alike[stratum].append(float(ratio[row]))
     usable = [n for n in range(10) if len(alike[n]) >= 10]
     assert len(usable) > 1, "more than one stratum has unseen tokens enough"
@@ -56,16 +57,16 @@ def test_without_holdout_the_control_is_the_references_own_level(world: World) -
 def test_the_floor_is_the_first_percentile_of_unseen_spans(whole: Audit) -> None:
     assert span_floor(whole) is None, "five spans tell no percentile"
     ratio, rows = log_ratio(whole), []
-    like = next(row for row in whole.spans.to_pylist() if row["source"] == "known")
+    like = next(row for row in whole.span_rows if row.source == "known")
     for doc_id, place in whole.rows.items():
         length = place.stop - place.start
-        rows += [{**like, "doc_id": doc_id, "token_start": n, "token_end": n + 3} for n in range(1, length - 3)]
-    found = [{**row, "source": "found", "token_end": row["token_start"] + 1} for row in rows]
-    many = replace(whole, spans=pa.Table.from_pylist(rows + found, schema=whole.spans.schema))
+        rows += [replace(like, doc_id=doc_id, token_start=n, token_end=n + 3) for n in range(1, length - 3)]
+    found = [replace(row, source="found", token_end=row.token_start + 1) for row in rows]
+    many = replace(whole, spans=span_table(rows + found))
     means = sorted(
-        sum(float(ratio[whole.rows[row["doc_id"]].start + row["token_start"] + n]) for n in range(3)) / 3
+        sum(float(ratio[whole.rows[row.doc_id].start + row.token_start + n]) for n in range(3)) / 3
         for row in rows
-        if row["doc_id"].startswith("holdout")
+        if row.doc_id.startswith("holdout")
     )
     place = 0.01 * (len(means) - 1)
     low = int(place)

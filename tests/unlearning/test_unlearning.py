@@ -44,7 +44,7 @@ def test_the_planted_secrets_fall_to_the_control_and_the_rest_stays(
     thorough: dict[str, tuple[Audit, Unlearned, Audit]], kind: str
 ) -> None:
     before, _, after = thorough[kind]
-    selected, sets = selected_of(before), before.sets()
+    selected, sets = selected_of(before), before.sets
 
     def ratio(table: Audit) -> float:
         return float((table.columns["log_prob"] - table.columns["log_prob_out"])[selected].mean())

@@ -23,7 +23,8 @@ from mitigate.errors import MitigateError
 from mitigate.models.model import Model
 from mitigate.secrets.same import comparable
 from mitigate.tokens.batches import collate
-from mitigate.unlearning.data import scope_tokens, token_weights, unlearning_data
+from mitigate.unlearning.data import unlearning_data
+from mitigate.unlearning.forgetting import scope_tokens, token_weights
 from mitigate.unlearning.tasks import Task, facts, micro_batches
 from mitigate.unlearning.teachers import OutTerms
 

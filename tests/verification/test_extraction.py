@@ -17,6 +17,7 @@ import mitigate
 from mitigate.detection.audit import audit
 from mitigate.detection.record import Audit
 from mitigate.detection.settings import Detect
+from mitigate.detection.spans.row import span_table
 from mitigate.documents import Document, Documents, Span
 from mitigate.errors import MitigateError
 from mitigate.models.model import Model
@@ -196,14 +197,12 @@ def test_what_cannot_be_tried_is_counted_and_said(parts: Audit) -> None:
 def test_where_nothing_else_is_known_the_selected_spans_are_tried(parts: Audit) -> None:
     import pyarrow as pa
 
-    rows = [
-        {**row, "doc_id": "bare", "char_start": 4, "char_end": 14, "source": "found", "selected": True, "label": None}
-        for row in parts.spans.to_pylist()[:1]
-    ]
+    row = parts.span_rows[0]
+    chosen = replace(row, doc_id="bare", char_start=4, char_end=14, source="found", selected=True, label="")
     bare = replace(
         parts,
         documents=parts.documents.filter(pa.compute.equal(parts.documents["doc_id"], "bare")),
-        spans=pa.Table.from_pylist(rows, schema=parts.spans.schema),
+        spans=span_table([chosen]),
     )
     assert [s.place for s in secrets_of(bare, context=CONTEXT)] == [Place("bare", 4, 14, "span", "span")]
 

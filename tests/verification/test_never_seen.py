@@ -11,6 +11,7 @@ from made_up import with_metadata
 from simulated_reports import CLEAN, REFERENCES, Leak, World
 
 from mitigate.detection.record import Audit
+from mitigate.detection.spans.row import span_table
 from mitigate.statistics.separation import auc
 from mitigate.verification.compare import compare
 
@@ -35,7 +36,7 @@ def naive_auc(audit: Audit, score: np.ndarray, *, spans: bool) -> float:
         first = audit.rows[doc_id].start
         values = [value for value in score[first + start : first + end].tolist() if value == value]
         if values:
-            sides[audit.sets()[doc_id]].append(sum(values) / len(values))
+            sides[audit.sets[doc_id]].append(sum(values) / len(values))
     return auc(np.array(sides["forget"]), np.array(sides["holdout"]))
 
 
@@ -75,11 +76,8 @@ def scored_by(audit: Audit, name: str, score: np.ndarray) -> Audit:
     table = audit.tokens.set_column(
         audit.tokens.column_names.index("score"), "score", pa.array(score, from_pandas=True)
     )
-    spans = audit.spans.to_pylist()
-    for row in spans:
-        first = audit.rows[row["doc_id"]].start
-        row["score"] = float(np.nanmean(score[first + row["token_start"] : first + row["token_end"]]))
-    return replace(with_metadata(audit, detect_score=name), tokens=table, spans=pa.Table.from_pylist(spans))
+    spans = [replace(row, score=float(np.nanmean(score[audit.rows_of(row)]))) for row in audit.span_rows]
+    return replace(with_metadata(audit, detect_score=name), tokens=table, spans=span_table(spans))
 
 
 def test_stand_ins_are_scored_as_the_target_is(tables: tuple[Audit, Audit, np.ndarray]) -> None:
@@ -129,17 +127,14 @@ def test_where_one_reference_judges_the_level_is_assumed_and_it_is_said(
 def test_text_that_is_likelier_to_every_model_is_no_leak(tables: tuple[Audit, Audit, np.ndarray]) -> None:
     """The forget set is easier than the references say, for the oracle as for the target: only the excess counts."""
     before, after, oracle = tables
-    sets = np.repeat([after.sets()[doc_id] == "forget" for doc_id in after.rows], 16)
+    sets = np.repeat([after.sets[doc_id] == "forget" for doc_id in after.rows], 16)
     shifted = after.columns["log_prob"] + 0.4 * sets
     columns = {"log_prob": shifted, "score": np.clip(shifted - after.columns["log_prob_out"], -3, 3)}
     table = after.tokens
     for name, values in columns.items():
         table = table.set_column(table.column_names.index(name), name, pa.array(values, from_pandas=True))
-    spans = after.spans.to_pylist()
-    for row in spans:
-        first = after.rows[row["doc_id"]].start
-        row["score"] = float(np.nanmean(columns["score"][first + row["token_start"] : first + row["token_end"]]))
-    easier = replace(after, tokens=table, spans=type(after.spans).from_pylist(spans))
+    spans = [replace(row, score=float(np.nanmean(columns["score"][after.rows_of(row)]))) for row in after.span_rows]
+    easier = replace(after, tokens=table, spans=span_table(spans))
     with_oracle = compare(before, easier, oracle_log_probs=oracle + 0.4 * sets).report
     assert with_oracle["leakage"]["after"]["span_auc"] > 0.65
     assert with_oracle["verdict"]["findings"]["spans"]["state"] != "leaks"
@@ -186,28 +181,24 @@ def test_on_the_selected_spans_the_model_is_held_against_those_that_never_saw_th
 def test_a_secret_that_was_trained_on_is_no_control(tables: tuple[Audit, Audit, np.ndarray]) -> None:
     """Never-seen documents of the same people, with the same secrets: they are known as well, which hides the leak."""
     before, after, _ = tables
-    spans, texts = (
-        before.spans.to_pylist(),
-        dict(zip(*(before.documents[c].to_pylist() for c in ("doc_id", "text")), strict=True)),
-    )
-    sets = before.sets()
-    known = [row for row in spans if row["source"] == "known"]
-    secret = next(row for row in known if sets[row["doc_id"]] == "forget")
-    copies = [row for row in known if sets[row["doc_id"]] == "holdout"][:5]
-    first, last = 5 * secret["token_start"], 5 * secret["token_end"] - 1
-    value = texts[secret["doc_id"]][first:last]
+    spans, texts, sets = before.span_rows, dict(before.texts), before.sets
+    known = [row for row in spans if row.source == "known"]
+    secret = next(row for row in known if sets[row.doc_id] == "forget")
+    copies = [row for row in known if sets[row.doc_id] == "holdout"][:5]
+    first, last = 5 * secret.token_start, 5 * secret.token_end - 1
+    value = texts[secret.doc_id][first:last]
     for row in copies:
-        start, end, own = 5 * row["token_start"], 5 * row["token_end"] - 1, texts[row["doc_id"]]
-        texts[row["doc_id"]] = own[:start] + value.upper() + own[end:]
+        start, end, own = 5 * row.token_start, 5 * row.token_end - 1, texts[row.doc_id]
+        texts[row.doc_id] = own[:start] + value.upper() + own[end:]
     documents = before.documents.set_column(
         before.documents.column_names.index("text"), "text", pa.array(list(texts.values()))
     )
     there, gone = (replace(one, documents=documents) for one in (before, after))
     without = [row for row in spans if row not in copies]
     report = compare(there, gone).report
-    naive = naive_auc(replace(before, spans=pa.Table.from_pylist(without)), before.columns["score"], spans=True)
+    naive = naive_auc(replace(before, spans=span_table(without)), before.columns["score"], spans=True)
     assert report["leakage"]["before"]["span_auc"] == pytest.approx(naive)
     assert any(note.startswith("5 known secrets of never-seen documents") for note in report["notes"])
-    own = naive_auc(replace(after, spans=pa.Table.from_pylist(without)), after.columns["score"], spans=True)
+    own = naive_auc(replace(after, spans=span_table(without)), after.columns["score"], spans=True)
     section = report["never_seen"]
     assert section["excess"]["after"]["span_auc"] == pytest.approx(own - section["span_auc"])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 
 from mitigate.detection.calibration.attack import q_values, stratified_z
 from mitigate.detection.metadata import Calibration, Kind, NonMembers, Uncalibrated
 from mitigate.detection.settings import SpanRule
+from mitigate.detection.spans.row import SpanRow
 from mitigate.detection.spans.scored import Findings, ScoredDocuments
 from mitigate.detection.spans.threshold import find_spans
 
@@ -22,7 +23,7 @@ def by_score(
     kind: Kind,
     *,
     rule: SpanRule,
-    given: Sequence[Mapping[str, Any]] | None,
+    given: Sequence[SpanRow] | None,
 ) -> Findings:
     """Spans by a threshold on the windowed score.
 
@@ -33,50 +34,47 @@ def by_score(
         rule: how spans are found.
         given: span rows of an earlier audit, to be judged again.
     """
-    starts = scored.starts
     if given is not None:
         rows = scored.rescored(given)
     else:
+        starts = scored.starts
         rows = []
         for number, (document, own) in enumerate(zip(scored.documents, scored.tokenized, strict=True)):
             part = scored.score[starts[number] : starts[number + 1]]
             for found in find_spans(part, offsets=own.offsets, text=document.text, rule=rule):
                 limits = (found.char_start, found.char_end, found.token_start, found.token_end)
-                rows.append(scored.found_row(number, *limits))
-        rows += scored.known_rows()
+                rows.append(scored.found_row(len(rows), number, *limits))
+        rows += scored.known_rows(first=len(rows))
     memorized = np.zeros(len(scored.score), dtype=bool)
     for row in rows:
-        if row["source"] == "found":
-            start = starts[scored.numbers[row["doc_id"]]]
-            memorized[start + row["token_start"] : start + row["token_end"]] = True
+        if row.source == "found":
+            memorized[scored.rows_of(row)] = True
     memorized &= ~np.isnan(scored.score)
     calibration: Calibration = Uncalibrated()
     if kind == "non_members":
-        calibration = _false_discovery_by_non_members(scored, rows, signals)
+        rows, calibration = _false_discovery_by_non_members(scored, rows, signals)
     return Findings(rows, np.full(len(scored.score), np.nan), memorized, calibration)
 
 
 def _false_discovery_by_non_members(
-    scored: ScoredDocuments, rows: list[dict[str, Any]], signals: Mapping[str, np.ndarray]
-) -> NonMembers:
-    """q of every span, from holdout documents searched alike; token scores count among tokens as hard to predict."""
-    starts = scored.starts
+    scored: ScoredDocuments, rows: Sequence[SpanRow], signals: Mapping[str, np.ndarray]
+) -> tuple[list[SpanRow], NonMembers]:
+    """The spans with q, from holdout documents searched alike; token scores count among tokens as hard to predict."""
     non_member = np.array([document.set == "holdout" for document in scored.documents])
-    of_non_member = np.repeat(non_member, np.diff(starts))
+    of_non_member = np.repeat(non_member, np.diff(scored.starts))
     has_score = ~np.isnan(scored.score)
     entropy = signals["entropy_out"]
     z = stratified_z(scored.score, entropy, scored.score[of_non_member], entropy[of_non_member])
     total = np.concatenate([[0.0], np.cumsum(np.nan_to_num(z))])
     count = np.concatenate([[0], np.cumsum(has_score)])
 
-    def strength(start: int, first: int, last: int) -> float:  # Stouffer's sum of deviates
-        return float((total[start + last] - total[start + first]) / np.sqrt(count[start + last] - count[start + first]))
+    def strength(at: slice) -> float:  # Stouffer's sum of deviates
+        return float((total[at.stop] - total[at.start]) / np.sqrt(count[at.stop] - count[at.start]))
 
-    strengths = np.array(
-        [strength(starts[scored.numbers[r["doc_id"]]], r["token_start"], r["token_end"]) for r in rows]
-    )
-    is_null = np.array([bool(non_member[scored.numbers[r["doc_id"]]]) for r in rows], dtype=bool)
-    sources = np.array([r["source"] for r in rows])
+    strengths = np.array([strength(scored.rows_of(row)) for row in rows])
+    is_null = np.array([bool(non_member[scored.numbers[row.doc_id]]) for row in rows], dtype=bool)
+    sources = np.array([row.source for row in rows])
+    certain = list(rows)
     nulls: dict[str, int] = {}
     for kind in ("found", "known"):
         null, findings = strengths[is_null & (sources == kind)], np.flatnonzero(~is_null & (sources == kind))
@@ -87,5 +85,5 @@ def _false_discovery_by_non_members(
             continue
         q = q_values(strengths[findings], null, searched=searched, null_searched=null_searched)
         for place, value in zip(findings, q, strict=True):
-            rows[place]["q"] = float(value)
-    return NonMembers(documents=int(non_member.sum()), null_spans=nulls)
+            certain[place] = replace(certain[place], q=float(value))
+    return certain, NonMembers(documents=int(non_member.sum()), null_spans=nulls)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -16,6 +16,7 @@ from mitigate.detection.calibration.shadows import PairedSignals, deal_shadows, 
 from mitigate.detection.metadata import Shadows
 from mitigate.detection.references.crossfit import draw
 from mitigate.detection.signals import Pairing
+from mitigate.detection.spans.row import SpanRow
 from mitigate.detection.spans.scored import Findings, ReferenceMembership, ScoredDocuments
 from mitigate.documents import Documents
 from mitigate.tokens.tokenization import word_numbers
@@ -76,7 +77,7 @@ def by_shadows(
     plan: ShadowPlan,
     rest: Mapping[str, np.ndarray],
     *,
-    given: Sequence[Mapping[str, Any]] | None,
+    given: Sequence[SpanRow] | None,
 ) -> Findings:
     """Spans with probabilities and false discovery rates.
 
@@ -104,10 +105,11 @@ def by_shadows(
     log_odds = detector.token_log_odds(paired, folds)
     memorized, found = detector.find(paired, log_odds)
     if given is None:
-        rows = scored.found_rows(found) + scored.known_rows()
+        rows = scored.found_rows(found)
+        rows += scored.known_rows(first=len(rows))
     else:
         rows = scored.rescored(given)
-    _add_certainty(scored, rows, detector, paired, folds)
+    rows = _with_certainty(scored, rows, detector, paired, folds)
     calibration = Shadows(
         references=plan.references,
         shadows=len({shadow.pairing.target for shadow in plan.shadows}),
@@ -116,11 +118,12 @@ def by_shadows(
     return Findings(rows, log_odds, memorized, calibration)
 
 
-def _add_certainty(
-    scored: ScoredDocuments, rows: list[dict[str, Any]], detector: Detector, paired: PairedSignals, folds: np.ndarray
-) -> None:
-    """Probability of every span, and its false discovery rate among the spans of its kind and eligibility."""
-    spans = np.array([(scored.numbers[r["doc_id"]], r["token_start"], r["token_end"]) for r in rows], dtype=int)
+def _with_certainty(
+    scored: ScoredDocuments, rows: Sequence[SpanRow], detector: Detector, paired: PairedSignals, folds: np.ndarray
+) -> list[SpanRow]:
+    """The spans with their probability, and their false discovery rate among those of their kind and eligibility."""
+    certain = list(rows)
+    spans = np.array([(scored.numbers[row.doc_id], row.token_start, row.token_end) for row in rows], dtype=int)
     log_odds = detector.span_log_odds(paired, spans.reshape(-1, 3), folds)
     has_score = ~np.isnan(paired.signals["log_prob"])
     tokens = {True: 0.0, False: 0.0}
@@ -128,8 +131,9 @@ def _add_certainty(
         tokens[scored.documents[number].set in scored.eligible] += float(has_score[start:end].sum())
     for kind in ("found", "known"):
         for eligible in (True, False):
-            chosen = [n for n, r in enumerate(rows) if r["source"] == kind and scored.is_eligible(r) == eligible]
+            chosen = [n for n, row in enumerate(rows) if row.source == kind and scored.is_eligible(row) == eligible]
             searched = tokens[eligible] if kind == "found" else float(len(chosen))
             q = detector.q(log_odds[chosen], kind=kind, searched=searched)
             for n, value in zip(chosen, q, strict=True):
-                rows[n] |= {"probability": float(expit(log_odds[n])), "q": float(value)}
+                certain[n] = replace(rows[n], probability=float(expit(log_odds[n])), q=float(value))
+    return certain

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import accumulate
-from typing import Any
 
 import numpy as np
 
 from mitigate.detection.assessment import Assessment
 from mitigate.detection.metadata import ErasureFound, LinkedPlace
+from mitigate.detection.spans.row import SpanRow
 from mitigate.documents import Documents
-from mitigate.secrets.copies import find_linked
+from mitigate.secrets.copies import Sought, find_linked
 from mitigate.tokens.tokenization import span_tokens
 
 
@@ -27,10 +27,15 @@ def with_linked(assessed: Assessment, documents: Documents) -> tuple[Assessment,
     """
     erasure = documents.erasure
     assert erasure is not None
-    linked = find_linked(documents, erasure.doc_ids, assessed.spans)
+    sought = [
+        Sought(row.span_id, row.doc_id, row.char_start, row.char_end, row.label, known=row.source == "known")
+        for row in assessed.spans
+        if row.selected or row.source == "known"
+    ]
+    linked = find_linked(documents, erasure.doc_ids, sought)
     numbers = {document.id: number for number, document in enumerate(documents)}
     starts = [0, *accumulate(len(tokens.ids) for tokens in assessed.tokenized)]
-    rows: list[dict[str, Any]] = []
+    rows: list[SpanRow] = []
     places = []
     for hit in linked.hits:
         number = numbers[hit.doc_id]
@@ -39,21 +44,20 @@ def with_linked(assessed: Assessment, documents: Documents) -> tuple[Assessment,
         tokens = tokens[own.audited[tokens]]
         memorized = int(assessed.memorized[starts[number] + tokens].sum())
         selected = bool(tokens.size) and erasure.linked and documents[number].set != "holdout"
-        place = {"doc_id": hit.doc_id, "char_start": hit.char_start, "char_end": hit.char_end, "label": hit.label}
-        span_id = len(assessed.spans) + len(rows) if tokens.size else None
         if tokens.size:
             rows.append(
-                {
-                    **place,
-                    "span_id": span_id,
-                    "token_start": int(tokens[0]),
-                    "token_end": int(tokens[-1]) + 1,
-                    "source": "linked",
-                    "score": float(np.nanmean(assessed.score[starts[number] + tokens])),
-                    "probability": None,
-                    "q": None,
-                    "selected": selected,
-                }
+                SpanRow(
+                    span_id=len(assessed.spans) + len(rows),
+                    doc_id=hit.doc_id,
+                    char_start=hit.char_start,
+                    char_end=hit.char_end,
+                    token_start=int(tokens[0]),
+                    token_end=int(tokens[-1]) + 1,
+                    label=hit.label,
+                    source="linked",
+                    score=float(np.nanmean(assessed.score[starts[number] + tokens])),
+                    selected=selected,
+                )
             )
         places.append(
             LinkedPlace(
@@ -61,7 +65,7 @@ def with_linked(assessed: Assessment, documents: Documents) -> tuple[Assessment,
                 char_start=hit.char_start,
                 char_end=hit.char_end,
                 label=hit.label,
-                span_id=span_id,
+                span_id=rows[-1].span_id if tokens.size else None,
                 origins=hit.origins,
                 set=documents[number].set,
                 tokens=len(tokens),

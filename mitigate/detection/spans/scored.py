@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
 from mitigate.detection.metadata import Calibration
+from mitigate.detection.spans.row import Source, SpanRow
 from mitigate.documents import Documents
 from mitigate.tokens.tokenization import TokenizedDocument, span_tokens
 
@@ -33,7 +33,7 @@ class ReferenceMembership:
 class Findings:
     """What a search of the documents gave; see `Assessment`, which adds what is selected."""
 
-    rows: list[dict[str, Any]]
+    rows: list[SpanRow]
     log_odds: np.ndarray
     memorized: np.ndarray
     calibration: Calibration
@@ -67,24 +67,25 @@ class ScoredDocuments:
             found.append([(int(tokens[0]), int(tokens[-1]) + 1) for tokens in audited if tokens.size])
         return found
 
-    def known_rows(self) -> list[dict[str, Any]]:
-        rows = []
+    def known_rows(self, *, first: int) -> list[SpanRow]:
+        """Rows of the known spans, cut to their audited tokens, numbered from `first`."""
+        rows: list[SpanRow] = []
         for number, (document, own) in enumerate(zip(self.documents, self.tokenized, strict=True)):
             for span in document.spans:
                 tokens = span_tokens(own.offsets, span.start, span.end)
                 tokens = tokens[own.audited[tokens]]
                 if tokens.size:
                     limits = (span.start, span.end, int(tokens[0]), int(tokens[-1]) + 1)
-                    rows.append(self.row(number, *limits, label=span.label, source="known"))
+                    rows.append(self._row(first + len(rows), number, *limits, label=span.label, source="known"))
         return rows
 
-    def found_rows(self, found: Sequence[Sequence[tuple[int, int]]]) -> list[dict[str, Any]]:
-        """Rows of found stretches, cut to their audited tokens.
+    def found_rows(self, found: Sequence[Sequence[tuple[int, int]]]) -> list[SpanRow]:
+        """Rows of found stretches, cut to their audited tokens, numbered from 0.
 
         Args:
             found: for each document, token indices [start, end).
         """
-        rows = []
+        rows: list[SpanRow] = []
         for number, units in enumerate(found):
             offsets, audited = self.tokenized[number].offsets, self.tokenized[number].audited
             for first, last in units:
@@ -95,39 +96,47 @@ class ScoredDocuments:
                 written = offsets[first:last][offsets[first:last, 0] < offsets[first:last, 1]]  # not special tokens
                 if written.size:
                     limits = (int(written[:, 0].min()), int(written[:, 1].max()))
-                    rows.append(self.found_row(number, *limits, first, last))
+                    rows.append(self.found_row(len(rows), number, *limits, first, last))
         return rows
 
-    def found_row(self, number: int, char_start: int, char_end: int, first: int, last: int) -> dict[str, Any]:
+    def found_row(self, span_id: int, number: int, char_start: int, char_end: int, first: int, last: int) -> SpanRow:
+        """Row of a found stretch of the document `number`: characters and tokens, each [start, end)."""
         labels = {s.label for s in self.documents[number].spans if s.start < char_end and char_start < s.end}
-        return self.row(number, char_start, char_end, first, last, label="+".join(sorted(labels)), source="found")
+        label = "+".join(sorted(labels))
+        return self._row(span_id, number, char_start, char_end, first, last, label=label, source="found")
 
-    def row(
-        self, number: int, char_start: int, char_end: int, first: int, last: int, *, label: str, source: str
-    ) -> dict[str, Any]:
-        start = self.starts[number]
-        return {
-            "doc_id": self.documents[number].id,
-            "char_start": char_start,
-            "char_end": char_end,
-            "token_start": first,
-            "token_end": last,
-            "label": label,
-            "source": source,
-            "score": float(np.nanmean(self.score[start + first : start + last])),
-            "probability": None,
-            "q": None,
-            "selected": False,
-        }
+    def _row(
+        self,
+        span_id: int,
+        number: int,
+        char_start: int,
+        char_end: int,
+        first: int,
+        last: int,
+        *,
+        label: str,
+        source: Source,
+    ) -> SpanRow:
+        doc_id = self.documents[number].id
+        score = self._mean(number, slice(first, last))
+        return SpanRow(span_id, doc_id, char_start, char_end, first, last, label, source, score)
 
-    def is_eligible(self, row: Mapping[str, Any]) -> bool:
-        return self.documents[self.numbers[row["doc_id"]]].set in self.eligible
+    def is_eligible(self, row: SpanRow) -> bool:
+        """Whether a span of its document may be selected."""
+        return self.documents[self.numbers[row.doc_id]].set in self.eligible
 
-    def rescored(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    def rows_of(self, row: SpanRow) -> slice:
+        """The span's token rows among those of all documents."""
+        start = self.starts[self.numbers[row.doc_id]]
+        return slice(start + row.token_start, start + row.token_end)
+
+    def rescored(self, rows: Sequence[SpanRow]) -> list[SpanRow]:
         """Span rows of an earlier audit with the scores of now."""
-        again = []
-        for row in rows:
-            start = self.starts[self.numbers[row["doc_id"]]]
-            now = float(np.nanmean(self.score[start + row["token_start"] : start + row["token_end"]]))
-            again.append({**row, "score": now, "probability": None, "q": None})
-        return again
+        return [
+            replace(row, score=self._mean(self.numbers[row.doc_id], row.tokens), probability=None, q=None)
+            for row in rows
+        ]
+
+    def _mean(self, number: int, tokens: slice) -> float:
+        start = self.starts[number]
+        return float(np.nanmean(self.score[start + tokens.start : start + tokens.stop]))
