@@ -44,7 +44,6 @@ def render_report(
     *,
     text: str = "masked",
     mask: Mask | None = None,
-    most_documents: int = 40,
 ) -> str:
     """The report page.
 
@@ -55,7 +54,6 @@ def render_report(
         text (`str`, *optional*, defaults to `masked`): what is shown of the documents: `none` of their text, text with
             its secrets `masked`, or `all`. It decides alone; `report["text"]` is not asked.
         mask (*optional*): one made before, of these audits; it decides in the place of `text`.
-        most_documents (`int`, *optional*, defaults to 40): documents in the heat map.
 
     Returns:
         A complete HTML document.
@@ -81,7 +79,7 @@ def render_report(
         closer=CLOSER,
         tolerance=TOLERANCE,
         shown=mask.shown,
-        heat=build_heat_map(before, after, mask=mask, most_documents=most_documents) if mask.shown != "none" else None,
+        heat=build_heat_map(before, after, mask=mask) if mask.shown != "none" else None,
         plots=[Markup(svg) for svg in _plots(before, after)],
         selected=_selected_spans(before, after, mask),
         labels=_labels(before, after, mask),

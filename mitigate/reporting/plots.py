@@ -20,12 +20,11 @@ _INK = "#010203"  # stands for the page's text colour, which is dark or light
 _COLOURS = ("#D55E00", "#0072B2", "#009E73", "#8A8A8A")  # Okabe and Ito's, told apart by the colour-blind
 _DASHES = ("solid", "dashed", "dashdot", "dotted")
 _MOST_POINTS = 1500
+_STEPS = 30
 _SIZE = (4.7, 2.9)  # inches: one of two columns on a desk, the full width of a phone
 
 
-def score_distribution(
-    groups: Mapping[str, np.ndarray], *, title: str, axis: str, limits: tuple[float, float], bins: int = 30
-) -> str:
+def score_distribution(groups: Mapping[str, np.ndarray], *, title: str, axis: str, limits: tuple[float, float]) -> str:
     """How the scores of several groups are distributed.
 
     Args:
@@ -33,13 +32,12 @@ def score_distribution(
         title: what is drawn.
         axis: what a score is, with its unit.
         limits: the scores at both ends; scores beyond are counted at the ends.
-        bins (`int`, *optional*, defaults to 30): number of steps.
 
     Returns:
         SVG text.
     """
     figure, axes = _canvas(title)
-    edges = np.linspace(*limits, bins + 1)
+    edges = np.linspace(*limits, _STEPS + 1)
     for (name, values), colour, dash in zip(groups.items(), _COLOURS, _DASHES, strict=False):
         values = np.clip(values[np.isfinite(values)], *limits)
         if not values.size:
@@ -56,9 +54,7 @@ def score_distribution(
     return _svg(figure, title)
 
 
-def against_references(
-    reference: np.ndarray, model: np.ndarray, *, title: str, lowest: float, name: str = "selected token"
-) -> str:
+def against_references(reference: np.ndarray, model: np.ndarray, *, title: str, lowest: float) -> str:
     """Log-probability of tokens under the model against the references that never saw them.
 
     The diagonal is the control: a model that never saw the tokens either.
@@ -68,7 +64,6 @@ def against_references(
         model: (n,) nats.
         title: what is drawn.
         lowest: the least log-probability on both axes; lower ones are drawn at the edge.
-        name (`str`, *optional*, defaults to `selected token`): what a dot is.
 
     Returns:
         SVG text. At most 1,500 evenly picked tokens are drawn.
@@ -80,7 +75,15 @@ def against_references(
     x, y = np.maximum(reference[known], lowest), np.maximum(model[known], lowest)
     axes.plot([lowest, 0], [lowest, 0], color=_INK, linewidth=0.9, alpha=0.6, label="as if never seen")
     axes.plot(
-        x, y, linestyle="none", marker="o", markersize=3, markeredgewidth=0, color=_COLOURS[0], alpha=0.45, label=name
+        x,
+        y,
+        linestyle="none",
+        marker="o",
+        markersize=3,
+        markeredgewidth=0,
+        color=_COLOURS[0],
+        alpha=0.45,
+        label="selected token",
     )
     axes.set_xlabel("log-probability under the references (nats)")
     axes.set_ylabel("under the model (nats)")

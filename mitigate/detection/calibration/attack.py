@@ -29,9 +29,9 @@ _BINS = 10
 _LEAST_PER_CLASS = 20
 
 
-def fold_of(groups: Sequence[str], *, folds: int = FOLDS) -> np.ndarray:
+def fold_of(groups: Sequence[str]) -> np.ndarray:
     """(N,) the fold of each group: by a hash of its name, so that it is the same in every run and for every model."""
-    known = {group: int.from_bytes(hashlib.sha256(group.encode()).digest()[:4]) % folds for group in set(groups)}
+    known = {group: int.from_bytes(hashlib.sha256(group.encode()).digest()[:4]) % FOLDS for group in set(groups)}
     return np.array([known[group] for group in groups], dtype=int)
 
 
@@ -113,17 +113,19 @@ def fit_attack_model(
     return AttackModel(best, models, scales[best], calibrated[best])
 
 
-def reliability(probabilities: np.ndarray, labels: np.ndarray, *, bins: int = _BINS) -> dict[str, list[float]]:
+def reliability(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, list[float]]:
     """Reliability curve over bins of equal width: mean probability, share of members and number of rows in each.
 
     Args:
         probabilities: (N,).
         labels: (N,) bool.
-        bins (`int`, *optional*, defaults to 10): empty ones are left out.
+
+    Returns:
+        `probability`, `share` and `count` of the bins that are not empty, of ten.
     """
-    place = np.minimum((probabilities * bins).astype(int), bins - 1)
+    place = np.minimum((probabilities * _BINS).astype(int), _BINS - 1)
     curve: dict[str, list[float]] = {"probability": [], "share": [], "count": []}
-    for number in range(bins):
+    for number in range(_BINS):
         inside = place == number
         if inside.any():
             curve["probability"].append(float(probabilities[inside].mean()))
@@ -132,15 +134,14 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray, *, bins: int = _B
     return curve
 
 
-def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, *, bins: int = _BINS) -> float:
+def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Mean gap between stated probability and share of members, over bins weighted by their rows (Naeini et al., 2015).
 
     Args:
         probabilities: (N,).
         labels: (N,) bool.
-        bins (`int`, *optional*, defaults to 10): of equal width.
     """
-    curve = reliability(probabilities, labels, bins=bins)
+    curve = reliability(probabilities, labels)
     gaps = np.abs(np.array(curve["probability"]) - np.array(curve["share"]))
     return float((gaps * np.array(curve["count"])).sum() / max(1, len(probabilities)))
 
@@ -202,9 +203,7 @@ def stratified_z(
         if rows.any():
             alike = null[null_place == number]
             p = p_values(scores[rows], alike if len(alike) else null)
-            below = np.searchsorted(np.sort(alike if len(alike) else null), scores[rows], side="left")
-            upper = np.minimum(p, 1 - 0.5 / (1 + len(null)))
-            result[rows] = np.where(below >= 0, norm.isf(upper), np.nan)
+            result[rows] = norm.isf(np.minimum(p, 1 - 0.5 / (1 + len(null))))
     return result
 
 
