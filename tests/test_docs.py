@@ -15,6 +15,7 @@ import yaml
 
 import mitigate
 from mitigate.cli.app import app
+from mitigate.reporting import judgement
 from mitigate.reporting.content import Report
 
 ROOT = Path(__file__).parents[1]
@@ -149,3 +150,19 @@ def test_the_report_page_explains_every_key_of_the_report() -> None:
     }
     missing = {key for key in Report.__annotations__ if not key.endswith("_interval")} - named
     assert missing == set()
+
+
+def test_the_limits_of_the_verdict_are_those_that_it_judges_by() -> None:
+    def share(value: float) -> str:
+        return f"{value:.0%}".replace("%", " %")
+
+    page = (ROOT / "docs" / "report.md").read_text(encoding="utf-8").partition("## Verdict")[2].partition("\n## ")[0]
+    rows = {row[0].split()[0]: row[1:] for row in re.findall(r"^\| (.*?) \| (.*?) \| (.*?) \|$", page, re.M)}
+    limits = {
+        "AUC": (f"within ±{judgement.EXCESS:.2f}", f"above {judgement.TOLD:.2f}"),
+        "secrets": (f"at most {share(judgement.CAUGHT[1])}", f"above {share(judgement.CAUGHT[0])}"),
+        "extraction": (f"at most {share(judgement.EXTRACTED)}", "above 0"),
+        "over-forgotten:": (f"at most {share(judgement.TOO_UNLIKELY[1])}", f"above {share(judgement.TOO_UNLIKELY[0])}"),
+    }
+    assert {name: rows[name] for name in limits} == limits
+    assert f"at most {0.5 + judgement.EXCESS:.2f}" in page
