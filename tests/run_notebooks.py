@@ -33,7 +33,9 @@ def execute(path: Path) -> NotebookNode:
         if cell.cell_type == "code":
             cell |= {"outputs": [], "execution_count": None}
     environment = {"OMP_NUM_THREADS": "1"} | os.environ | {"PYTHONWARNINGS": "ignore:IProgress not found"}
-    NotebookClient(notebook, timeout=3600, kernel_name="python3", record_timing=False).execute(env=environment)
+    NotebookClient(notebook, timeout=3600, startup_timeout=600, kernel_name="python3", record_timing=False).execute(
+        env=environment
+    )
     return notebook
 
 
