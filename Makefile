@@ -1,6 +1,7 @@
 # make demo   from nothing to an opened report (a few minutes on two cores)
 # make test   the whole test suite, in two processes (WORKERS=n for more)
 # make coverage   the same, and which lines of mitigate/ it reaches (not counted: processes that tests start)
+# make notebooks   run the notebooks and write them with what they show: about 3 minutes (needs Chromium)
 # make properties   the tests of what holds of every text, on 5,000 texts each: about 15 minutes
 # make soak   kill a tiny run 100 times at random and once at every rename: about 20 minutes (KILLS=10 RENAMES=8 for fewer)
 # make lint   ruff (lint and format) and mypy
@@ -16,7 +17,7 @@ BIN := $(VENV)/bin
 IN_PARALLEL := --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder
 DEMO_OUT ?= runs/quickstart
 
-.PHONY: demo test coverage properties soak lint format clean
+.PHONY: demo test coverage notebooks properties soak lint format clean
 
 demo: $(VENV)/installed
 	$(BIN)/mitigate run recipes/quickstart.yaml out=$(DEMO_OUT)
@@ -30,6 +31,9 @@ coverage: $(VENV)/installed
 	$(BIN)/python -m pytest $(IN_PARALLEL) --cov=mitigate --cov-report=
 	$(BIN)/python -m coverage report --skip-covered --sort=cover
 	@echo "lines of mitigate/ that the tests reach: $$($(BIN)/python -m coverage report --format=total) %"
+
+notebooks: $(VENV)/installed
+	$(BIN)/python tests/run_notebooks.py
 
 properties: $(VENV)/installed
 	PROPERTIES=thorough OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
