@@ -75,7 +75,8 @@ def judge(figures: Figures) -> Verdict:
     cards = (leak, closeness, extraction, cost)
     state = worst([one.state for one in found])
     leaks = {"leaks": True, "over_forgotten": True, "good": False}.get(state)
-    open_ = [f"{one.why[0].upper()}{one.why[1:]}." for one in found if one.state not in ("good", "leaks")]
+    whys = dict.fromkeys(one.why for one in found if one.state not in ("good", "leaks"))  # two may have one reason
+    open_ = [f"{why[0].upper()}{why[1:]}." for why in whys]
     if figures.audit_only:
         answers = (leak.answer, *([extraction.answer] if extraction.status != "unknown" else []))
         headline = _audit_headline(figures, leaks)

@@ -306,4 +306,5 @@ def test_one_person_has_no_interval_and_is_ranked_among_never_seen_people() -> N
     assert verdict_of(report)["leaks"] is True
     cannot = verdict_of(simulated(1, leak="clean", people="one", oracle=False))
     assert cannot["status"] == "cannot_tell"
-    assert any("of the never-seen people score as high" in line for line in cannot["sentences"])
+    assert sum("of the never-seen people score as high" in line for line in cannot["sentences"]) == 1, "said once"
+    assert len(set(cannot["sentences"])) == len(cannot["sentences"])
