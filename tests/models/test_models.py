@@ -131,7 +131,10 @@ def test_a_given_base_takes_the_place_of_the_one_an_adapter_names(world: World, 
     np.testing.assert_array_equal(log_probs(moved, world), log_probs(expected, world))
 
 
-def test_a_base_is_found_relative_to_its_adapter(world: World, store: ModelStore, adapter: Path) -> None:
+def test_a_base_is_found_relative_to_its_adapter(
+    world: World, store: ModelStore, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(adapter.parent)  # a directory ../base of the working directory would come first
     shutil.copytree(world.base, adapter.parent / "base")
     edit_json(adapter / "adapter_config.json", base_model_name_or_path="../base")
     assert store.load(adapter).adapters

@@ -275,8 +275,11 @@ def test_an_adapter_over_one_that_it_is_under_is_refused(chain: tuple[Path, list
             call(str(parts[2]))
 
 
-def test_a_stack_moves_as_a_whole_by_relative_paths(chain: tuple[Path, list[Path]], store: ModelStore) -> None:
+def test_a_stack_moves_as_a_whole_by_relative_paths(
+    chain: tuple[Path, list[Path]], store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base, parts = chain
+    monkeypatch.chdir(parts[0].parent)  # directories of these names beside the working directory would come first
     expected = merged_logits(base, parts, text_of(20))
     moved = parts[0].parent / "moved"
     moved.mkdir()

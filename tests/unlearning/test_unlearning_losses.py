@@ -304,7 +304,12 @@ def gradients(loop: Loop, tasks: list[Task]) -> tuple[torch.Tensor, torch.Tensor
     hook = loop.trainable.module.register_forward_hook(perturbed)
     losses = loop.losses.of(batch, step_totals(tasks))
     hook.remove()
-    by_objective, by_anchor = (torch.autograd.grad(loss, leaves[0], retain_graph=True)[0] for loss in losses)
+    by_logits = [torch.autograd.grad(loss, leaves[0], retain_graph=True)[0] for loss in losses]
+    if leaves[0].dim() == 3:  # (B, P, V): older transformers give the positions that any row keeps, for every row
+        rows = batch.keep[:, batch.keep.any(dim=0)]
+        assert all((gradient[~rows] == 0).all() for gradient in by_logits)
+        by_logits = [gradient[rows] for gradient in by_logits]
+    by_objective, by_anchor = by_logits
     return by_objective, by_anchor, facts(batch)
 
 
