@@ -22,8 +22,10 @@ add("--documents", required=True, help="its training text; rows have text and, i
 add("--retain", help="other text that must stay as it is")
 add("--out", type=Path, required=True, help="new directory for references, audit, adapter, reaudit and report")
 add("--references", type=int, default=8, help="number of references, even (default: %(default)s)")
-add("--epochs", type=float, default=3, help="of a reference; best as the target's (default: %(default)s)")
-add("--learning-rate", type=float, default=2e-4, help="of a reference; best as the target's (default: %(default)s)")
+add(
+    "--epochs", type=float, help="of a reference, as the target's (default: until it knows its text as the target does)"
+)
+add("--learning-rate", type=float, default=2e-4, help="of a reference with --epochs (default: %(default)s)")
 add("--objective", default="default", help="npo, rmu, ... or a sum: hinge=1,distill=0.5 (default: %(default)s)")
 add("--max-steps", type=int, default=400, help="of unlearning; the control usually stops it (default: %(default)s)")
 
@@ -33,10 +35,12 @@ def main(args: argparse.Namespace) -> None:
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise MitigateError(f"{args.out}: already holds something; choose another --out or remove it")
     settings = Unlearn(objective=parse_objective(args.objective), max_steps=args.max_steps)
-    schedule = Schedule(epochs=args.epochs, learning_rate=args.learning_rate)
+    schedule = Schedule(epochs=args.epochs, learning_rate=args.learning_rate) if args.epochs else "auto"
     documents = read_documents(args.documents, tokenizer=load_tokenizer(args.target))
     folder, count = args.out / "references", args.references
-    references = crossfit_references(args.base, documents, out=folder, count=count, schedule=schedule)
+    references = crossfit_references(
+        args.base, documents, out=folder, count=count, schedule=schedule, target=args.target
+    )
     before = audit(args.target, references, documents=documents)
     before.save(args.out / "audit")
     made = unlearn(before, out=args.out / "adapter", retain=args.retain, settings=settings)

@@ -27,9 +27,9 @@ from mitigate.detection.settings import Detect
 from mitigate.documents import Document, Documents, Span
 from mitigate.lab.settings import TinyModel
 from mitigate.lab.tiny import make_base
+from mitigate.models.fitting.training import fine_tune
 from mitigate.models.settings import Lora, Schedule
 from mitigate.models.store import ModelStore
-from mitigate.models.training import fine_tune
 
 ARCHITECTURES = ("llama", "gpt2", "gpt_neox", "qwen3", "gemma2", "mistral")
 CONTEXT = 64

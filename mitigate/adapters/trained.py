@@ -24,9 +24,9 @@ from torch.distributed.tensor import DTensor
 from mitigate.adapters.addition import Part, add, check_sum
 from mitigate.artifacts.files import write_json
 from mitigate.models.adapters import OVERLAY_FILE, is_adapter
+from mitigate.models.fitting.training import NEW_ADAPTER, sort_sets
 from mitigate.models.model import Model
 from mitigate.models.shared_base import SharedBase
-from mitigate.models.training import NEW_ADAPTER, sort_sets
 
 DIFFERENCE = "difference"  # directory of an adapter that is of no use without those that it lies over
 _TOTAL = "total"

@@ -39,8 +39,8 @@ from mitigate.errors import MitigateError
 from mitigate.lab.planting import plant
 from mitigate.lab.tiny import new_llama, train_tokenizer
 from mitigate.lab.writing import general_text
+from mitigate.models.fitting.training import add_lora
 from mitigate.models.store import ModelStore
-from mitigate.models.training import add_lora
 from mitigate.runtime import library_versions, process_state, progress, quiet_libraries
 from mitigate.tokens.batches import collate, cut_pieces
 from mitigate.unlearning.loop import Loop

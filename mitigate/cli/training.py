@@ -25,6 +25,7 @@ from mitigate.cli.options import (
     quiet,
     settings_from,
 )
+from mitigate.errors import MitigateError
 
 if TYPE_CHECKING:
     from mitigate.models.store import ModelStore
@@ -43,7 +44,9 @@ def references(
     target: Annotated[
         str | None,
         typer.Option(
-            help="The model that the audit will judge: its chat template reads the documents.", show_default="BASE"
+            help="The model that the audit will judge: references are trained until they know their documents as it "
+            "does, and its chat template reads the documents.",
+            show_default="none: give --set schedule.epochs=...",
         ),
     ] = None,
     settings: Set = None,
@@ -55,13 +58,19 @@ def references(
 ) -> None:
     """Cross-fit reference models: each is trained on a random half of the documents.
 
-    --set takes schedule.* and lora.* keys: schedule.epochs=10, lora.rank=32.
+    Each is trained until it knows its documents as well as the target does. Where it is known how the target was
+    trained, say so: --set takes schedule.* and lora.* keys: schedule.epochs=10, lora.rank=32.
 
-    Example: mitigate references --base gpt2 --documents train.jsonl --out references
+    Example: mitigate references --base gpt2 --target my-model --documents train.jsonl --out references
     """
-    from mitigate.models.settings import FitSettings
+    from mitigate.detection.settings import ReferenceFit
 
-    chosen = settings_from(FitSettings, settings)
+    chosen = settings_from(ReferenceFit, settings)
+    if chosen.schedule == "auto" and target is None:
+        raise MitigateError(
+            "--target: missing; references are trained until they know their documents as the target does; give it, "
+            "or how it was trained: --set schedule.epochs=3 --set schedule.learning_rate=2e-4"
+        )
     quiet()
     from mitigate.detection.references.crossfit import crossfit_references
     from mitigate.documents import read_documents
@@ -83,6 +92,7 @@ def references(
         method=method,
         lora=chosen.lora,
         schedule=chosen.schedule,
+        target=target,
         seed=seed,
         new_store=store,
     )

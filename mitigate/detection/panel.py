@@ -19,7 +19,7 @@ from scipy.special import logsumexp
 from mitigate.artifacts.files import fingerprint
 from mitigate.artifacts.provenance import Origin
 from mitigate.detection.record import Audit
-from mitigate.detection.references.crossfit import draw
+from mitigate.detection.references.dealing import draw
 from mitigate.detection.scores.token import clipped
 from mitigate.errors import MitigateError
 

@@ -63,7 +63,18 @@ class Detect(Section):
         return self
 
 
-class ReferenceSettings(Section):
+class ReferenceFit(Section):
+    """How references are fitted."""
+
+    lora: Lora = Field(default_factory=Lora, description="shape of the adapters")
+    schedule: Schedule | Literal["auto"] = Field(
+        "auto",
+        description="auto: each is trained until it knows its documents as well as the target does; or as the target "
+        "was trained, where that is known",
+    )
+
+
+class ReferenceSettings(ReferenceFit):
     """Models that never saw a document, to judge it by."""
 
     given: list[str] = Field(default_factory=list, description="reference models that saw none of the documents")
@@ -75,5 +86,3 @@ class ReferenceSettings(Section):
         "unlearning made of the others",
     )
     method: Method = Field("lora", description="lora: adapters that share the base; full: models")
-    lora: Lora = Field(default_factory=Lora, description="shape of the adapters")
-    schedule: Schedule = Field(default_factory=Schedule, description="as the target's, where that is known")

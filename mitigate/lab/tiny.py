@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase,
 from mitigate.artifacts.files import new_directory, write_json
 from mitigate.documents import Document, Documents
 from mitigate.lab.settings import TinyModel
-from mitigate.models.training import fit
+from mitigate.models.fitting.training import fit
 from mitigate.runtime import resolve_device, seed_everything
 from mitigate.tokens.tokenization import tokenize_documents
 

@@ -11,7 +11,7 @@ from mitigate.lab.settings import TinyModel
 from mitigate.lab.tiny import make_base
 from mitigate.lab.writing import general_text
 from mitigate.models.directory import model_fingerprint
-from mitigate.models.training import fine_tune
+from mitigate.models.fitting.training import fine_tune
 from mitigate.pipeline.inputs import Inputs
 from mitigate.pipeline.stages import Stages
 

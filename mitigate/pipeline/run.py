@@ -122,6 +122,7 @@ class Pipeline:
                 "base": model_fingerprint(self.inputs.base),
                 "documents": self.inputs.documents.fingerprint,
                 "seed": recipe.seed,
+                **({"target": self.inputs.fingerprint(self.inputs.target)} if settings.schedule == "auto" else {}),
             },
             lambda: crossfit_references(
                 self.inputs.base,
@@ -131,6 +132,7 @@ class Pipeline:
                 method=settings.method,
                 lora=settings.lora,
                 schedule=settings.schedule,
+                target=self.inputs.target,
                 seed=recipe.seed,
                 new_store=self.inputs.store,
             ),

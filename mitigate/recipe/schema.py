@@ -15,7 +15,7 @@ from mitigate.documents import DocumentSource, Request
 from mitigate.errors import MitigateError
 from mitigate.lab.settings import Lab, LabModel
 from mitigate.mistakes import Section
-from mitigate.models.settings import Models
+from mitigate.models.settings import Models, Schedule
 from mitigate.reporting.settings import ShownText
 from mitigate.retraining.settings import RetrainSettings, sharding_mistake
 from mitigate.unlearning.objectives.names import parse_objective
@@ -112,12 +112,16 @@ class Recipe(Section):
             problems.append("models.base: missing; retrain fits the model anew from it")
         if mistake := sharding_mistake(self.retrain_as.method, retrain.shards):
             problems.append(f"retrain.{mistake}")
+        if self.lab is None and retrain.schedule is None and self.references.schedule == "auto":
+            problems.append(
+                "retrain.schedule: missing, and references.schedule is auto, which needs the text that is removed; "
+                "give the schedule that the target was trained with: retrain.schedule.epochs=3"
+            )
         return problems
 
     @property
     def retrain_as(self) -> LabModel:
         """How `retrain` fits: as it says itself, else as the lab fits the target, else as the references are."""
         own, model = self.retrain or RetrainSettings(), self.lab.target if self.lab else self.references
-        return LabModel(
-            method=own.method or model.method, lora=own.lora or model.lora, schedule=own.schedule or model.schedule
-        )
+        schedule = own.schedule or (model.schedule if model.schedule != "auto" else Schedule())
+        return LabModel(method=own.method or model.method, lora=own.lora or model.lora, schedule=schedule)

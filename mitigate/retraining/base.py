@@ -11,9 +11,9 @@ from mitigate.artifacts.provenance import origin_of
 from mitigate.detection.record import Audit
 from mitigate.errors import MitigateError
 from mitigate.models.directory import load_tokenizer, mixture_members, model_fingerprint
+from mitigate.models.fitting.training import lora_config
 from mitigate.models.settings import Lora
 from mitigate.models.store import ModelStore
-from mitigate.models.training import lora_config
 
 
 def is_target(audit: Audit, base: str, base_print: str, store: ModelStore) -> bool:

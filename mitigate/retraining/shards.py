@@ -38,9 +38,9 @@ from mitigate.documents import Document
 from mitigate.errors import MitigateError
 from mitigate.models.adapters import OVERLAY_FILE
 from mitigate.models.directory import MIXTURE_FILE, adapter_stack
+from mitigate.models.fitting.training import NEW_ADAPTER, add_lora, fit
 from mitigate.models.settings import Lora, Schedule
 from mitigate.models.store import ModelStore
-from mitigate.models.training import NEW_ADAPTER, add_lora, fit
 from mitigate.runtime import process_state, seed_everything, share_of, together
 from mitigate.tokens.tokenization import tokenize_documents
 

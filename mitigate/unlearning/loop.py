@@ -17,7 +17,7 @@ from mitigate.adapters.trained import is_sharded
 from mitigate.artifacts.files import fingerprint
 from mitigate.artifacts.temporaries import partial_of
 from mitigate.errors import MitigateError, NothingToUnlearnError
-from mitigate.models.training import rate_factor
+from mitigate.models.fitting.pace import rate_factor
 from mitigate.runtime import process_state, progress, together
 from mitigate.tokens.batches import Batch
 from mitigate.unlearning.checkpoints import Checkpoints, optimizer_parts, optimizer_state

@@ -31,8 +31,8 @@ from mitigate.adapters.trained import (
 )
 from mitigate.errors import MitigateError
 from mitigate.models.adapters import is_adapter
+from mitigate.models.fitting.training import NEW_ADAPTER, add_lora
 from mitigate.models.model import Model
-from mitigate.models.training import NEW_ADAPTER, add_lora
 from mitigate.unlearning.settings import Unlearn
 
 logger = logging.getLogger(__name__)

@@ -27,8 +27,8 @@ from mitigate.adapters.trained import DIFFERENCE
 from mitigate.detection.record import Audit
 from mitigate.errors import MitigateError
 from mitigate.models.adapters import OVERLAY_FILE
+from mitigate.models.fitting.training import NEW_ADAPTER
 from mitigate.models.store import ModelStore
-from mitigate.models.training import NEW_ADAPTER
 from mitigate.unlearning.settings import Unlearn
 from mitigate.unlearning.trainable import AdapterTrainable
 from mitigate.unlearning.trainer import unlearn

@@ -164,7 +164,7 @@ def test_python_m_mitigate_is_the_same_and_an_error_has_status_2_and_no_tracebac
 
 AUDIT = ("audit", "--target", "target", "--reference", "references", "--documents", "train.jsonl", "--out", "new")
 UNLEARN = ("unlearn", "--audit", "old", "--out", "new")
-REFERENCES = ("references", "--base", "base", "--documents", "train.jsonl", "--out", "new")
+REFERENCES = ("references", "--base", "base", "--target", "target", "--documents", "train.jsonl", "--out", "new")
 RUN = ("run", str(ROOT / "recipes/finetuned.yaml"))
 
 
@@ -280,6 +280,7 @@ def test_the_base_of_an_adapter_that_moved_can_be_given(mitigate_: Mitigate) -> 
         (UNLEARN, "old: holds no audit"),
         ((*UNLEARN, "--objective", "erase"), "'erase' is not one of default, hinge, distill"),
         ((*REFERENCES, "--count", "3"), "3 is not an even number"),
+        ((*REFERENCES[:3], *REFERENCES[5:]), "--target: missing; references are trained until"),
         ((*REFERENCES, "--method", "full-ish"), "'full-ish' is not one of lora, full"),
         (("compare", "--before", "old", "--after", "old", "--out", "new"), "old: holds no audit"),
         (("report", "old"), "old/report.json: no such file"),
@@ -325,7 +326,7 @@ def test_documents_that_every_reference_saw_are_refused(mitigate_: Mitigate, fol
         AUDIT[:-1],
         ("unlearn", "--audit", "audited", "--out"),
         ("compare", "--before", "audited", "--after", "audited", "--out"),
-        ("references", "--base", "base", "--documents", "train.jsonl", "--out"),
+        REFERENCES[:-1],
     ],
     ids=lambda command: command[0],
 )

@@ -5,28 +5,25 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from peft import LoraConfig
 from world import World
 
 from mitigate.artifacts.files import read_json
-from mitigate.detection.references.crossfit import (
-    INDEX,
-    References,
-    crossfit_references,
-    deal_halves,
-    draw,
-    load_references,
-)
+from mitigate.detection.references.crossfit import INDEX, References, crossfit_references, load_references
+from mitigate.detection.references.dealing import deal_halves, draw
 from mitigate.documents import Document, Documents
 from mitigate.errors import MitigateError
+from mitigate.models.fitting.training import sort_sets
 from mitigate.models.settings import Lora, Schedule
 from mitigate.models.store import ModelStore
-from mitigate.models.training import sort_sets
+from mitigate.tokens.tokenization import tokenize_documents
 
 SCHEDULE = Schedule(epochs=1, batch_size=8)
 LORA = Lora(rank=2)
@@ -268,10 +265,85 @@ def test_whole_models_can_serve_as_references(world: World, tmp_path: Path) -> N
     assert models[0].base is not models[1].base
 
 
+def losses_of(path: str | Path, documents: Sequence[Document]) -> list[float]:
+    """Each document's mean loss by transformers alone, all tokens but the first."""
+    store = small_store()
+    model = store.load(path)
+    found = []
+    for own in tokenize_documents(documents, model.tokenizer):
+        ids = torch.from_numpy(own.ids)[None]
+        model.base.activate(model.adapters)
+        with torch.no_grad():
+            found.append(float(model.base.model(input_ids=ids, labels=ids).loss))
+    return found
+
+
+@pytest.mark.parametrize("kind", ["adapter", "target"], ids=["lora", "full"])
+def test_references_fit_their_own_documents_as_the_target_fits_them(world: World, tmp_path: Path, kind: str) -> None:
+    target = getattr(world, kind)
+
+    def make(out: Path) -> References:
+        return crossfit_references(
+            world.base,
+            world.documents,
+            out=out,
+            count=2,
+            method="lora" if kind == "adapter" else "full",
+            lora=Lora(rank=16),
+            target=target,
+            new_store=small_store,
+        )
+
+    made = make(tmp_path / "references")
+    for path, groups in zip(made.paths, made.trained_on, strict=True):
+        own = [one for one in world.documents if one.group in (groups or ()) and one.set != "holdout"]
+        before, wanted, reached = (np.mean(losses_of(model, own)) for model in (world.base, target, path))
+        assert abs(reached - wanted) < 0.1 * (before - wanted)
+        record = read_json(Path(path) / "training.json")["goal"]
+        assert record["reached"]
+        assert record["documents"] == len(own)
+        assert record["target_loss"] == pytest.approx(wanted, abs=0.02)
+        assert record["loss"] == pytest.approx(reached, abs=0.02)
+    again = make(tmp_path / "again")
+    for path, other in zip(made.paths, again.paths, strict=True):
+        [weights] = Path(path).glob("*.safetensors")
+        assert weights.read_bytes() == (Path(other) / weights.name).read_bytes()
+    with pytest.raises(MitigateError, match="holds references of other documents, base or settings"):
+        crossfit_references(
+            world.base,
+            world.documents,
+            out=tmp_path / "again",
+            count=2,
+            lora=LORA,
+            target=world.base,
+            new_store=small_store,
+        )
+
+
+def test_what_references_should_fit_must_be_told(world: World, tmp_path: Path) -> None:
+    def make(documents: Documents, target: Path | None) -> None:
+        crossfit_references(world.base, documents, out=tmp_path / "r", count=2, target=target, new_store=small_store)
+
+    with pytest.raises(MitigateError, match=r"references.schedule: auto .* give the target, or the schedule"):
+        make(world.documents, None)
+    with pytest.raises(MitigateError, match=r"references.schedule: auto .* no document that the target .*holdout"):
+        make(world.documents.subset("holdout"), world.target)
+    two = world.documents.subset("retain").items[:1] + world.documents.subset("holdout").items
+    with pytest.raises(MitigateError, match=r"references.schedule: auto .* one half has no document that"):
+        make(Documents(two), world.target)
+    assert not (tmp_path / "r").exists(), "nothing stands in the way of another try"
+
+
 def test_an_unknown_way_of_training_is_refused(world: World, tmp_path: Path) -> None:
     with pytest.raises(MitigateError, match="method: 'qlora' is not one of lora, full"):
         crossfit_references(
-            world.base, world.documents, out=tmp_path / "r", count=2, method="qlora", new_store=small_store
+            world.base,
+            world.documents,
+            out=tmp_path / "r",
+            count=2,
+            method="qlora",
+            schedule=SCHEDULE,
+            new_store=small_store,
         )
 
 

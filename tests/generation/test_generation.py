@@ -25,10 +25,10 @@ from mitigate.generation.overlaps import Link, link, with_groups
 from mitigate.generation.prompts import read_prompts
 from mitigate.generation.sampling import sample
 from mitigate.generation.settings import Sampling
+from mitigate.models.fitting.training import fit
 from mitigate.models.model import Model
 from mitigate.models.settings import Schedule
 from mitigate.models.store import ModelStore
-from mitigate.models.training import fit
 from mitigate.tokens.tokenization import tokenize_documents
 
 PROMPTS = ["The door", "Did Ann see the small dog near the library before dark? The", "Café", "Note 7"]

@@ -21,10 +21,10 @@ from mitigate.documents import Document, Documents
 from mitigate.errors import MitigateError
 from mitigate.generation.decoding import continuations
 from mitigate.models.directory import model_fingerprint
+from mitigate.models.fitting.training import fine_tune
 from mitigate.models.model import Model
 from mitigate.models.settings import Schedule
 from mitigate.models.store import ModelStore
-from mitigate.models.training import fine_tune
 from mitigate.retraining.retrain import retrain
 from mitigate.tokens.tokenization import TokenizedDocument, tokenize_documents
 from mitigate.unlearning.settings import Unlearn

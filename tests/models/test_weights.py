@@ -26,9 +26,9 @@ from mitigate.detection.audit import audit
 from mitigate.documents import Documents
 from mitigate.errors import MitigateError
 from mitigate.models.directory import check_layering, load_tokenizer, model_fingerprint, resolve
+from mitigate.models.fitting.training import fine_tune
 from mitigate.models.settings import Lora, Schedule
 from mitigate.models.store import ModelStore
-from mitigate.models.training import fine_tune
 from mitigate.retraining.retrain import retrain
 
 Change = Callable[[Path], None]

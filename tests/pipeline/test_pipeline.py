@@ -314,7 +314,7 @@ def test_a_run_interrupted_in_every_stage_ends_in_the_same_bytes(
     finished: tuple[Path, Comparison], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import mitigate.detection.record
-    import mitigate.models.training
+    import mitigate.models.fitting.training
     import mitigate.pipeline.run
     import mitigate.unlearning.loop
     import mitigate.unlearning.trainer
@@ -343,10 +343,12 @@ def test_a_run_interrupted_in_every_stage_ends_in_the_same_bytes(
             assert not path.name.startswith("."), f"half-written: {path}"
 
     with working_in(tmp_path):
-        interrupt(mitigate.models.training, "write_json", call=1)  # the target is trained but not yet in its place
+        interrupt(
+            mitigate.models.fitting.training, "write_json", call=1
+        )  # the target is trained but not yet in its place
         assert not (tmp_path / "run/lab/target").exists()
-        interrupt(mitigate.models.training, "write_json", call=3)  # target, oracle, first reference
-        interrupt(mitigate.models.training, "write_json", call=2)
+        interrupt(mitigate.models.fitting.training, "write_json", call=3)  # target, oracle, first reference
+        interrupt(mitigate.models.fitting.training, "write_json", call=2)
         assert not (tmp_path / "run/references/reference-1").exists()
         interrupt(mitigate.detection.record, "write_json", call=1)  # the audit's last file
         assert not (tmp_path / "run/audit").exists()

@@ -47,7 +47,7 @@ def test_a_recipe_s_header_is_its_launch_command(path: Path) -> None:
     assert "mitigate run" in command or "mitigate unlearn" in command
 
 
-@pytest.mark.parametrize("name", ["quickstart", "stories", "lume", "tofu"])
+@pytest.mark.parametrize("name", ["quickstart", "stories", "lume", "tofu", "hard"])
 def test_only_recipes_of_invented_people_show_text(name: str) -> None:
     recipe = load_recipe(RECIPES / f"{name}.yaml")
     assert recipe.report.text == "all"
@@ -58,7 +58,7 @@ def test_only_recipes_of_invented_people_show_text(name: str) -> None:
 @pytest.mark.parametrize("name", ["finetuned", "pretrained"])
 def test_a_user_s_recipe_comments_every_key(name: str) -> None:
     text = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8")
-    text = re.sub(r"(spans|forget|retrain): null( +#.*)\n", r"\1:\2\n", text)
+    text = re.sub(r"(spans|forget|retrain|schedule): (?:null|auto)( +#.*)\n", r"\1:\2\n", text)
     text = re.sub(r"^( *)#   (\w+: )", r"\1  \2", text, flags=re.MULTILINE)  # keys that stand in comments
     for line in text.splitlines():
         if re.match(r" *(- )?[a-z_]+:", line) and not re.match(r"(data|models|detect|report|references):$", line):

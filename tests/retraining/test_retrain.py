@@ -37,9 +37,9 @@ from mitigate.errors import MitigateError, NothingToUnlearnError
 from mitigate.lab.tiny import train_tokenizer
 from mitigate.models.adapters import OVERLAY_FILE
 from mitigate.models.directory import mixture_members
+from mitigate.models.fitting.training import fine_tune
 from mitigate.models.settings import Schedule
 from mitigate.models.store import ModelStore
-from mitigate.models.training import fine_tune
 from mitigate.retraining.removals import Removal, selected_removals, training_documents, with_copies
 from mitigate.retraining.retrain import Retrained, retrain
 from mitigate.retraining.shards import combine_adapters, deal, shard_of

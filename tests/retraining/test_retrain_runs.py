@@ -208,11 +208,17 @@ def test_retrain_needs_a_base_and_stands_for_unlearn() -> None:
         "models": {"target": "model"},
         "references": {"count": 0, "given": ["other"]},
         "data": {"documents": [{"path": "train.jsonl"}]},
-        "retrain": {"redact": "mask"},
+        "retrain": {"redact": "mask", "schedule": {"epochs": 5}},
     }
     with pytest.raises(MitigateError, match=r"models.base: missing; retrain fits the model anew from it"):
         check_recipe(values)
-    recipe = check_recipe({**values, "models": {"target": "model", "base": "base"}})
+    values["models"]["base"] = "base"
+    recipe = check_recipe(values)
     assert recipe.unlearn is None
-    assert recipe.retrain_as.schedule == recipe.references.schedule
+    assert recipe.retrain_as.schedule.epochs == 5
+    values["retrain"] = {"redact": "mask"}
+    with pytest.raises(MitigateError, match=r"retrain.schedule: missing, and references.schedule is auto"):
+        check_recipe(values)
+    values["references"]["schedule"] = {"epochs": 7}
+    assert check_recipe(values).retrain_as.schedule.epochs == 7
     assert check_recipe(recipe.model_dump(mode="json")) == recipe

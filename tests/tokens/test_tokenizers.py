@@ -164,7 +164,7 @@ def test_models_of_other_tokenizers_are_told_in_one_message(world: World, strang
         {
             "models": {"target": "TARGET", "base": "STRANGE"},
             "references": {"count": 0, "given": ["BASE"]},
-            "retrain": {},
+            "retrain": {"schedule": {}},
         },
     ],
     ids=["base", "reference", "oracle", "base of retrain"],

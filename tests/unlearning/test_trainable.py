@@ -26,9 +26,9 @@ from mitigate.detection.signals import token_log_probs
 from mitigate.errors import MitigateError
 from mitigate.mistakes import checked
 from mitigate.models.adapters import OVERLAY_FILE
+from mitigate.models.fitting.training import NEW_ADAPTER
 from mitigate.models.model import Model
 from mitigate.models.store import ModelStore
-from mitigate.models.training import NEW_ADAPTER
 from mitigate.tokens.batches import collate
 from mitigate.unlearning.loop import Loop
 from mitigate.unlearning.settings import Unlearn

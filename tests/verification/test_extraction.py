@@ -20,10 +20,10 @@ from mitigate.detection.settings import Detect
 from mitigate.detection.spans.row import span_table
 from mitigate.documents import Document, Documents, Span
 from mitigate.errors import MitigateError
+from mitigate.models.fitting.training import fine_tune
 from mitigate.models.model import Model
 from mitigate.models.settings import Schedule
 from mitigate.models.store import ModelStore
-from mitigate.models.training import fine_tune
 from mitigate.tokens.tokenization import tokenize_documents
 from mitigate.verification.compare import compare, measure, verify
 from mitigate.verification.extraction import Attempts, Extraction, extract, is_completed

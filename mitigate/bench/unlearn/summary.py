@@ -15,7 +15,7 @@ from mitigate.bench.unlearn.figures import figures, floors, plain
 from mitigate.bench.unlearn.methods import Run
 from mitigate.bench.unlearn.tries import SeedRuns, Tried
 from mitigate.errors import summarize
-from mitigate.models.training import lora_config
+from mitigate.models.fitting.training import lora_config
 from mitigate.unlearning.settings import Unlearn
 
 AS_MUCH = 0.1  # nats: a try forgets as much as ours if its secrets are no likelier by more than this

@@ -29,8 +29,8 @@ from mitigate.errors import MitigateError, summarize
 from mitigate.lab.planting import plant
 from mitigate.lab.writing import general_text
 from mitigate.models.directory import load_tokenizer, model_fingerprint
+from mitigate.models.fitting.training import fine_tune
 from mitigate.models.store import ModelStore
-from mitigate.models.training import fine_tune
 from mitigate.runtime import process_state, share_of
 from mitigate.tokens.tokenization import TokenizedDocument, span_tokens, tokenize_documents
 

@@ -13,7 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
-from mitigate.detection.references.crossfit import draw
+from mitigate.detection.references.dealing import draw
 from mitigate.detection.signals import Pairing
 
 

@@ -7,25 +7,24 @@ references each document, member or not, is judged by R / 2: the count gives not
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, Literal
 
 from mitigate.artifacts.files import check_digests, check_version, damage, fingerprint, read_record, write_record
 from mitigate.artifacts.locks import sole_worker
 from mitigate.artifacts.temporaries import discard, holds_something, sweep
+from mitigate.detection.references.dealing import deal_halves, draw
+from mitigate.detection.references.goals import Goals, check_goals
 from mitigate.documents import Documents
 from mitigate.errors import MitigateError, summarize
 from mitigate.mistakes import not_one_of
 from mitigate.models.directory import check_layering, model_fingerprint
+from mitigate.models.fitting.training import fine_tune
 from mitigate.models.settings import Lora, Method, Schedule
 from mitigate.models.store import ModelStore
-from mitigate.models.training import fine_tune
 from mitigate.runtime import process_state, share_of, together
 
 logger = logging.getLogger(__name__)
@@ -90,12 +89,6 @@ class References:
         return result
 
 
-def draw(items: Sequence[int], count: int, *, key: str) -> list[int]:
-    """`count` of the items in random order, drawn by a hash of `key`: the same in every process and run."""
-    digest = hashlib.sha256(key.encode()).digest()
-    return [items[index] for index in np.random.default_rng(list(digest)).permutation(len(items))[:count]]
-
-
 def load_references(paths: str | Path | Sequence[str | Path]) -> References:
     """Reference models from model or adapter paths, or from directories that `mitigate references` made.
 
@@ -145,37 +138,6 @@ def _entries(index: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def deal_halves(documents: Documents, count: int, *, seed: int) -> list[frozenset[str]]:
-    """The groups that each of `count` references trains on: about half, each group in exactly half of the references.
-
-    Groups are dealt within each set (forget, retain, holdout), so that the halves are alike. Which half of the
-    references a group goes to is drawn for every other group; the next group goes to the others. Any two references are
-    related alike: with complementary pairs of references, a reference's partner would judge its members only, and
-    whatever is peculiar to partners would tell members from non-members.
-
-    Raises:
-        MitigateError: an odd or too small count, or fewer than two groups.
-    """
-    if count < 2 or count % 2:
-        raise MitigateError(f"references.count: {count} is not an even number from 2; half of them see a document")
-    strata: dict[str | None, list[str]] = {}
-    for group, set_name in {document.group: document.set for document in reversed(documents)}.items():
-        strata.setdefault(set_name, []).append(group)
-    if sum(map(len, strata.values())) < 2:
-        raise MitigateError("references: cross-fitting needs at least two documents of different groups")
-    rng = np.random.default_rng(seed)
-    halves: list[set[str]] = [set() for _ in range(count)]
-    chosen: set[int] = set()  # goes on over the sets, so that an odd set does not unbalance the sizes
-    drawn = False
-    for groups in strata.values():
-        for index in rng.permutation(len(groups)):
-            drawn = not drawn
-            chosen = set(rng.permutation(count)[: count // 2]) if drawn else set(range(count)) - chosen
-            for number in chosen:
-                halves[number].add(sorted(groups)[index])
-    return list(map(frozenset, halves))
-
-
 def crossfit_references(
     base: str | Path,
     documents: Documents,
@@ -184,7 +146,8 @@ def crossfit_references(
     count: int = 8,
     method: str = "lora",
     lora: Lora | None = None,
-    schedule: Schedule | None = None,
+    schedule: Schedule | Literal["auto"] = "auto",
+    target: str | Path | None = None,
     seed: int = 0,
     new_store: Callable[[], ModelStore] = ModelStore,
 ) -> References:
@@ -199,23 +162,29 @@ def crossfit_references(
         count (`int`, *optional*, defaults to 8): even; every document is judged by half of them. Of fewer than
             8 none is left to judge what unlearning made of the others.
         method (`str`, *optional*, defaults to `lora`): `lora` trains adapters that share the base; `full` whole models.
-        lora, schedule (*optional*): as the target was trained, where that is known.
+        lora (*optional*): shape of the adapters, as the target's where it is one.
+        schedule (*optional*, defaults to `auto`): how the target was trained, where that is known. `auto`: each
+            reference is trained until its loss on documents of its half is the target's on them; see `ToGoal`.
+        target (*optional*): the model that the audit will judge, which `auto` needs.
         seed (`int`, *optional*, defaults to 0): of the halves, the initialization and the order.
 
     Raises:
-        MitigateError: `out` holds references of other documents or settings, or another job works there.
+        MitigateError: `out` holds references of other documents or settings, or another job works there; `auto`
+            without a target, or without documents that it was trained on.
     """
-    out, lora, schedule = Path(out), lora or Lora(), schedule or Schedule()
+    out, lora = Path(out), lora or Lora()
     if wrong := not_one_of(Method, method):
         raise MitigateError(f"references.method: {wrong}")
     check_layering(str(base), whole=method == "full")
     halves = deal_halves(documents, count, seed=seed)
+    if schedule == "auto":
+        check_goals(documents, halves, target)
     plan = {
         "base": model_fingerprint(base),
         "documents": documents.fingerprint,
         "method": method,
         "lora": lora.model_dump() if method == "lora" else None,
-        "schedule": schedule.model_dump(),
+        **({"schedule": schedule.model_dump()} if schedule != "auto" else _auto(target)),
         "seed": seed,
     }
     entries = [{"directory": f"reference-{number}", "groups": sorted(half)} for number, half in enumerate(halves)]
@@ -240,7 +209,7 @@ def crossfit_references(
         if len(missing) < count:
             logger.info("%d of %d references are already there", count - len(missing), count)
         state.wait_for_everyone()  # all know what is missing before anyone adds to it
-
+        goals = Goals(target, documents, store=new_store()) if schedule == "auto" and target and missing else None
         for number in share_of(missing, state):
             chosen = Documents(tuple(one for one in documents if one.group in halves[number] and not one.is_tail))
             fine_tune(
@@ -249,13 +218,18 @@ def crossfit_references(
                 out=out / f"reference-{number}",
                 method=method,
                 lora=lora,
-                schedule=schedule,
+                schedule=Schedule() if schedule == "auto" else schedule,
                 seed=seed * 1000 + number,
                 description=f"Reference {number + 1} of {count}",
                 store=new_store(),
+                goal=goals.of(halves[number], key=f"goal {number}") if goals is not None else None,
             )
         state.wait_for_everyone()
         return load_references([out])
+
+
+def _auto(target: str | Path | None) -> dict[str, str]:
+    return {"schedule": "auto", "target": model_fingerprint(str(target))}
 
 
 def _discard_damaged(directories: Sequence[Path]) -> None:

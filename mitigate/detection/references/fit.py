@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mitigate.detection.metadata import Fit
-from mitigate.detection.references.crossfit import draw
+from mitigate.detection.references.dealing import draw, trained_documents
 from mitigate.detection.signals import Pairing, compute_signals
 from mitigate.detection.spans.scored import ReferenceMembership
 from mitigate.documents import Documents
@@ -23,6 +23,7 @@ from mitigate.tokens.tokenization import TokenizedDocument
 _MOST_DOCUMENTS = 100
 LEAST_DIFFERENCE = 0.15  # nats a token that references may fit their own documents less or more closely than the target
 LEAST_SHARE = 0.5  # and of what training on a document gives: references that gain half of it are no match
+RATE_SHARE = 0.25  # of that, by which references may fit less before their error rates are not the target's
 
 
 def reference_fit(
@@ -51,11 +52,8 @@ def reference_fit(
     Returns:
         the losses; None without cross-fitted references.
     """
-    members = [
-        number
-        for number, (document, trained) in enumerate(zip(documents, membership.trained, strict=True))
-        if trained and document.set != "holdout"
-    ]
+    known = {document.id for document in trained_documents(documents)}
+    members = [number for number, one in enumerate(documents) if membership.trained[number] and one.id in known]
     if not members:
         return None
     chosen = sorted(draw(members, _MOST_DOCUMENTS, key="fit"))
@@ -68,8 +66,8 @@ def reference_fit(
     ends = np.cumsum([0, *(len(own.ids) for own in tokenized)])
     rows = np.concatenate([np.arange(ends[number], ends[number + 1]) for number in chosen])
     per_reference = signals["log_prob_references"][rows]
-    known = ~np.isnan(per_reference)
-    untrained = np.nansum(per_reference, axis=1)[known.any(axis=1)] / known.sum(axis=1)[known.any(axis=1)]
+    judged = ~np.isnan(per_reference)
+    untrained = np.nansum(per_reference, axis=1)[judged.any(axis=1)] / judged.sum(axis=1)[judged.any(axis=1)]
     return Fit(
         documents=len(chosen),
         target=_loss(signals["log_prob"][rows]),
@@ -100,6 +98,24 @@ def fit_warning(fit: Fit | None) -> str | None:
         f"{fit.trained:.2f} nats a token, the target's {fit.target:.2f} (references that never saw them: "
         f"{fit.untrained:.2f}), {harm}; {remedy} references.schedule (epochs, learning_rate) to what the target was "
         "trained with"
+    )
+
+
+def rate_warning(fit: Fit | None) -> str | None:
+    """A sentence about references whose error rates are not the target's; None where they are, or on the safe side.
+
+    A false discovery rate is read from references that stand in for the target. A target that was fitted longer finds
+    more in text that it never saw than they do; one that was fitted less finds less (docs/benchmarks.md, "Targets that
+    were fitted longer than their references").
+    """
+    if fit is None:
+        return None
+    if fit.trained - fit.target <= RATE_SHARE * max(fit.untrained - fit.target, 0.0):
+        return None
+    return (
+        f"false discovery rates of these references do not hold for this target: on documents that both were trained "
+        f"on, their loss is {fit.trained:.2f} nats a token, the target's {fit.target:.2f} (references that never saw "
+        f"them: {fit.untrained:.2f})"
     )
 
 

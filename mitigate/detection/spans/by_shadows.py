@@ -14,7 +14,7 @@ from mitigate.detection.calibration.attack import fold_of
 from mitigate.detection.calibration.detector import Detector, fit_detector
 from mitigate.detection.calibration.shadows import PairedSignals, deal_shadows, out_of
 from mitigate.detection.metadata import Shadows
-from mitigate.detection.references.crossfit import draw
+from mitigate.detection.references.dealing import draw
 from mitigate.detection.signals import Pairing
 from mitigate.detection.spans.row import SpanRow
 from mitigate.detection.spans.scored import Findings, ReferenceMembership, ScoredDocuments

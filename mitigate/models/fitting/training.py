@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,12 @@ from mitigate.documents import Documents
 from mitigate.errors import MitigateError
 from mitigate.mistakes import not_one_of
 from mitigate.models.directory import check_layering
+from mitigate.models.fitting.pace import BySchedule, Goal, Pace, ToGoal, spread
 from mitigate.models.model import Model, kept_logits
 from mitigate.models.settings import Lora, Method, Schedule
 from mitigate.models.store import ModelStore
 from mitigate.runtime import progress, seed_everything
-from mitigate.tokens.batches import Batch, collate, cut_pieces
+from mitigate.tokens.batches import Batch, Piece, collate, cut_pieces, default_batch_tokens, make_batches
 from mitigate.tokens.tokenization import TokenizedDocument, tokenize_documents
 
 logger = logging.getLogger(__name__)
@@ -99,8 +100,11 @@ def fine_tune(
     seed: int,
     description: str,
     store: ModelStore,
+    goal: Goal | None = None,
 ) -> None:
     """Fine-tune a base on documents and save the adapter (`method` lora) or the whole model (`full`) to `out`.
+
+    With a goal, training ends there, however many epochs the schedule has; see `ToGoal`.
 
     Raises:
         MitigateError: the method is unknown, the loss diverged, or `out` cannot be written.
@@ -112,8 +116,22 @@ def fine_tune(
     tokenized = tokenize_documents(documents, model.tokenizer)
     seed_everything(seed)
     module: Any = model.base.model.requires_grad_(True) if method == "full" else add_lora(model, lora, seed=seed)
-    losses = fit(module, tokenized, schedule=schedule, context=model.context, seed=seed, description=description)
+    pieces = cut_pieces(tokenized, context=model.context, stride=model.context - 1)
+    steps = math.ceil(len(pieces) / schedule.batch_size)
+    reach = None
+    if goal is not None:
+
+        def on_goal() -> np.ndarray:
+            return document_losses(module, goal.documents, model=model)
+
+        reach = ToGoal(goal, on_goal, steps=steps)
+    losses = fit(
+        module, tokenized, schedule=schedule, context=model.context, seed=seed, description=description, pace=reach
+    )
     logger.info("%s: %d documents, loss %.3f -> %.3f", description, len(tokenized), losses[0], losses[-1])
+    record: dict[str, Any] = {"documents": len(tokenized), "losses": [round(x, 4) for x in losses]}
+    if reach is not None:
+        record["goal"] = _reached(reach, steps=len(losses), per_epoch=steps, description=description)
     # transformers saves whole models on rank 0 only, but here each process has trained a model of its own
     model.base.model.should_save_on_this_rank = lambda is_main_process: is_main_process  # type: ignore[method-assign]
     if method == "lora":
@@ -125,7 +143,7 @@ def fine_tune(
         if method == "full":
             model.tokenizer.save_pretrained(directory)
         (directory / "README.md").unlink(missing_ok=True)  # an empty model card
-        write_json(directory / "training.json", {"documents": len(tokenized), "losses": [round(x, 4) for x in losses]})
+        write_json(directory / "training.json", record)
 
 
 def fit(
@@ -136,6 +154,7 @@ def fit(
     context: int,
     seed: int,
     description: str = "Training",
+    pace: Pace | None = None,
 ) -> list[float]:
     """Minimize the mean negative log-likelihood of the documents' audited tokens.
 
@@ -147,6 +166,7 @@ def fit(
         schedule: epochs, rate, batch size.
         context: longest piece in tokens.
         seed: of the order of the documents.
+        pace (*optional*): how fast, and when it ends; by default as the schedule says.
 
     Returns:
         the loss of every step, nats per token.
@@ -154,48 +174,88 @@ def fit(
     pieces = cut_pieces(documents, context=context, stride=context - 1)
     if not pieces:
         raise MitigateError(f"{description}: no documents to train on")
-    order = np.random.default_rng(seed)
-    steps_per_epoch = math.ceil(len(pieces) / schedule.batch_size)
-    steps = max(1, round(schedule.epochs * steps_per_epoch))
+    pace = pace or BySchedule(schedule, steps=math.ceil(len(pieces) / schedule.batch_size))
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
         parameters, lr=schedule.learning_rate, weight_decay=schedule.weight_decay, betas=(0.9, 0.95)
     )
-    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, steps, schedule.warmup_share))
     device = parameters[0].device
     losses: list[float] = []
+    batches = _endless(pieces, size=schedule.batch_size, seed=seed)
     module.train()
-    with progress(steps, description, unit="step") as bar:
-        while len(losses) < steps:
-            shuffled = order.permutation(len(pieces))
-            for start in range(0, len(pieces), schedule.batch_size):
-                batch = collate([pieces[i] for i in shuffled[start : start + schedule.batch_size]]).to(device)
-                loss = -batch_log_probs(module, batch).mean()
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(parameters, schedule.max_gradient_norm)
-                optimizer.step()
-                rate.step()
-                optimizer.zero_grad(set_to_none=True)
-                losses.append(float(loss.detach()))
-                bar.update()
-                bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
-                if len(losses) == steps:
-                    break
+    with progress(1, description, unit="step") as bar:
+        while not pace.ended(len(losses)):
+            bar.total = pace.expected
+            for group in optimizer.param_groups:
+                group["lr"] = schedule.learning_rate * pace.factor(len(losses))
+            loss = -batch_log_probs(module, next(batches).to(device)).mean()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, schedule.max_gradient_norm)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            losses.append(float(loss.detach()))
+            bar.update()
+            bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
+            if not math.isfinite(losses[-1]):
+                break
     module.eval()
     if not math.isfinite(losses[-1]):
         raise MitigateError(f"{description}: the loss became {losses[-1]}; lower the learning rate")
     return losses
 
 
+def _endless(pieces: Sequence[Piece], *, size: int, seed: int) -> Iterator[Batch]:
+    """Batches of the pieces, each epoch in another order."""
+    order = np.random.default_rng(seed)
+    while True:
+        shuffled = order.permutation(len(pieces))
+        for start in range(0, len(pieces), size):
+            yield collate([pieces[i] for i in shuffled[start : start + size]])
+
+
+def document_losses(module: torch.nn.Module, documents: Sequence[TokenizedDocument], *, model: Model) -> np.ndarray:
+    """(D,) mean negative log-likelihood of each document's audited tokens, nats, under a module as it is now."""
+    device = next(module.parameters()).device
+    size = default_batch_tokens(model.vocabulary_size, device=device)
+    sums, counts = np.zeros(len(documents)), np.zeros(len(documents))
+    training = module.training
+    module.eval()
+    with torch.no_grad():
+        for batch in make_batches(cut_pieces(documents, context=model.context), batch_tokens=size):
+            losses = -batch_log_probs(module, batch.to(device)).double().cpu().numpy()
+            owner = np.array([piece.document for piece in batch.pieces])[batch.row_piece.numpy()]
+            np.add.at(sums, owner, losses)
+            np.add.at(counts, owner, 1)
+    module.train(training)
+    return sums / counts
+
+
+def _reached(reach: ToGoal, *, steps: int, per_epoch: int, description: str) -> dict[str, Any]:
+    """How near a fit came to its goal, for its record; said where it did not get there."""
+    goal, loss = reach.goal, reach.goal.mean(reach.last)
+    epochs = steps / per_epoch
+    logger.info("%s: %.1f epochs, loss %.3f beside the target's %.3f", description, epochs, loss, goal.loss)
+    if not reach.reached:
+        logger.warning(
+            "%s: after %.0f epochs its loss on documents that the target was trained on is %.3f nats a token, the "
+            "target's %.3f; give the target's own schedule and shape (references.schedule, references.lora)",
+            description,
+            epochs,
+            loss,
+            goal.loss,
+        )
+    return {
+        "documents": len(goal.documents),
+        "epochs": round(epochs, 2),
+        "loss": round(loss, 4),
+        "target_loss": round(goal.loss, 4),
+        "spread": spread(reach.last),
+        "target_spread": spread(goal.losses),
+        "reached": reach.reached,
+    }
+
+
 def batch_log_probs(module: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """log p(x_t | x_<t) of a batch's kept tokens, with gradient: (N,) nats."""
     logits = kept_logits(module, batch.input_ids, batch.attention_mask, batch.keep).float()
     return -torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none")
-
-
-def rate_factor(step: int, steps: int, warmup_share: float) -> float:
-    """Learning-rate factor: linear warm-up, then cosine decay from 1 to 0.1."""
-    warmup = max(1, round(warmup_share * steps))
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.1 + 0.45 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
