@@ -188,6 +188,26 @@ def simulated(files: Files) -> Rows:
     return [["people to forget", *head], *rows]
 
 
+def stretched(files: Files) -> Rows:
+    """False discoveries where the target was fitted less or longer than its references."""
+    (results,) = files.values()
+
+    def rate(counted: Any) -> str:
+        return "nothing chosen" if counted["false"] is None else f"{counted['false']:.3f} of {counted['chosen']:,}"
+
+    head = ["target fitted", "references gained less by", "known spans, as it stands", "found spans, as it stands"]
+    rows = [
+        [
+            f"{stretch} × as long",
+            f"{100 * own['share']:.0f} %".replace("-", "−"),
+            *(rate(own["references"][source]) for source in ("known", "found")),
+            *(rate(own["detect_fdr"][source]) for source in ("known", "found")),
+        ]
+        for stretch, own in results.items()
+    ]
+    return [[*head, "known spans, `detect.fdr`", "found spans, `detect.fdr`"], *rows]
+
+
 # --- benchmarks of the detector ---------------------------------------------------------------------------------------
 
 

@@ -40,6 +40,7 @@ COMMANDS = {
     "first-hour": "python tests/first_hour.py --base STORIES260K --out runs/first-hour"
     " -- unlearn.learning_rate=2e-3 unlearn.max_steps=150",
     "simulated-reports": "python -m tests.simulated_reports --reports 200 --out simulated-reports.json",
+    "stretched": "python tests/stretched_targets.py --base runs/quickstart/lab/base --out runs/stretched",
     "detect": "mitigate bench detect --seeds 0 1 2 --out runs/detect --plot",
     "detect-lume": "mitigate bench detect --documents lume-people.jsonl --seeds 0 1 2 --out runs/detect-lume --plot",
     "detect-k2": "mitigate bench detect --seeds 3 --models 6 --references 2 --truth-models 2 --out runs/detect-k2",
@@ -72,6 +73,7 @@ TABLES = {
     "tofu": Table(rows_of.tofu, ("tofu",)),
     "first-hour": Table(rows_of.first_hour, ("first-hour",)),
     "simulated-reports": Table(rows_of.simulated, ("simulated-reports",)),
+    "stretched": Table(rows_of.stretched, ("stretched",)),
     "detect": Table(rows_of.detect, ("detect",)),
     "detect-lume": Table(rows_of.detect, ("detect-lume",)),
     "detect-found": Table(rows_of.detect_found, ("detect", "detect-lume", "detect-k2")),

@@ -9,19 +9,20 @@ where nothing can be memorized. *None*: the bare score, its error rate unknown.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mitigate.detection.metadata import Calibration, Kind
+from mitigate.detection.metadata import Calibration, Fit, Kind
+from mitigate.detection.references.fit import rate_warning, reference_fit
 from mitigate.detection.scores.token import token_scores
 from mitigate.detection.settings import Detect
 from mitigate.detection.signals import Pairing, by_model, compute_signals
-from mitigate.detection.spans.by_score import LEAST_NON_MEMBERS, by_score
+from mitigate.detection.spans.by_score import LEAST_NON_MEMBERS, by_score, false_discovery_by_non_members
 from mitigate.detection.spans.by_shadows import by_shadows, plan_shadows
 from mitigate.detection.spans.row import SpanRow
-from mitigate.detection.spans.scored import ReferenceMembership, ScoredDocuments
+from mitigate.detection.spans.scored import Findings, ReferenceMembership, ScoredDocuments
 from mitigate.documents import Documents
 from mitigate.errors import MitigateError
 from mitigate.models.model import Model
@@ -29,6 +30,11 @@ from mitigate.tokens.tokenization import TokenizedDocument, tokenize_documents
 
 logger = logging.getLogger(__name__)
 LEAST_REFERENCES = 4  # cross-fitted ones, for calibration by shadows
+_CORRECTED = "each span has the larger of their rate and that of the documents that the target never saw"
+RATE_REMEDY = (
+    "train the references until they know their documents as the target does (references.schedule: auto), give "
+    f"{LEAST_NON_MEMBERS} or more documents that the target never saw (the set holdout), or remove detect.fdr"
+)
 _NO_NULL = (
     f"detect.fdr: fewer than {LEAST_NON_MEMBERS} known spans in holdout documents; the false discovery rate of known "
     "spans needs them: set detect.select: found, or remove detect.fdr"
@@ -47,6 +53,8 @@ class Assessment:
         memorized: (N,) bool, tokens that the detector calls memorized.
         spans: rows of the span table.
         calibration: what the certainty rests on.
+        fit: how closely the references fit beside the target; None in a re-audit.
+        warnings: what a reader of the spans must know.
     """
 
     tokenized: list[TokenizedDocument]
@@ -56,6 +64,8 @@ class Assessment:
     memorized: np.ndarray
     spans: list[SpanRow]
     calibration: Calibration
+    fit: Fit | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def assess_documents(
@@ -106,14 +116,32 @@ def assess_documents(
     )[:, 1:]
     score = token_scores(own, detect.score)
     scored = ScoredDocuments(documents, tokenized, score, eligible)
+    fit, warnings = None, []
+    if given is None:
+        windows = {name: getattr(detect, name) for name in ("context", "stride", "batch_tokens")}
+        fit = reference_fit(target, references, documents, tokenized, membership, own, settings=windows)
     if plan is not None:
         findings = by_shadows(scored, plan, rest, given=given)
+        if detect.fdr is not None and (problem := rate_warning(fit)):
+            enough = sum(document.set == "holdout" for document in documents) >= LEAST_NON_MEMBERS
+            warnings = [f"{problem}; {_CORRECTED if enough else RATE_REMEDY}"]
+            findings = _corrected(scored, findings, own) if enough else findings
     else:
         findings = by_score(scored, own, kind, rule=detect.spans, given=given)
-    spans = (
-        findings.rows if given is not None else _select(scored, findings.rows, detect)
-    )  # a re-audit keeps the choice
-    return Assessment(tokenized, own, score, findings.log_odds, findings.memorized, spans, findings.calibration)
+    spans = findings.rows  # a re-audit keeps the choice of the audit
+    if given is None:
+        spans = _select(scored, findings.rows, detect)
+    return Assessment(
+        tokenized,
+        own,
+        score,
+        findings.log_odds,
+        findings.memorized,
+        spans,
+        findings.calibration,
+        fit=fit,
+        warnings=tuple(warnings),
+    )
 
 
 def check_calibration(documents: Documents, *, crossfitted: int, detect: Detect) -> None:
@@ -157,6 +185,17 @@ def calibration_kind(documents: Documents, *, crossfitted: int, detect: Detect) 
         f"(references.count: {LEAST_REFERENCES}; 8 are better), or {LEAST_NON_MEMBERS} documents of the set holdout, "
         "which the target never saw; or remove detect.fdr to select by the bare score"
     )
+
+
+def _corrected(scored: ScoredDocuments, findings: Findings, signals: Mapping[str, np.ndarray]) -> Findings:
+    """The spans with the larger of two false discovery rates: the references', and that of never-seen documents."""
+    bare = [replace(row, q=None) for row in findings.rows]
+    others, _ = false_discovery_by_non_members(scored, bare, signals)
+    rows = [
+        replace(row, q=None if row.q is None or other.q is None else max(row.q, other.q))
+        for row, other in zip(findings.rows, others, strict=True)
+    ]
+    return replace(findings, rows=rows)
 
 
 def _select(scored: ScoredDocuments, rows: Sequence[SpanRow], detect: Detect) -> list[SpanRow]:

@@ -22,7 +22,7 @@ from mitigate.detection.metadata import AuditedModel, AuditMetadata
 from mitigate.detection.record import Audit
 from mitigate.detection.references.checks import check_references
 from mitigate.detection.references.crossfit import References, load_references
-from mitigate.detection.references.fit import fit_warning, reference_fit
+from mitigate.detection.references.fit import fit_warning
 from mitigate.detection.settings import Detect
 from mitigate.detection.spans.linked import with_linked
 from mitigate.detection.spans.row import span_table
@@ -95,18 +95,15 @@ def audit(
         crossfitted=membership.crossfitted,
         vocabulary=model.vocabulary_size,
     )
-    windows = {name: getattr(detect, name) for name in ("context", "stride", "batch_tokens")}
-    fit = reference_fit(
-        model, reference_models, documents, assessed.tokenized, membership, assessed.signals, settings=windows
-    )
-    warnings += [warning] if (warning := fit_warning(fit)) else []
+    warnings += [warning] if (warning := fit_warning(assessed.fit)) else []
+    warnings += assessed.warnings
     for warning in warnings:
         logger.warning("%s", warning)
     erasure = None
     if documents.erasure is not None:
         assessed, erasure = with_linked(assessed, documents)
     settings = {"kind": references.kind, "detect": detect, "seed": seed, "warnings": tuple(warnings)}
-    settings |= {"erasure": erasure, "fit": fit}
+    settings |= {"erasure": erasure, "fit": assessed.fit}
     result = _assemble(model, reference_models, documents, membership, assessed, settings)
     warn_of_gaps(result.metadata.coverage, documents, assessed.tokenized)
     return result

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +15,17 @@ from world import World, planted_documents
 from mitigate.artifacts.files import read_json
 from mitigate.cli.app import app
 from mitigate.detection.audit import audit, reaudit
-from mitigate.detection.metadata import Uncalibrated
+from mitigate.detection.doubts import doubts_of
+from mitigate.detection.metadata import Fit, Uncalibrated
 from mitigate.detection.record import Audit
 from mitigate.detection.references.checks import check_references
 from mitigate.detection.references.crossfit import crossfit_references
+from mitigate.detection.references.fit import rate_warning
 from mitigate.detection.settings import Detect
 from mitigate.documents import Document, Documents
 from mitigate.errors import MitigateError
+from mitigate.models.fitting.training import fine_tune
 from mitigate.models.settings import Schedule
-from mitigate.models.training import fine_tune
 from mitigate.tokens.tokenization import TokenizedDocument
 from mitigate.verification.compare import compare
 
@@ -172,6 +174,61 @@ def test_a_rate_that_nothing_can_calibrate_is_refused_with_both_remedies(world: 
             detect=Detect(fdr=0.1),
             store=cpu(),
         )
+
+
+# --- references that fit less or more than the target -----------------------------------------------------------------
+
+
+@pytest.fixture
+def unlike(monkeypatch: pytest.MonkeyPatch) -> Fit:
+    """References that gained three fifths of what training on a document gives the target."""
+    fit = Fit(documents=40, target=0.5, trained=1.3, untrained=2.5)
+    monkeypatch.setattr("mitigate.detection.assessment.reference_fit", lambda *args, **options: fit)
+    return fit
+
+
+@pytest.mark.usefixtures("unlike")
+def test_rates_of_references_that_fit_otherwise_are_doubted_with_the_numbers_and_remedies(
+    calibrated: Calibrated,
+) -> None:
+    seen = replace(calibrated, documents=calibrated.documents.subset(["forget", "retain"]))
+    told = "1.30 nats a token, the target's 0.50", "2.50", "references.schedule: auto", "holdout", "remove detect.fdr"
+    with_rate = seen.audit(fdr=0.1)
+    for lines in (doubts_of(with_rate), with_rate.metadata.warnings):
+        assert any(all(part in line for part in told) for line in lines)
+    assert not any("do not hold" in line for line in doubts_of(seen.audit(calibrate=True))), "nobody asks for a rate"
+
+
+def test_where_documents_were_never_seen_the_larger_of_two_rates_counts(
+    calibrated: Calibrated, by_shadows: Audit, unlike: Fit
+) -> None:
+    corrected = calibrated.audit(fdr=0.1)
+    assert corrected.metadata.fit == unlike
+    assert any("do not hold for this target" in line and "larger" in line for line in corrected.metadata.warnings)
+    assert not any("do not hold" in line for line in doubts_of(corrected)), "it is corrected"
+    others = audit(
+        calibrated.target, [calibrated.references], documents=calibrated.documents, detect=Detect(), store=cpu()
+    )
+    assert others.metadata.warnings == by_shadows.metadata.warnings, "without a rate there is nothing to correct"
+    before = {row.span_id: row for row in by_shadows.span_rows}
+    forget = [row for row in corrected.span_rows if corrected.sets[row.doc_id] == "forget" and row.source == "found"]
+    assert forget
+    for row in forget:
+        assert row.q is None or row.q >= before[row.span_id].q - 1e-6
+        assert row.selected == (row.q is not None and row.q <= 0.1)
+        assert row.probability == pytest.approx(before[row.span_id].probability)
+    assert sum(row.selected for row in forget) < sum(row.selected for row in by_shadows.span_rows)
+
+
+@pytest.mark.parametrize(
+    ("target", "trained", "holds"),
+    [(0.5, 0.5, True), (0.5, 0.9, True), (0.5, 1.1, False), (1.1, 0.5, True), (2.5, 2.5, True), (2.6, 2.5, True)],
+)
+def test_rates_hold_unless_references_gained_much_less_than_training_gave_the_target(
+    target: float, trained: float, holds: bool
+) -> None:
+    warning = rate_warning(Fit(documents=9, target=target, trained=trained, untrained=2.5))
+    assert (warning is None) is holds
 
 
 def test_without_a_rate_the_score_is_bare_and_the_report_says_so(calibrated: Calibrated, by_shadows: Audit) -> None:

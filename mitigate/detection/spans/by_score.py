@@ -52,11 +52,11 @@ def by_score(
     memorized &= ~np.isnan(scored.score)
     calibration: Calibration = Uncalibrated()
     if kind == "non_members":
-        rows, calibration = _false_discovery_by_non_members(scored, rows, signals)
+        rows, calibration = false_discovery_by_non_members(scored, rows, signals)
     return Findings(rows, np.full(len(scored.score), np.nan), memorized, calibration)
 
 
-def _false_discovery_by_non_members(
+def false_discovery_by_non_members(
     scored: ScoredDocuments, rows: Sequence[SpanRow], signals: Mapping[str, np.ndarray]
 ) -> tuple[list[SpanRow], NonMembers]:
     """The spans with q, from holdout documents searched alike; token scores count among tokens as hard to predict."""
