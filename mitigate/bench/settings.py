@@ -56,6 +56,28 @@ class WorldSettings(ModelSettings):
             )
 
 
+class HardWorldSettings(WorldSettings):
+    """The hard world of a detector benchmark: adapters over a pretrained base, few epochs, secrets in one document."""
+
+    method: Method = Field("lora", description="full: whole models; lora: adapters")
+    people: dict[int, int] = Field(
+        default_factory=lambda: {0: 60, 1: 240},
+        description="lab people: documents that hold a person's secrets: number of people",
+    )
+    schedule: Schedule = Field(
+        default_factory=lambda: Schedule(learning_rate=1e-3, batch_size=8),
+        description="of every model; its epochs are those of `epochs`, one after another",
+    )
+    epochs: tuple[float, ...] = Field(
+        (1.0, 3.0, 5.0), min_length=1, description="passes over the documents, each a world"
+    )
+
+    def of(self, epochs: float) -> WorldSettings:
+        """The world of a number of epochs."""
+        own = {name: getattr(self, name) for name in WorldSettings.model_fields}
+        return WorldSettings(**own | {"schedule": self.schedule.model_copy(update={"epochs": epochs})})
+
+
 class SpeedSettings(Section):
     """Sizes of the measurement."""
 

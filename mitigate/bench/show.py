@@ -42,6 +42,10 @@ def detect_table(results: Mapping[str, Any]) -> str:
 
     lines += ["", line("calibration", results["calibration"], "ece", "realised_fdr", "recall")]
     lines.append(line("unaided", results["unaided"], "precision", "recall", "f1", "secret_recall", "non_member_share"))
+    for name, own in results.get("by_guess", {}).items():
+        lines.append(f"{name:<13}TPR@1% {own['tpr_at_1pct_fpr']:.3f} of {own['spans']:,.0f} spans")
+    correlations = results.get("excess_correlation", {})
+    lines.append(line("excess", correlations, *correlations))
     controls = {name: figure["value"] for name, figure in results["controls"].items()}
     lines.append(line("controls", controls, *controls))
     return "\n".join(lines)

@@ -78,15 +78,7 @@ def make_world(
     """
     base = base or str(make_bench_base(out, settings=settings, device=device))
     directory = out / f"seed-{seed}"
-    if documents is not None:
-        judged = trained = Documents(read_documents(documents).items)
-        copies: dict[str, int] = {}
-        owner: dict[str, str] = {}
-    else:
-        planting = plant(seed=f"bench/{seed}", people_per_count=settings.people)
-        owner = {twin: member for member, twin in planting.twins.items()}
-        judged, trained = planting.documents, planting.documents.subset(("forget", "retain"))
-        copies = {d.id: planting.copies[owner.get(d.group, d.group)] for d in judged}
+    judged, trained, copies, owner = documents_of(settings, seed=seed, documents=documents)
     write_once(judged, directory / "documents.jsonl")
 
     schedule = settings.schedule or Schedule(epochs=20 if documents else 10, learning_rate=1.5e-3, batch_size=8)
@@ -107,6 +99,19 @@ def make_world(
     models = train("models", settings.models, seed=2 * seed)
     truth = train("truth", settings.truth_models, seed=2 * seed + 1)
     return World(judged, models, truth, _membership(judged, models), _membership(judged, truth), copies, owner)
+
+
+def documents_of(
+    settings: WorldSettings, *, seed: int, documents: Path | None
+) -> tuple[Documents, Documents, dict[str, int], dict[str, str]]:
+    """What is judged, what of it may be trained on, and `copies` and `owner` of a `World`."""
+    if documents is not None:
+        given = Documents(read_documents(documents).items)
+        return given, given, {}, {}
+    planting = plant(seed=f"bench/{seed}", people_per_count=settings.people)
+    owner = {twin: member for member, twin in planting.twins.items()}
+    copies = {d.id: planting.copies[owner.get(d.group, d.group)] for d in planting.documents}
+    return planting.documents, planting.documents.subset(("forget", "retain")), copies, owner
 
 
 def make_bench_base(out: Path, *, settings: ModelSettings, device: str = "auto") -> Path:

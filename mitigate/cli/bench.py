@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from mitigate.cli.options import Device, Set, is_main_process, quiet, settings_from
+from mitigate.errors import MitigateError
 
 BenchSeeds = Annotated[
     list[int] | None, typer.Option("--seeds", min=0, help="Seeds, for instance --seeds 0 1 2.", show_default="0")
@@ -36,6 +37,13 @@ def bench_detect(
     references: BenchReferences = 3,
     truth_models: Annotated[int, typer.Option(min=2, help="Further models that only tell the truth; even.")] = 4,
     fdr: Annotated[float, typer.Option(min=0.0, max=1.0, help="False discovery rate at which spans are taken.")] = 0.05,
+    world: Annotated[
+        str,
+        typer.Option(
+            help="easy: models from scratch, many epochs, secrets repeated. hard: adapters over --base, 1, 3 and 5 "
+            "epochs, each secret in one document."
+        ),
+    ] = "easy",
     base: BenchBase = None,
     out: BenchOut = Path("runs/detect"),
     plot: Annotated[bool, typer.Option("--plot", help="Draw ROC curves and reliability to OUT/detect.png.")] = False,
@@ -50,27 +58,38 @@ def bench_detect(
     Example: mitigate bench detect --seeds 0 1 2 --out runs/detect --plot
 
     Example: mitigate bench detect --documents people.jsonl --models 6 --references 2 --out runs/mine
-    """
-    from mitigate.bench.settings import WorldSettings
 
-    chosen = settings_from(WorldSettings, settings, models=models, truth_models=truth_models)
+    Example: mitigate bench detect --world hard --base my-pretrained-model --seeds 0 1 2 --out runs/hard
+    """
+    from mitigate.bench.settings import HardWorldSettings, WorldSettings
+
+    if world not in ("easy", "hard"):
+        raise MitigateError(f"--world: {world!r} is not one of easy, hard")
+    kind = HardWorldSettings if world == "hard" else WorldSettings
+    chosen = settings_from(kind, settings, models=models, truth_models=truth_models)
     quiet()
     from mitigate.bench.detect.run import bench_detect as run_bench
     from mitigate.bench.show import detect_table, draw_detect
 
-    results = run_bench(
-        out,
-        seeds=_seeds(seeds, more_seeds),
-        documents=documents,
-        references=references,
-        fdr=fdr,
-        settings=chosen,
-        base=base,
-        device=device,
-    )
-    if plot and is_main_process():
-        draw_detect(results, out / "detect.png")
-    _echo([detect_table(results)], out / "results.json")
+    shared: dict[str, Any] = {
+        "seeds": _seeds(seeds, more_seeds),
+        "documents": documents,
+        "references": references,
+        "fdr": fdr,
+        "base": base,
+        "device": device,
+    }
+    if isinstance(chosen, HardWorldSettings):
+        from mitigate.bench.detect.hard import bench_detect_hard
+
+        found = bench_detect_hard(out, settings=chosen, **shared).get("epochs", {})
+        worlds = {f"{epochs} epochs": (own, out / f"epochs-{epochs}") for epochs, own in found.items()}
+    else:
+        worlds = {"": (run_bench(out, settings=chosen, **shared), out)}
+    for title, (results, folder) in worlds.items() if is_main_process() else ():
+        if plot:
+            draw_detect(results, folder / "detect.png")
+        _echo([*([title] if title else []), detect_table(results)], folder / "results.json")
 
 
 @bench.command("ablation")

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from commands import modified
+from typer.testing import CliRunner
 
 from mitigate.artifacts.files import read_json
+from mitigate.bench.detect.hard import bench_detect_hard
 from mitigate.bench.detect.run import bench_detect
+from mitigate.bench.detect.target import measure_target
 from mitigate.bench.evidence import Evidence, gather
-from mitigate.bench.settings import WorldSettings
+from mitigate.bench.settings import HardWorldSettings, WorldSettings
 from mitigate.bench.world import World, make_bench_base, make_world, sources
+from mitigate.cli.app import app
 from mitigate.detection.signals import token_log_probs
 from mitigate.documents import read_documents
 from mitigate.documents.written import write_jsonl
@@ -315,3 +321,76 @@ def test_members_are_likelier_under_the_models_that_saw_them(evidence: Evidence)
         gains = np.array([gain(model)(number) for number in range(len(evidence.documents))])
         member = evidence.member[:, model]
         assert gains[member].mean() > gains[~member].mean() + 0.2
+
+
+# --- the hard world ---------------------------------------------------------------------------------------------------
+
+
+def test_the_hard_world_is_adapters_over_a_given_base_one_world_for_each_number_of_epochs(
+    out: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert HardWorldSettings().method == "lora"
+    schedule = Schedule(learning_rate=1e-2, batch_size=4)  # a base of 32 dimensions is moved as a whole
+    settings = HardWorldSettings(
+        models=4, truth_models=2, people={0: 12, 1: 24}, epochs=(6, 9), schedule=schedule, method="full"
+    )
+    options: dict[str, Any] = {"references": K, "settings": settings, "device": "cpu", "base": str(out / "base")}
+    with caplog.at_level("INFO"):
+        results = bench_detect_hard(tmp_path / "hard", **options)
+    told = r"12 models to train \(6, 9 epochs; 0 are there\), \d+ documents .*minutes on this machine"
+    assert re.search(told, caplog.text)
+    assert results == read_json(tmp_path / "hard" / "results.json")
+    assert results["world"] == "hard"
+    assert list(results["epochs"]) == ["6", "9"]
+    for epochs, own in results["epochs"].items():
+        assert own["settings"]["schedule"]["epochs"] == float(epochs)
+        assert own["settings"]["method"] == "full"
+        assert set(own["by_copies"]) == {"1"}, "each secret is in one document"
+        assert set(own["by_guess"]) <= {"guessable", "random"}
+        assert sum(kind["spans"] for kind in own["by_guess"].values()) > 0
+        assert -1 <= own["excess_correlation"]["log_ratio"] <= 1
+        assert (tmp_path / "hard" / f"epochs-{epochs}" / "seed-0" / "models" / "reference-3").is_dir()
+    weights = modified(tmp_path / "hard" / "epochs-6" / "seed-0" / "models")
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        again = bench_detect_hard(tmp_path / "hard", **options)
+    assert "0 models to train (6, 9 epochs; 12 are there)" in caplog.text
+    assert modified(tmp_path / "hard" / "epochs-6" / "seed-0" / "models") == weights
+    assert again["epochs"]["6"]["span"] == results["epochs"]["6"]["span"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(("--world", "hard"), "--base: missing"), (("--world", "harder"), "'harder' is not one of easy, hard")],
+)
+def test_a_world_that_cannot_be_made_is_refused(tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
+    done = CliRunner().invoke(app, ["bench", "detect", *arguments, "--out", str(tmp_path / "out")])
+    assert isinstance(done.exception, MitigateError)
+    assert said in str(done.exception)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_line_shows_a_table_for_each_number_of_epochs(out: Path, tmp_path: Path) -> None:
+    sizes = ["people={0: 12, 1: 24}", "epochs=[6, 7]", "schedule.learning_rate=1e-2", "schedule.batch_size=4"]
+    given = [part for size in (*sizes, "method=full") for part in ("--set", size)]
+    counts = ["--models", "4", "--truth-models", "2", "--references", "1", "--device", "cpu", "--plot"]
+    command = ["bench", "detect", "--world", "hard", "--base", str(out / "base"), *counts, *given]
+    done = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "hard")])
+    assert done.exit_code == 0, done.output
+    for epochs in ("6", "7"):
+        assert f"{epochs} epochs" in done.stdout
+        assert (tmp_path / "hard" / f"epochs-{epochs}" / "detect.png").read_bytes().startswith(b"\x89PNG")
+    assert done.stdout.count("calibrated ") == 2
+    assert done.stdout.count("TPR@1%") >= 2
+    assert "excess" in done.stdout
+
+
+def test_guessable_spans_are_those_that_the_truth_models_find_likelier_than_not(evidence: Evidence) -> None:
+    target = measure_target(evidence, 0, copies={}, fdr=0.05)
+    paired, wanted = evidence.of_target(0), []
+    for pairing in paired.pairings:
+        unseen = evidence.counterfactual(pairing.document)
+        for first, last in evidence.known[pairing.document]:
+            values = [value for value in unseen[first:last].tolist() if value == value]
+            wanted.append(sum(values) / len(values) > np.log(0.5))
+    assert target.guessable.tolist() == wanted

@@ -142,6 +142,10 @@ def figures(measured: Sequence[Sequence[TargetScores]], *, fdr: float) -> dict[s
         for name in results["span"]
     }
     results["by_copies"] = _by_copies(every)
+    results["by_guess"] = _by_guess(every)
+    results["excess_correlation"] = {
+        name: float(np.mean([target.excess[name] for target in every])) for name in every[0].excess
+    }
     results["seconds"] = {name: round(sum(target.seconds[name] for target in every), 2) for name in every[0].seconds}
     return results
 
@@ -181,6 +185,26 @@ def _by_copies(every: Sequence[TargetScores]) -> dict[str, dict[str, float]]:
         str(number): {"tpr_at_1pct_fpr": float(np.concatenate(parts).mean()), "spans": sum(map(len, parts))}
         for number, parts in sorted(found.items())
     }
+
+
+def _by_guess(every: Sequence[TargetScores]) -> dict[str, dict[str, float]]:
+    """The calibrated detector on spans that models which never saw them can guess, and on the others.
+
+    Each kind has its own limit, which 1 % of its non-members exceed.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for name, wanted in (("guessable", True), ("random", False)):
+        hits, members, non_members = 0, 0, 0
+        for target in every:
+            own, spans = target.guessable == wanted, target.spans["calibrated"]
+            others = spans.scores[own & ~spans.labels]
+            non_members += len(others)
+            if len(others):
+                hits += int((spans.scores[own & spans.labels] > np.quantile(others, 0.99)).sum())
+                members += int((own & spans.labels).sum())
+        if members:
+            found[name] = {"tpr_at_1pct_fpr": hits / members, "spans": members, "non_members": non_members}
+    return found
 
 
 def _tpr_of(scored: Scored, fpr: float) -> float:

@@ -15,6 +15,7 @@ from mitigate.bench.evidence import Evidence
 from mitigate.detection.calibration.attack import fold_of
 from mitigate.detection.calibration.detector import MEMORIZED, Detector, fit_detector
 from mitigate.detection.calibration.shadows import PairedSignals
+from mitigate.detection.scores.excess import excess
 from mitigate.detection.scores.token import SPAN_SCORES, TOKEN_SCORES, logit
 from mitigate.detection.scores.units import lira, offline_mean, rmia
 from mitigate.runtime import progress
@@ -38,6 +39,8 @@ class TargetScores:
         controls: name -> scored spans.
         seconds: detector -> seconds for all units of all kinds.
         quality: the calibrated detector's own figures on its shadows.
+        guessable: (S,) bool, spans whose tokens models that never saw them find likelier than not, on average.
+        excess: correlation of estimates of the tokens' excess with the truth models', over member documents.
     """
 
     spans: dict[str, Scored] = field(default_factory=dict)
@@ -50,6 +53,8 @@ class TargetScores:
     controls: dict[str, Scored] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     quality: Mapping[str, Any] = field(default_factory=dict)
+    guessable: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
+    excess: dict[str, float] = field(default_factory=dict)
 
 
 def measure(evidence: Evidence, *, copies: Mapping[str, int], fdr: float, description: str) -> list[TargetScores]:
@@ -103,7 +108,11 @@ def measure_target(evidence: Evidence, target: int, *, copies: Mapping[str, int]
         )
     row_place = np.repeat(np.arange(len(documents)), np.diff(starts))
     scored = ~np.isnan(paired.signals["log_prob"])
-    truth = paired.signals["log_prob"] - np.concatenate([evidence.counterfactual(number) for number in documents])
+    unseen = np.concatenate([evidence.counterfactual(number) for number in documents])
+    truth = paired.signals["log_prob"] - unseen
+    rows = [slice(starts[place] + first, starts[place] + last) for place, first, last in spans]
+    result.guessable = np.array([np.nanmean(unseen[own]) > np.log(0.5) for own in rows], dtype=bool)
+    result.excess = _excess_figures(paired, truth, member[np.repeat(np.arange(len(documents)), np.diff(starts))])
     rng = np.random.default_rng(target)
     some = rng.permutation(np.flatnonzero(scored))[:_TOKENS]
     inside = rng.permutation(np.flatnonzero(scored & member[row_place]))[:_TOKENS]
@@ -119,6 +128,16 @@ def measure_target(evidence: Evidence, target: int, *, copies: Mapping[str, int]
     result.controls = _controls(evidence, target, detector, spans, scores_of["spans"], folds)
     result.quality = detector.quality
     return result
+
+
+def _excess_figures(paired: PairedSignals, truth: np.ndarray, member: np.ndarray) -> dict[str, float]:
+    """Correlation with the truth models' excess, over member tokens, of: the log-ratio, and the shrunken excess."""
+    rows = member & ~np.isnan(truth)
+    estimates = {"log_ratio": paired.signals["log_prob"] - paired.signals["log_prob_out"]}
+    references = paired.signals["log_prob_references"]
+    if references.shape[1] > 1:
+        estimates["shrunken"] = excess(paired.signals["log_prob"], references)[0]
+    return {name: float(np.corrcoef(own[rows], truth[rows])[0, 1]) for name, own in estimates.items()}
 
 
 def unaided_counts(
