@@ -385,6 +385,23 @@ def test_the_command_line_shows_a_table_for_each_number_of_epochs(out: Path, tmp
     assert "excess" in done.stdout
 
 
+def test_the_excess_correlates_as_counted_token_by_token(evidence: Evidence) -> None:
+    target = measure_target(evidence, 1, copies={}, fdr=0.05)
+    paired, ours, truths = evidence.of_target(1), [], []
+    for number, pairing in enumerate(paired.pairings):
+        if not evidence.member[pairing.document, 1]:
+            continue
+        unseen, rows = evidence.counterfactual(pairing.document), range(*paired.starts[number : number + 2])
+        for row, other in zip(rows, unseen.tolist(), strict=True):
+            own = float(paired.signals["log_prob"][row])
+            if own == own and other == other:
+                references = [value for value in paired.signals["log_prob_references"][row].tolist() if value == value]
+                ours.append(own - sum(references) / len(references))
+                truths.append(own - other)
+    assert len(ours) > 100
+    assert target.excess["typical"] == pytest.approx(float(np.corrcoef(ours, truths)[0, 1]), abs=1e-5)
+
+
 def test_guessable_spans_are_those_that_the_truth_models_find_likelier_than_not(evidence: Evidence) -> None:
     target = measure_target(evidence, 0, copies={}, fdr=0.05)
     paired, wanted = evidence.of_target(0), []

@@ -15,7 +15,6 @@ from mitigate.bench.evidence import Evidence
 from mitigate.detection.calibration.attack import fold_of
 from mitigate.detection.calibration.detector import MEMORIZED, Detector, fit_detector
 from mitigate.detection.calibration.shadows import PairedSignals
-from mitigate.detection.scores.excess import excess
 from mitigate.detection.scores.token import SPAN_SCORES, TOKEN_SCORES, logit
 from mitigate.detection.scores.units import lira, offline_mean, rmia
 from mitigate.runtime import progress
@@ -131,13 +130,17 @@ def measure_target(evidence: Evidence, target: int, *, copies: Mapping[str, int]
 
 
 def _excess_figures(paired: PairedSignals, truth: np.ndarray, member: np.ndarray) -> dict[str, float]:
-    """Correlation with the truth models' excess, over member tokens, of: the log-ratio, and the shrunken excess."""
-    rows = member & ~np.isnan(truth)
-    estimates = {"log_ratio": paired.signals["log_prob"] - paired.signals["log_prob_out"]}
-    references = paired.signals["log_prob_references"]
-    if references.shape[1] > 1:
-        estimates["shrunken"] = excess(paired.signals["log_prob"], references)[0]
-    return {name: float(np.corrcoef(own[rows], truth[rows])[0, 1]) for name, own in estimates.items()}
+    """How an estimate of the tokens' excess correlates with the truth models', over member tokens.
+
+    `log_ratio` is log p_θ − log p̄, `typical` log p_θ − the mean of the references' log-probabilities.
+    """
+    rows = np.flatnonzero(member & ~np.isnan(truth))
+    log_prob, references = (paired.signals[name][rows] for name in ("log_prob", "log_prob_references"))
+    estimates = {
+        "log_ratio": log_prob - paired.signals["log_prob_out"][rows],
+        "typical": log_prob - np.nanmean(references, axis=1),
+    }
+    return {name: float(np.corrcoef(own, truth[rows])[0, 1]) for name, own in estimates.items()}
 
 
 def unaided_counts(
