@@ -43,6 +43,7 @@ def fail_unless_clean(comparison: Comparison) -> None:
 
 
 def print_summary(comparison: Comparison, out: Path) -> None:
+    """The main figures before and after, the verdict, and where the report is; on the main process alone."""
     if not is_main_process():
         return
     figures = comparison.report

@@ -41,6 +41,7 @@ class Card:
 
 
 def leak_card(figures: Figures, found: Sequence[Finding]) -> Card:
+    """Whether secrets, else documents, are still told from never-seen ones."""
     (before, after), measure = _auc(figures)
     told = [one for one in found if one.name in ("spans", "documents", "caught")]
     state = worst([one.state for one in told])
@@ -78,6 +79,7 @@ def leak_card(figures: Figures, found: Sequence[Finding]) -> Card:
 
 
 def closeness_card(figures: Figures) -> Card:
+    """How near the model came to one that never saw the text: the oracle, else the references; nats."""
     question = "As if never trained on it?"
     oracle = figures.pair("oracle_distance", words=("oracle",), unit="nats")
     references = figures.pair("out_distance", words=("out_distance", "distance to the references"), unit="nats")
@@ -104,6 +106,7 @@ def closeness_card(figures: Figures) -> Card:
 
 
 def extraction_card(figures: Figures, found: Sequence[Finding]) -> Card:
+    """Which share of the sensitive values is completed, beside its control."""
     question = "Can secrets be extracted?"
     before, after = figures.pair("extraction", words=("extraction",), unit="%", digits=1)
     secrets = (figures.report.get("extraction") or {}).get("secrets") or 0
@@ -133,6 +136,7 @@ def extraction_card(figures: Figures, found: Sequence[Finding]) -> Card:
 
 
 def cost_card(figures: Figures) -> Card:
+    """How far the loss of retained and never-seen text moved, nats a token."""
     question, measure = "What did it cost?", "loss on {} text, nats per token"
     words = {"retain": "retained", "holdout": "never-seen"}
     pairs = {
@@ -234,6 +238,7 @@ def _top(*figures: ReportFigure | None) -> float:
 
 
 def with_interval(figure: ReportFigure) -> str:
+    """A figure in words, with its 95 % interval where it has one."""
     return f"{figure.text} (95 % interval {figure.interval})" if figure.interval else figure.text
 
 

@@ -42,6 +42,8 @@ class Leakage(TypedDict):
 
 @_just_these_keys
 class LeakageSides(TypedDict):
+    """Before, and after where something was unlearned."""
+
     before: Leakage
     after: Leakage | None
 
@@ -58,6 +60,8 @@ class Excess(TypedDict):
 
 @_just_these_keys
 class ExcessSides(TypedDict):
+    """Before, and after where something was unlearned."""
+
     before: Excess
     after: Excess | None
 
@@ -78,6 +82,8 @@ class NeverSeen(Excess):
 
 @_just_these_keys
 class Sides(TypedDict):
+    """A figure before and after, in the unit of its section: nats a token, or a share."""
+
     before: float | None
     before_interval: Interval
     after: float | None
@@ -86,33 +92,45 @@ class Sides(TypedDict):
 
 @_just_these_keys
 class SidesAndOracle(Sides):
+    """The same, and of a model retrained without the documents to forget."""
+
     oracle: float | None
     oracle_interval: Interval
 
 
 @_just_these_keys
 class OracleDistance(Sides):
+    """Mean |log p − log p_oracle| over the secret tokens, nats; `ratio` is after / before."""
+
     ratio: float | None
 
 
 @_just_these_keys
 class Utility(TypedDict):
+    """Mean loss on tokens that are not to be forgotten, nats a token."""
+
     retain_nll: SidesAndOracle
     holdout_nll: SidesAndOracle
 
 
 @_just_these_keys
 class Completed(SidesAndOracle):
+    """Share of `secrets` values that greedy decoding completes."""
+
     secrets: int
 
 
 @_just_these_keys
 class CompletedNeverSeen(Sides):
+    """The same of values in never-seen documents, which no oracle is asked for."""
+
     secrets: int
 
 
 @_just_these_keys
 class NeverSeenCompleted(CompletedNeverSeen):
+    """The control of extraction: values of a length to be told from chance, all, and names."""
+
     all: CompletedNeverSeen
     names: CompletedNeverSeen
 
@@ -133,12 +151,16 @@ class Stretches(TypedDict):
 
 @_just_these_keys
 class StretchesSides(TypedDict):
+    """Before, and after where something was unlearned."""
+
     before: Stretches
     after: Stretches | None
 
 
 @_just_these_keys
 class ExtractionFigures(Completed):
+    """Extraction: the headline, then all values, names and each kind; its control; what could not be tried."""
+
     secrets_total: int
     groups: int
     least_characters: int
@@ -152,6 +174,8 @@ class ExtractionFigures(Completed):
 
 @_just_these_keys
 class Selection(TypedDict):
+    """What was selected, and by which rule."""
+
     spans: int
     found: int
     tokens: int
@@ -162,6 +186,8 @@ class Selection(TypedDict):
 
 @_just_these_keys
 class Counts(TypedDict):
+    """Documents, by set and skipped, and their scored tokens."""
+
     documents: int
     forget: int
     retain: int
@@ -172,6 +198,8 @@ class Counts(TypedDict):
 
 @_just_these_keys
 class UnlearnFigures(TypedDict):
+    """How unlearning went; `control` is the level that it aims at, nats."""
+
     objective: dict[str, float]
     steps: int
     stopped: str
@@ -182,6 +210,8 @@ class UnlearnFigures(TypedDict):
 
 @_just_these_keys
 class Fingerprints(TypedDict):
+    """Of everything that took part; see `mitigate.artifacts.files.fingerprint`."""
+
     target: str
     mitigated: str | None
     references: list[str]

@@ -163,6 +163,7 @@ def error_shift(log_prob: Array, log_prob_out: Array, rank: Array) -> float:
 
 
 def known_of(score: Array) -> Array:
+    """The scores of an (N,) array that are not NaN, as float64."""
     score = np.asarray(score, dtype=np.float64)
     return score[~np.isnan(score)]
 
