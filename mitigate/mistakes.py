@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from mitigate.errors import MitigateError
 
@@ -17,16 +17,30 @@ _MOST = 2**31  # no number of things is larger, and no library's seed need be
 
 
 class Section(BaseModel):
-    """Settings: no unknown keys, and no number that is infinite, NaN or beyond what the libraries take."""
+    """Settings: no unknown keys, and no number that is infinite, NaN or beyond what the libraries take.
+
+    Where a key's default is a section with values of its own, a mapping changes what it names and leaves the others.
+    """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
-    def _of_use(cls, value: Any) -> Any:
+    def _of_use(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, int) and not -_MOST < value < _MOST:
             raise ValueError(f"is not between -{_MOST:,} and {_MOST:,}")
+        if isinstance(value, Mapping) and info.field_name is not None:
+            return _over(cls.model_fields[info.field_name].get_default(call_default_factory=True), value)
         return value
+
+
+def _over(default: Any, given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A section's values over what its default says itself."""
+    if not isinstance(default, Section):
+        return given
+    own = {name: getattr(default, name) for name in default.model_fields_set}
+    inner = {name: _over(own.get(name), value) for name, value in given.items() if isinstance(value, Mapping)}
+    return {**own, **given, **inner}
 
 
 def checked(kind: type[Settings], values: Mapping[str, Any], *, name: str) -> Settings:

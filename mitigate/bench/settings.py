@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from mitigate.errors import MitigateError
 from mitigate.lab.settings import TinyModel
-from mitigate.mistakes import Section
+from mitigate.mistakes import Section, Settings
 from mitigate.models.settings import Lora, Method, Schedule
 
 
@@ -56,26 +58,38 @@ class WorldSettings(ModelSettings):
             )
 
 
-class HardWorldSettings(WorldSettings):
-    """The hard world of a detector benchmark: adapters over a pretrained base, few epochs, secrets in one document."""
+class HardSettings(ModelSettings):
+    """What a hard world is: adapters over a pretrained base, few epochs, each secret in one document."""
 
     method: Method = Field("lora", description="full: whole models; lora: adapters")
+    epochs: tuple[float, ...] = Field(
+        (1.0, 3.0, 5.0), min_length=1, description="passes over the documents, each a world of its own"
+    )
+
+    @model_validator(mode="after")
+    def _epochs_are_said_once(self) -> Self:
+        schedule = getattr(self, "schedule", None)
+        if isinstance(schedule, Schedule) and "epochs" in schedule.model_fields_set:
+            raise ValueError("schedule.epochs: the hard world has several; set epochs: [1, 3, 5]")
+        return self
+
+    def of(self, kind: type[Settings], epochs: float) -> Settings:
+        """The settings of one number of epochs."""
+        own = {name: getattr(self, name) for name in kind.model_fields}
+        return kind.model_construct(**own | {"schedule": own["schedule"].model_copy(update={"epochs": epochs})})
+
+
+class HardWorldSettings(HardSettings, WorldSettings):
+    """The hard world of a detector benchmark."""
+
     people: dict[int, int] = Field(
         default_factory=lambda: {0: 60, 1: 240},
         description="lab people: documents that hold a person's secrets: number of people",
     )
     schedule: Schedule = Field(
         default_factory=lambda: Schedule(learning_rate=1e-3, batch_size=8),
-        description="of every model; its epochs are those of `epochs`, one after another",
+        description="of every model; its epochs are those of `epochs`",
     )
-    epochs: tuple[float, ...] = Field(
-        (1.0, 3.0, 5.0), min_length=1, description="passes over the documents, each a world"
-    )
-
-    def of(self, epochs: float) -> WorldSettings:
-        """The world of a number of epochs."""
-        own = {name: getattr(self, name) for name in WorldSettings.model_fields}
-        return WorldSettings(**own | {"schedule": self.schedule.model_copy(update={"epochs": epochs})})
 
 
 class SpeedSettings(Section):

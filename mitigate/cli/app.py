@@ -14,7 +14,7 @@ import typer
 
 from mitigate import __version__
 from mitigate.cli.audit import audit
-from mitigate.cli.bench import bench
+from mitigate.cli.bench_unlearn import bench
 from mitigate.cli.guard import guard
 from mitigate.cli.options import (
     Device,

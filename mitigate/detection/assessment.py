@@ -23,6 +23,7 @@ from mitigate.detection.spans.by_score import LEAST_NON_MEMBERS, by_score, false
 from mitigate.detection.spans.by_shadows import by_shadows, plan_shadows
 from mitigate.detection.spans.row import SpanRow
 from mitigate.detection.spans.scored import Findings, ReferenceMembership, ScoredDocuments
+from mitigate.detection.spans.selection import NO_NULL, select
 from mitigate.documents import Documents
 from mitigate.errors import MitigateError
 from mitigate.models.model import Model
@@ -34,10 +35,6 @@ _CORRECTED = "each span has the larger of their rate and that of the documents t
 RATE_REMEDY = (
     "train the references until they know their documents as the target does (references.schedule: auto), give "
     f"{LEAST_NON_MEMBERS} or more documents that the target never saw (the set holdout), or remove detect.fdr"
-)
-_NO_NULL = (
-    f"detect.fdr: fewer than {LEAST_NON_MEMBERS} known spans in holdout documents; the false discovery rate of known "
-    "spans needs them: set detect.select: found, or remove detect.fdr"
 )
 
 
@@ -130,7 +127,7 @@ def assess_documents(
         findings = by_score(scored, own, kind, rule=detect.spans, given=given)
     spans = findings.rows  # a re-audit keeps the choice of the audit
     if given is None:
-        spans = _select(scored, findings.rows, detect)
+        spans = select(scored, findings.rows, own, detect)
     return Assessment(
         tokenized,
         own,
@@ -158,7 +155,7 @@ def check_calibration(documents: Documents, *, crossfitted: int, detect: Detect)
     kind = calibration_kind(documents, crossfitted=crossfitted, detect=detect)
     null = sum(len(document.spans) for document in documents if document.set == "holdout")
     if kind == "non_members" and detect.fdr is not None and detect.select == "known" and null < LEAST_NON_MEMBERS:
-        raise MitigateError(_NO_NULL)
+        raise MitigateError(NO_NULL)
 
 
 def calibration_kind(documents: Documents, *, crossfitted: int, detect: Detect) -> Kind:
@@ -196,19 +193,3 @@ def _corrected(scored: ScoredDocuments, findings: Findings, signals: Mapping[str
         for row, other in zip(findings.rows, others, strict=True)
     ]
     return replace(findings, rows=rows)
-
-
-def _select(scored: ScoredDocuments, rows: Sequence[SpanRow], detect: Detect) -> list[SpanRow]:
-    """The spans, those of them selected that the false discovery rate, score or share chooses."""
-    candidates = [row for row in rows if row.source == detect.select and scored.is_eligible(row)]
-    if detect.fdr is not None:
-        if candidates and all(row.q is None for row in candidates):
-            raise MitigateError(_NO_NULL)
-        candidates = [row for row in candidates if row.q is not None and row.q <= detect.fdr]
-    if detect.min_score is not None:
-        candidates = [row for row in candidates if row.score >= detect.min_score]
-    if detect.share is not None:
-        candidates.sort(key=lambda row: -(row.score if row.probability is None else row.probability))
-        candidates = candidates[: round(detect.share * len(candidates))]
-    chosen = {row.span_id for row in candidates}
-    return [replace(row, selected=row.span_id in chosen) for row in rows]

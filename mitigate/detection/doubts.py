@@ -21,6 +21,11 @@ def doubts_of(audit: Audit) -> list[str]:
     """
     found = [warning] if (warning := fit_warning(audit.metadata.fit)) else []
     columns, sets = audit.columns, audit.sets
+    by_detector = np.zeros(len(columns["log_prob"]), dtype=bool)
+    for span in audit.span_rows:
+        if span.selected and span.source == "found":
+            by_detector[audit.rows_of(span)] = True
+    by_detector &= columns["selected"].astype(bool)
     by_references = audit.metadata.detect.fdr is not None and audit.metadata.calibration.kind == "shadows"
     few = list(sets.values()).count("holdout") < LEAST_NON_MEMBERS
     if by_references and few and (warning := rate_warning(audit.metadata.fit)):
@@ -30,8 +35,8 @@ def doubts_of(audit: Audit) -> list[str]:
     among = np.zeros(len(scored), dtype=bool)
     for doc_id, rows in audit.rows.items():
         among[rows] = scored[rows] & (sets[doc_id] == wanted)
-    share = float(columns["selected"].astype(bool)[among].mean()) if among.any() else 0.0
-    if audit.metadata.detect.select == "found" and share > MOST_SELECTED:
+    share = float(by_detector[among].mean()) if among.any() else 0.0
+    if share > MOST_SELECTED:
         where = "the documents to forget" if wanted else "the documents"
         found.append(
             f"{share:.0%} of the {int(among.sum()):,} tokens of {where} were selected; to unlearn most of a text harms "

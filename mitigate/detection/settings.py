@@ -30,9 +30,11 @@ class Detect(Section):
     )
     temperature: float = Field(1.0, gt=0, description="divides the logits of target and references in InfoRMIA")
     offline_a: float = Field(1.0, gt=0, le=1, description="InfoRMIA's offline correction over the vocabulary; 1: none")
-    select: Literal["found", "known"] = Field(
-        "found",
-        description="which spans are memorized: `found` by the detector, or the `known` sensitive ones as they stand",
+    select: Literal["exposed", "found", "known"] = Field(
+        "exposed",
+        description="what is to be unlearned: `exposed`: what the detector finds, and the known sensitive spans that "
+        "the model knows better than models that never saw them; `found`: the former alone; `known`: the known spans "
+        "as they stand",
     )
     fdr: float | None = Field(
         None,

@@ -152,7 +152,7 @@ def prepare(
     if not audit.columns["selected"].any():
         raise NothingToUnlearnError(
             "no token is selected: the audit found nothing to unlearn; lower detect.spans.threshold, "
-            "or select the known spans with detect.select: known"
+            "or give patterns of what is sensitive (spans.patterns)"
         )
     taught = taught_by(audit, keep_judges=settings.keep_judges)
     for doubt in doubts_of(audit):  # the command line asks before; who calls this is told

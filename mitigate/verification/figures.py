@@ -119,6 +119,8 @@ class View:
             )
         if detect.fdr is not None:
             why += f"; of these, the ones selected at a false discovery rate of {detect.fdr:.0%}"
+        if detect.select == "exposed" and (own := sum(span.source == "known" for span in spans)):
+            why += f"; and {own} known spans that the model knows better than models that never saw them"
         if detect.min_score is not None:
             why += f"; with a mean score of {detect.min_score:g} nats or more"
         if detect.share is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,16 +16,24 @@ from world import World
 
 from mitigate.artifacts.files import read_json
 from mitigate.bench.unlearn.evidence import UnlearnEvidence, gather_evidence, measure_model
+from mitigate.bench.unlearn.hard import bench_unlearn_hard
 from mitigate.bench.unlearn.methods import RETRAINED, SELECTIONS, Seed, choose, run_method, selected_share
 from mitigate.bench.unlearn.run import bench_unlearn, check_methods
-from mitigate.bench.unlearn.settings import METHODS, FineTuning, RunSettings, UnlearnBenchSettings, UnlearnWorldSettings
+from mitigate.bench.unlearn.settings import (
+    METHODS,
+    FineTuning,
+    HardUnlearnBenchSettings,
+    RunSettings,
+    UnlearnBenchSettings,
+    UnlearnWorldSettings,
+)
 from mitigate.bench.unlearn.show import draw_unlearn, unlearn_table
 from mitigate.bench.unlearn.summary import summarize_seeds
 from mitigate.bench.unlearn.tries import run_seed
 from mitigate.bench.unlearn.world import UnlearnWorld, deal_people, find_people, make_unlearn_world, without_secrets
 from mitigate.cli.app import app
 from mitigate.detection.record import Audit
-from mitigate.documents import Document, Documents, Span
+from mitigate.documents import Document, Documents, Span, read_documents
 from mitigate.documents.written import write_jsonl
 from mitigate.errors import MitigateError
 from mitigate.lab.settings import TinyModel
@@ -32,7 +41,9 @@ from mitigate.mistakes import checked
 from mitigate.models.directory import load_tokenizer
 from mitigate.models.settings import Schedule
 from mitigate.models.store import ModelStore
+from mitigate.recipe.loading import check_settings
 from mitigate.tokens.tokenization import tokenize_documents
+from mitigate.unlearning.settings import Unlearn
 from mitigate.verification.extraction import extract
 from mitigate.verification.extraction_values import secrets_of
 
@@ -388,3 +399,73 @@ def test_likeliest_tokens_tell_what_greedy_decoding_extracts(world: World) -> No
         rows = slice(first + span["token_start"], first + span["token_end"])
         assert bool(measured.first[rows].all()) == completed
     assert set(extracted) == {True, False}, "some are extracted and some not"
+
+
+# the hard world -------------------------------------------------------------------------------------------------------
+
+HARD = [
+    *("forget=12", "retain=12", "holdout=12", "judges=2", "anchors=6", "prose=6", "method=full", "epochs=[4,8]"),
+    *("schedule.learning_rate=1e-2", "schedule.batch_size=4"),
+    *("unlearn.learning_rate=1e-2", "unlearn.max_steps=2", "unlearn.check_every=2"),
+]
+
+
+def test_the_hard_world_is_adapters_over_a_given_base_with_the_defaults_of_unlearning() -> None:
+    settings = HardUnlearnBenchSettings()
+    assert settings.method == "lora"
+    assert settings.copies == {}
+    for name in ("learning_rate", "max_steps", "check_every", "lora", "retain"):
+        assert getattr(settings.unlearn, name) == getattr(Unlearn(), name)
+    own = settings.of(UnlearnBenchSettings, 3.0)
+    assert (own.schedule.epochs, own.schedule.learning_rate) == (3.0, settings.schedule.learning_rate)
+    with pytest.raises(MitigateError, match=r"schedule.epochs: the hard world has several"):
+        checked(HardUnlearnBenchSettings, {"schedule": {"epochs": 3}}, name="settings")
+
+
+def test_the_hard_world_makes_and_measures_a_world_for_each_number_of_epochs(out: Path, tmp_path: Path) -> None:
+    given = [part for setting in HARD for part in ("--set", setting)]
+    command = [
+        "bench",
+        "unlearn",
+        "--world",
+        "hard",
+        "--references",
+        "4",
+        "--objectives",
+        "default",
+        "--scopes",
+        "token",
+    ]
+    command += ["--base", str(out / "base"), "--tries", "1", "--no-retrain", "--device", "cpu", "--plot", *given]
+    done = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "hard")])
+    assert done.exit_code == 0, done.output
+    results = read_json(tmp_path / "hard" / "results.json")
+    assert results["world"] == "hard"
+    assert list(results["epochs"]) == ["4", "8"]
+    for epochs, own in results["epochs"].items():
+        folder = tmp_path / "hard" / f"epochs-{epochs}"
+        assert own == read_json(folder / "results.json")
+        assert own["settings"]["schedule"]["epochs"] == float(epochs)
+        assert set(own["methods"]["default"]["token"]) >= FIGURES
+        assert (folder / "unlearn.png").read_bytes().startswith(b"\x89PNG")
+        people = [len({d.group for d in read_documents(folder / "seed-0" / "documents.jsonl")})]
+        assert people == [36]
+        assert f"epochs-{epochs}" in done.stdout
+    before = [results["epochs"][epochs]["before"]["secret_log_prob"]["value"] for epochs in ("4", "8")]
+    assert before[0] < before[1], "more epochs memorize more"
+
+
+def test_the_hard_world_tells_its_cost_and_what_is_there(
+    out: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(MitigateError, match=r"--base: missing"):
+        bench_unlearn_hard(tmp_path / "hard")
+    settings = check_settings(HardUnlearnBenchSettings, [*HARD, "epochs=[8]", "references=4"])
+    options: dict[str, Any] = {"objectives": ["default"], "scopes": ["token"], "tries": 1, "retrain": False}
+    options |= {"settings": settings, "base": str(out / "base"), "device": "cpu"}
+    for told in (r"11 models to train \(8 epochs; 0 are there\), then 2 runs", r"0 models to train \(8 epochs; 11 are"):
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            bench_unlearn_hard(tmp_path / "hard", **options)
+        assert re.search(told, caplog.text)
+        assert re.search(r"at most about \d+ minutes on this machine", caplog.text)

@@ -10,27 +10,19 @@ and an adapter of a few epochs. Each number of epochs is a world of its own, in 
 from __future__ import annotations
 
 import logging
-import math
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mitigate.artifacts.files import write_json
+from mitigate.bench.cost import TRAINING, time_of
 from mitigate.bench.detect.run import bench_detect
-from mitigate.bench.settings import HardWorldSettings
+from mitigate.bench.settings import HardWorldSettings, WorldSettings
 from mitigate.bench.world import documents_of, sources
 from mitigate.errors import MitigateError
-from mitigate.models.fitting.training import document_losses
-from mitigate.models.store import ModelStore
 from mitigate.runtime import process_state
-from mitigate.tokens.tokenization import tokenize_documents
 
 logger = logging.getLogger(__name__)
-_TIMED = 16  # documents of the forward pass by which the cost is told
-_TRAINING = 3.5  # forward passes that a training step on an adapter costs
 _JUDGED = 2  # times that every model reads every document
 
 
@@ -73,7 +65,7 @@ def bench_detect_hard(
             documents=documents,
             references=references,
             fdr=fdr,
-            settings=settings.of(epochs),
+            settings=settings.of(WorldSettings, epochs),
             base=base,
             device=device,
         )
@@ -105,12 +97,6 @@ def _tell_cost(
 ) -> None:
     """Say how many models are to be trained, and about how long that and the judging will take here."""
     judged, trained, _, _ = documents_of(settings, seed=seeds[0], documents=documents)
-    model = ModelStore(device=device).load(base)
-    some = tokenize_documents(judged[:_TIMED], model.tokenizer)
-    document_losses(model.base.model, some, model=model)  # the first pass also loads and compiles
-    started = time.monotonic()
-    document_losses(model.base.model, some, model=model)
-    per_document = (time.monotonic() - started) / len(some)
     each = settings.models + settings.truth_models
     missing = {
         epochs: sum(
@@ -121,9 +107,8 @@ def _tell_cost(
         )
         for epochs in settings.epochs
     }
-    training = sum(count * epochs for epochs, count in missing.items()) * len(trained) / 2 * _TRAINING
+    training = sum(count * epochs for epochs, count in missing.items()) * len(trained) / 2 * TRAINING
     judging = len(settings.epochs) * len(seeds) * each * len(judged) * _JUDGED
-    minutes = math.ceil((training + judging) * per_document / process_state(device).num_processes / 60)
     logger.info(
         "%d models to train (%s epochs; %d are there), %d documents each judged by %d: about %s on this machine",
         sum(missing.values()),
@@ -131,5 +116,5 @@ def _tell_cost(
         len(settings.epochs) * len(seeds) * each - sum(missing.values()),
         len(judged),
         each,
-        f"{minutes} minutes" if minutes < 120 else f"{np.round(minutes / 60, 1):g} hours",
+        time_of(training + judging, judged, base=base, device=device),
     )

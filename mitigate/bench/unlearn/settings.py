@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from pydantic import Field, field_validator
 
-from mitigate.bench.settings import ModelSettings
+from mitigate.bench.settings import HardSettings, ModelSettings
 from mitigate.lab.settings import TinyModel
 from mitigate.models.settings import Lora, Schedule
 from mitigate.unlearning.objectives.names import OBJECTIVE_NAMES
@@ -71,3 +71,39 @@ class UnlearnBenchSettings(UnlearnWorldSettings):
     """Settings of the world, and what all runs have in common."""
 
     unlearn: RunSettings = Field(default_factory=RunSettings, description="of every run; see `Unlearn`")
+
+
+class HardRunSettings(RunSettings):
+    """`Unlearn` with its own defaults, which are made for such models; what a run sets itself is not to be set."""
+
+    learning_rate: float = Field(
+        Unlearn.model_fields["learning_rate"].default,
+        gt=0,
+        description="common rate; every method tries it times 1/3, 1 and 3, and beyond",
+    )
+    max_steps: int = Field(
+        Unlearn.model_fields["max_steps"].default,
+        ge=1,
+        description="steps of a run; token scope may stop earlier, at the control",
+    )
+    check_every: int = Field(
+        Unlearn.model_fields["check_every"].default, ge=1, description="steps between two looks at the selected spans"
+    )
+    lora: Lora = Field(default_factory=Lora, description="shape of the adapter")
+
+
+class HardUnlearnBenchSettings(HardSettings, UnlearnBenchSettings):
+    """The hard world of the unlearning benchmark."""
+
+    copies: dict[int, float] = Field(
+        default_factory=dict,
+        description="invented people who have more than one document: number of documents: share of the people",
+    )
+    schedule: FineTuning = Field(
+        default_factory=lambda: FineTuning(learning_rate=1e-3),
+        description="of every fine-tuned model; its epochs are those of `epochs`",
+    )
+    epochs: tuple[float, ...] = Field(
+        (3.0, 5.0), min_length=1, description="passes over the documents, each a world of its own"
+    )
+    unlearn: HardRunSettings = Field(default_factory=HardRunSettings, description="of every run; see `Unlearn`")

@@ -123,7 +123,11 @@ class ScoredDocuments:
 
     def is_eligible(self, row: SpanRow) -> bool:
         """Whether a span of its document may be selected."""
-        return self.documents[self.numbers[row.doc_id]].set in self.eligible
+        return self.set_of(row) in self.eligible
+
+    def set_of(self, row: SpanRow) -> str | None:
+        """The set of a span's document."""
+        return self.documents[self.numbers[row.doc_id]].set
 
     def rows_of(self, row: SpanRow) -> slice:
         """The span's token rows among those of all documents."""
