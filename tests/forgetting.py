@@ -16,9 +16,9 @@ from mitigate.detection.spans.row import span_table
 from mitigate.documents import Document, Documents, Span
 from mitigate.models.settings import Lora, Schedule
 from mitigate.models.store import ModelStore
-from mitigate.unlearning.loop import Loop
 from mitigate.unlearning.settings import Unlearn
 from mitigate.unlearning.trainer import prepare
+from mitigate.unlearning.training.loop import Loop
 
 QUICK = Unlearn(
     objective="hinge=1,distill=0.5",

@@ -43,9 +43,9 @@ from mitigate.models.fitting.training import add_lora
 from mitigate.models.store import ModelStore
 from mitigate.runtime import library_versions, process_state, progress, quiet_libraries
 from mitigate.tokens.batches import collate, cut_pieces
-from mitigate.unlearning.loop import Loop
 from mitigate.unlearning.settings import Unlearn
 from mitigate.unlearning.trainer import prepare
+from mitigate.unlearning.training.loop import Loop
 
 REFERENCES = 2
 OBJECTIVE = {"hinge": 1.0, "distill": 0.5}

@@ -12,18 +12,13 @@ text the target never saw gets no more gradient, and training stops when the sel
 from __future__ import annotations
 
 import logging
-import shutil
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
-from mitigate import __version__
-from mitigate.adapters.card import write_card
-from mitigate.adapters.merging import MERGED, merge_adapters
-from mitigate.artifacts.files import check_free, fingerprint, new_directory, write_json
+from mitigate.artifacts.files import check_free, fingerprint
 from mitigate.artifacts.locks import sole_worker
 from mitigate.artifacts.provenance import UNLEARN_RECORD, read_made
 from mitigate.artifacts.temporaries import partial_of
@@ -32,7 +27,7 @@ from mitigate.detection.doubts import doubts_of
 from mitigate.detection.panel import by_teachers, taught_by
 from mitigate.detection.record import Audit
 from mitigate.documents import Documents, read_documents
-from mitigate.errors import MitigateError, NothingToUnlearnError, summarize
+from mitigate.errors import MitigateError, NothingToUnlearnError
 from mitigate.generation.sampling import sample
 from mitigate.generation.settings import Sampling
 from mitigate.models.directory import check_layering
@@ -40,16 +35,17 @@ from mitigate.models.mixture import FOR_INFERENCE, Mixture
 from mitigate.models.model import Model
 from mitigate.models.store import ModelStore
 from mitigate.runtime import process_state, seed_everything, together
-from mitigate.unlearning.control import control_level, span_floor
-from mitigate.unlearning.data import unlearning_data
-from mitigate.unlearning.forgetting import scope_tokens
-from mitigate.unlearning.loop import Loop
-from mitigate.unlearning.losses import Losses
+from mitigate.unlearning.material.data import unlearning_data
+from mitigate.unlearning.material.forgetting import scope_tokens
+from mitigate.unlearning.material.teachers import OutTerms
 from mitigate.unlearning.objectives.catalogue import anchor_of, needs_of
 from mitigate.unlearning.objectives.names import SUBSTITUTES, parse_objective
+from mitigate.unlearning.result import write_result
 from mitigate.unlearning.settings import Unlearn
-from mitigate.unlearning.teachers import OutTerms
-from mitigate.unlearning.trainable import AdapterTrainable, State, Trainable, checkpoint_activations, make_trainable
+from mitigate.unlearning.trainable import checkpoint_activations, make_trainable
+from mitigate.unlearning.training.control import control_level, span_limits
+from mitigate.unlearning.training.loop import Loop
+from mitigate.unlearning.training.losses import Losses
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +117,7 @@ def unlearn(
         state = trainable.state(accelerator, loop.module)
         with together(process_state(store.device.type)):
             if accelerator.is_main_process:
-                _save(loop, state, history, stopped, out=out, store=store)
+                write_result(loop, state, history, stopped, out=out, store=store)
     return Unlearned.load(out)
 
 
@@ -225,91 +221,10 @@ def prepare(
         settings,
         data,
         control=control,
-        floor=span_floor(audit),
+        limits=span_limits(audit),
         seed=seed,
         plan=plan,
         partial=partial,
-    )
-
-
-def _save(
-    loop: Loop, state: State, history: Sequence[dict[str, Any]], stopped: str, *, out: Path, store: ModelStore
-) -> None:
-    """Write the trained weights and the record, and remove the checkpoint.
-
-    Raises:
-        MitigateError: training changed nothing, or `out` cannot be written.
-    """
-    trainable, settings = loop.trainable, loop.settings
-    reached = trainable.reached(state)
-    if not any(reached.values()):
-        raise MitigateError("unlearning changed nothing; raise unlearn.learning_rate")
-    if untrained := [name for name, changed in reached.items() if not changed]:
-        logger.warning("unlearning left %d weights as they were: %s", len(untrained), summarize(untrained))
-    summary = {
-        "objective": loop.losses.weights,
-        "scope": settings.scope,
-        "method": settings.method,
-        "anchor": loop.losses.anchor,
-        "steps": history[-1]["step"],
-        "stopped": stopped,
-        "history": history,
-        "control": loop.control.log_ratio,
-        "control_distance": loop.control.distance,
-        "over_forgotten": history[-1]["over_forgotten"],
-        "adapter_parameters": sum(tensor.numel() for tensor in state.values()),
-        "model_parameters": sum(p.numel() for n, p in trainable.module.named_parameters() if "lora_" not in n),
-        "processes": loop.accelerator.num_processes,
-        **loop.plan,
-    }
-    refused = None
-    with new_directory(out) as directory:
-        _save_model(trainable, state, directory, settings=settings, store=store)
-        made = [directory]
-        if settings.merge and isinstance(trainable, AdapterTrainable):
-            try:
-                merge_adapters(directory, out=directory / MERGED, store=store)
-                made.append(directory / MERGED)
-            except MitigateError as error:  # the adapter is right all the same, and took long
-                refused = error
-        for model in made:
-            write_json(model / UNLEARN_RECORD, summary)
-            write_card(model, target=summary["target"], how=_what_was_done(summary))
-    loop.forget_checkpoint()
-    if refused is not None:
-        raise MitigateError(f"{out}: is written, but without {MERGED}/: {refused}") from refused
-
-
-def _save_model(trainable: Trainable, state: State, directory: Path, *, settings: Unlearn, store: ModelStore) -> None:
-    """Write the model into an existing directory: merged where its adapters cannot be one (and are not merged besides).
-
-    Where they cannot be merged either, the new adapter is written alone.
-    """
-    if not isinstance(trainable, AdapterTrainable) or trainable.to_merge is None or settings.merge:
-        trainable.save(state, directory)
-        return
-    stack, whole = directory / "stack", directory / "whole"
-    stack.mkdir()
-    trainable.save(state, stack)
-    chosen = whole
-    try:
-        merge_adapters(stack, out=whole, store=store)
-    except MitigateError as error:
-        logger.warning("%s; the new adapter is given alone, to be loaded over the target's by mitigate", error)
-        chosen = stack
-    for path in list(chosen.iterdir()):
-        path.replace(directory / path.name)
-    for left in (stack, whole):
-        shutil.rmtree(left, ignore_errors=True)
-
-
-def _what_was_done(summary: Mapping[str, Any]) -> str:
-    """A sentence for the model card."""
-    terms = ", ".join(f"{name} {weight:g}" for name, weight in summary["objective"].items())
-    return (
-        f"Made by mitigate {__version__} from `{summary['target']['source']}`: {summary['steps']} steps of unlearning "
-        f"({terms}; scope {summary['scope']}; {summary['method']}) on the tokens that the audit {summary['audit']} "
-        "selected. unlearn.json says how it went; an audit says what it still knows."
     )
 
 

@@ -35,7 +35,7 @@ from mitigate.errors import MitigateError
 from mitigate.models.settings import Schedule
 from mitigate.models.store import ModelStore
 from mitigate.runtime import process_state
-from mitigate.unlearning.checkpoints import Checkpoints, optimizer_parts, optimizer_state
+from mitigate.unlearning.training.checkpoints import Checkpoints, optimizer_parts, optimizer_state
 
 
 def names(folder: Path) -> list[str]:

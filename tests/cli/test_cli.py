@@ -370,7 +370,7 @@ def test_a_command_that_succeeds_closes_the_process_group_and_one_that_fails_doe
 def test_ctrl_c_ends_with_status_130_and_can_be_gone_on_with(
     mitigate_: Mitigate, monkeypatch: pytest.MonkeyPatch, audited: Path
 ) -> None:
-    from mitigate.unlearning.loop import Loop
+    from mitigate.unlearning.training.loop import Loop
 
     command = (
         *("unlearn", "--audit", audited, "--out", "stopped", "--set", "max_steps=4"),

@@ -316,8 +316,8 @@ def test_a_run_interrupted_in_every_stage_ends_in_the_same_bytes(
     import mitigate.detection.record
     import mitigate.models.fitting.training
     import mitigate.pipeline.run
-    import mitigate.unlearning.loop
     import mitigate.unlearning.trainer
+    import mitigate.unlearning.training.loop
     import mitigate.verification.compare
 
     def interrupt(place: Any, name: str, *, call: int) -> None:
@@ -352,7 +352,7 @@ def test_a_run_interrupted_in_every_stage_ends_in_the_same_bytes(
         assert not (tmp_path / "run/references/reference-1").exists()
         interrupt(mitigate.detection.record, "write_json", call=1)  # the audit's last file
         assert not (tmp_path / "run/audit").exists()
-        interrupt(mitigate.unlearning.loop.Loop, "step", call=4)  # after the checkpoint of step 2
+        interrupt(mitigate.unlearning.training.loop.Loop, "step", call=4)  # after the checkpoint of step 2
         assert (tmp_path / "run/adapter.partial/step-000002/tensors.safetensors").is_file()
         interrupt(mitigate.unlearning.trainer, "write_json", call=1)
         assert not (tmp_path / "run/adapter").exists()

@@ -12,7 +12,7 @@ from world import World
 
 from mitigate.detection.record import Audit
 from mitigate.detection.spans.row import span_table
-from mitigate.unlearning.control import Control, control_level, span_floor
+from mitigate.unlearning.training.control import Control, control_level, span_limits
 
 
 @pytest.mark.parametrize("unseen", [2, 5])
@@ -54,8 +54,8 @@ def test_without_holdout_the_control_is_the_references_own_level(world: World) -
     assert control_level(replace(world, documents=members).audit()) == Control(0.0, None)
 
 
-def test_the_floor_is_the_first_percentile_of_unseen_spans(whole: Audit) -> None:
-    assert span_floor(whole) is None, "five spans tell no percentile"
+def test_the_limits_are_the_first_and_the_last_percentile_of_unseen_spans(whole: Audit) -> None:
+    assert span_limits(whole) is None, "five spans tell no percentile"
     ratio, rows = log_ratio(whole), []
     like = next(row for row in whole.span_rows if row.source == "known")
     for doc_id, place in whole.rows.items():
@@ -68,6 +68,9 @@ def test_the_floor_is_the_first_percentile_of_unseen_spans(whole: Audit) -> None
         for row in rows
         if row.doc_id.startswith("holdout")
     )
-    place = 0.01 * (len(means) - 1)
-    low = int(place)
-    assert span_floor(many) == pytest.approx(means[low] + (place - low) * (means[low + 1] - means[low]), rel=1e-5)
+    limits = span_limits(many)
+    assert limits is not None
+    for got, quantile in ((limits.low, 0.01), (limits.high, 0.99)):
+        place = quantile * (len(means) - 1)
+        low = int(place)
+        assert got == pytest.approx(means[low] + (place - low) * (means[low + 1] - means[low]), rel=1e-5)

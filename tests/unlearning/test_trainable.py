@@ -30,10 +30,10 @@ from mitigate.models.fitting.training import NEW_ADAPTER
 from mitigate.models.model import Model
 from mitigate.models.store import ModelStore
 from mitigate.tokens.batches import collate
-from mitigate.unlearning.loop import Loop
 from mitigate.unlearning.settings import Unlearn
 from mitigate.unlearning.trainable import Trainable, decoder_layers
 from mitigate.unlearning.trainer import unlearn
+from mitigate.unlearning.training.loop import Loop
 
 METHODS = {"lora": {}, "dora": {}, "full": {}, "last_layers": {"layers": 1}}
 

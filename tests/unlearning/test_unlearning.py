@@ -20,8 +20,8 @@ from mitigate.detection.record import Audit
 from mitigate.detection.settings import Detect
 from mitigate.documents import Documents
 from mitigate.errors import MitigateError, NothingToUnlearnError
-from mitigate.unlearning.loop import Loop
 from mitigate.unlearning.trainer import Unlearned, unlearn
+from mitigate.unlearning.training.loop import Loop
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +82,9 @@ def test_the_summary_says_what_was_done_and_holds_no_text(
     tensors = load_file(result.directory / "adapter_model.safetensors").values()
     assert summary["adapter_parameters"] == sum(tensor.numel() for tensor in tensors)
     assert summary["model_parameters"] == AutoModelForCausalLM.from_pretrained(world.target).num_parameters()
-    assert summary["over_forgotten"] is None, "five unseen spans tell no floor"
+    assert summary["over_forgotten"] is summary["exposed"] is None, "five unseen spans tell no limits"
     assert [entry["step"] for entry in summary["history"]] == [0, 10, 20, 30]
-    keys = ["step", "selected_log_ratio", "selected_distance", "over_forgotten", "held", "anchor_weight"]
+    keys = ["step", "selected_log_ratio", "selected_distance", "over_forgotten", "exposed", "held", "anchor_weight"]
     assert all(list(entry) == keys for entry in summary["history"])
     written = (result.directory / "unlearn.json").read_text()
     assert all(d.text[s.start : s.end] not in written for d in world.documents for s in d.spans)

@@ -23,10 +23,10 @@ from mitigate.errors import MitigateError
 from mitigate.models.model import Model
 from mitigate.secrets.same import comparable
 from mitigate.tokens.batches import collate
-from mitigate.unlearning.data import unlearning_data
-from mitigate.unlearning.forgetting import scope_tokens, token_weights
-from mitigate.unlearning.tasks import Task, facts, micro_batches
-from mitigate.unlearning.teachers import OutTerms
+from mitigate.unlearning.material.data import unlearning_data
+from mitigate.unlearning.material.forgetting import scope_tokens, token_weights
+from mitigate.unlearning.material.tasks import Task, facts, micro_batches
+from mitigate.unlearning.material.teachers import OutTerms
 
 
 @pytest.fixture(scope="module")

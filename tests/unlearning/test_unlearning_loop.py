@@ -14,11 +14,12 @@ from world import World, sentences
 
 from mitigate.detection.record import Audit
 from mitigate.documents import Document, Documents
-from mitigate.unlearning.control import Control, control_level
-from mitigate.unlearning.loop import Loop
+from mitigate.unlearning.material.tasks import Task, dealt, tasks_of_step
 from mitigate.unlearning.objectives.catalogue import OBJECTIVES
-from mitigate.unlearning.tasks import Task, dealt, tasks_of_step
 from mitigate.unlearning.trainer import unlearn
+from mitigate.unlearning.training.control import Control, Limits, control_level
+from mitigate.unlearning.training.loop import Loop
+from mitigate.unlearning.training.watch import PATIENCE
 
 # The order of tasks
 
@@ -85,11 +86,13 @@ def test_the_watch_starts_at_the_audits_levels(audited: Audit, tmp_path: Path, b
     loop = loop_of(audited, changed(QUICK, batch_tokens=batch_tokens), tmp_path / "out")
     selected, ratio = selected_of(audited), log_ratio(audited)
     means = ratio[selected].reshape(5, 6).mean(axis=1)
-    loop.floor = float(np.sort(means)[1:3].mean())
+    ordered = np.sort(means)
+    loop.limits = Limits(float(ordered[1:3].mean()), float(ordered[3:5].mean()))
     watched = loop._watch(step=0)
     assert watched["selected_log_ratio"] == pytest.approx(ratio[selected].mean(), abs=2e-4)
     assert watched["selected_distance"] == pytest.approx(np.abs(ratio[selected]).mean(), abs=2e-4)
-    assert watched["over_forgotten"] == pytest.approx(2 / 5), "two of the five spans are under that floor"
+    assert watched["over_forgotten"] == pytest.approx(2 / 5), "two of the five spans are under that limit"
+    assert watched["exposed"] == pytest.approx(1 / 5), "one is over the other"
 
 
 def test_training_stops_at_the_first_look_at_the_control(whole: Audit, tmp_path: Path) -> None:
@@ -104,10 +107,12 @@ def test_training_stops_where_too_many_spans_are_below_unseen_text(whole: Audit,
     for stop_at_control in (True, False):
         settings = changed(QUICK, stop_at_control=stop_at_control, max_steps=5, check_every=1)
         loop = loop_of(whole, settings, tmp_path / "out")
-        loop.control, loop.floor = Control(-99.0, 0.0), 9.0
+        loop.control, loop.limits = Control(-99.0, 0.0), Limits(9.0, 10.0)
+        loop.settings = changed(settings, learning_rate=1e-12)  # it gets no better
         history, stops[stop_at_control] = loop.train(resume=False)
-        assert len(history) == (2 if stop_at_control else 6)
-    assert stops[True] == "at step 1 100% of the spans were below text that the target never saw"
+        assert len(history) == (1 + PATIENCE if stop_at_control else 6)
+    told = "100% of the spans were below text that the target never saw, 0% above it, and it got no better"
+    assert stops[True] == f"at step {PATIENCE} {told}"
     assert stops[False] == "step limit"
 
 

@@ -23,11 +23,11 @@ from mitigate.detection.record import Audit
 from mitigate.documents import Document
 from mitigate.secrets.redaction import replaced
 from mitigate.tokens.tokenization import TokenizedDocument, span_tokens, tokenize_documents
-from mitigate.unlearning.loop import Loop
-from mitigate.unlearning.losses import step_totals
+from mitigate.unlearning.material.tasks import Task, facts, micro_batches, units
 from mitigate.unlearning.objectives.catalogue import OBJECTIVES
 from mitigate.unlearning.objectives.names import SUBSTITUTES
-from mitigate.unlearning.tasks import Task, facts, micro_batches, units
+from mitigate.unlearning.training.loop import Loop
+from mitigate.unlearning.training.losses import step_totals
 
 EXACT = changed(QUICK, kept_entries=10**4, batch_size=99, retain_batch_size=99)
 CPU = torch.device("cpu")

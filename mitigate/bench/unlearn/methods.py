@@ -32,7 +32,7 @@ from mitigate.errors import MitigateError
 from mitigate.models.store import ModelStore
 from mitigate.retraining.retrain import retrain
 from mitigate.runtime import process_state
-from mitigate.unlearning.forgetting import scope_tokens
+from mitigate.unlearning.material.forgetting import scope_tokens
 from mitigate.unlearning.objectives.names import parse_objective
 from mitigate.unlearning.settings import Unlearn
 from mitigate.unlearning.trainer import unlearn

@@ -11,12 +11,12 @@ import torch
 from mitigate.errors import MitigateError
 from mitigate.models.model import kept_logits
 from mitigate.tokens.batches import Batch, default_batch_tokens
+from mitigate.unlearning.material.tasks import Facts, Task, facts
+from mitigate.unlearning.material.teachers import BeforeTerms, OutTerms
 from mitigate.unlearning.objectives.catalogue import OBJECTIVES, Parameters, Selected, arrived, needs_of
 from mitigate.unlearning.objectives.distributions import divergence
 from mitigate.unlearning.objectives.formulas import hidden_anchor
 from mitigate.unlearning.settings import Unlearn
-from mitigate.unlearning.tasks import Facts, Task, facts
-from mitigate.unlearning.teachers import BeforeTerms, OutTerms
 from mitigate.unlearning.trainable import AdapterTrainable, Trainable, decoder_layers
 
 

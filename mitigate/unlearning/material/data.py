@@ -14,8 +14,8 @@ from mitigate.models.model import Model
 from mitigate.secrets.redaction import replaced
 from mitigate.tokens.batches import Piece, cut_pieces
 from mitigate.tokens.tokenization import TokenizedDocument, span_tokens, tokenize_documents
-from mitigate.unlearning.forgetting import DocumentFacts, document_facts
-from mitigate.unlearning.tasks import Task
+from mitigate.unlearning.material.forgetting import DocumentFacts, document_facts
+from mitigate.unlearning.material.tasks import Task
 
 
 @dataclass(frozen=True)

@@ -54,10 +54,18 @@ def control_level(audit: Audit, chosen: np.ndarray | None = None) -> Control:
     )
 
 
-def span_floor(audit: Audit) -> float | None:
-    """The 1 % quantile of the holdout documents' spans, by mean log-ratio clipped to ±3 nats; None under 100 spans.
+@dataclass(frozen=True)
+class Limits:
+    """Between which never-seen spans lie, by mean log-ratio clipped to ±3 nats: their 1 % and 99 % quantiles."""
 
-    A span to forget that ends below it stands out by how unlikely it is. Known spans count where there are any.
+    low: float
+    high: float
+
+
+def span_limits(audit: Audit) -> Limits | None:
+    """The limits of the holdout documents' spans; None under 100 of them. Known spans count where there are any.
+
+    A span to forget that ends below them stands out by how unlikely it is, one above them by how likely.
     """
     spans = [span for span in audit.span_rows if audit.sets[span.doc_id] == "holdout"]
     spans = [span for span in spans if span.source == "known"] or spans
@@ -65,7 +73,7 @@ def span_floor(audit: Audit) -> float | None:
         return None
     ratio = clipped(audit.columns["log_prob"] - audit.columns["log_prob_out"])
     means = [np.nanmean(ratio[audit.rows_of(span)]) for span in spans]
-    return float(np.quantile(means, 0.01))
+    return Limits(*np.quantile(means, [0.01, 0.99]).tolist())
 
 
 def _holdout(audit: Audit) -> np.ndarray:

@@ -20,8 +20,8 @@ from mitigate.models.model import Model
 from mitigate.models.store import ModelStore
 from mitigate.runtime import progress
 from mitigate.tokens.batches import Batch, default_batch_tokens
+from mitigate.unlearning.material.tasks import Task, micro_batches
 from mitigate.unlearning.objectives.distributions import Kept, keep_likeliest
-from mitigate.unlearning.tasks import Task, micro_batches
 
 Forward = Callable[[Batch], tuple[torch.Tensor, torch.Tensor | None]]  # -> float32 (N, V) logits, (N, D) hidden or None
 

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 
@@ -20,19 +19,18 @@ from mitigate.errors import MitigateError, NothingToUnlearnError
 from mitigate.models.fitting.pace import rate_factor
 from mitigate.runtime import process_state, progress, together
 from mitigate.tokens.batches import Batch
-from mitigate.unlearning.checkpoints import Checkpoints, optimizer_parts, optimizer_state
-from mitigate.unlearning.control import Control
-from mitigate.unlearning.data import UnlearningData
-from mitigate.unlearning.losses import Losses, step_totals
+from mitigate.unlearning.material.data import UnlearningData
+from mitigate.unlearning.material.tasks import Task, dealt, micro_batches, tasks_of_step
 from mitigate.unlearning.settings import Unlearn
-from mitigate.unlearning.tasks import Task, dealt, facts, micro_batches, tasks_of_step
 from mitigate.unlearning.trainable import Trainable
+from mitigate.unlearning.training.checkpoints import Checkpoints, optimizer_parts, optimizer_state
+from mitigate.unlearning.training.control import Control, Limits
+from mitigate.unlearning.training.losses import Losses, step_totals
+from mitigate.unlearning.training.watch import look, reason_to_stop
 
 logger = logging.getLogger(__name__)
-MOST_OVER_FORGOTTEN = 0.05  # share of the spans under the floor at which training that watches the control gives up
 FURTHER = 4  # one of so many retain documents of a step is of those given besides the audit's own
 HARM = 0.5  # nats a token by which the anchors may move before it is said
-PATIENCE = 3  # looks without getting nearer to the references
 _DUAL_RATE = 0.1
 _DUAL_RANGE = (1e-3, 1e4)
 
@@ -47,7 +45,7 @@ class Loop:
         settings: schedule.
         data: the tasks.
         control: see `control_level`.
-        floor: see `span_floor`.
+        limits: see `span_limits`.
         seed: of the order.
         plan: all that decides the result.
         partial: the result's directory; checkpoints lie beside it.
@@ -62,13 +60,13 @@ class Loop:
         data: UnlearningData,
         *,
         control: Control,
-        floor: float | None,
+        limits: Limits | None,
         seed: int,
         plan: Mapping[str, Any],
         partial: Path,
     ) -> None:
         self.accelerator, self.trainable, self.losses = accelerator, trainable, losses
-        self.settings, self.data, self.control, self.floor = settings, data, control, floor
+        self.settings, self.data, self.control, self.limits = settings, data, control, limits
         self.seed, self.plan = seed, plan
         self.checkpoints = Checkpoints(partial_of(partial))
         self.parameters = [p for p in trainable.module.parameters() if p.requires_grad]
@@ -131,22 +129,7 @@ class Loop:
             )
 
     def _reason_to_stop(self, history: Sequence[dict[str, Any]]) -> str | None:
-        """Why to stop: the tokens' mean is at the control, and they are as near to p̄ as unseen text, or as they get.
-
-        The mean alone can be at the control while half of the tokens are far above it and half far below.
-        """
-        now, distances = history[-1], [entry["selected_distance"] for entry in history]
-        if not self.settings.stop_at_control or not now["step"]:
-            return None
-        if now["selected_log_ratio"] <= self.control.log_ratio:
-            if self.control.distance is not None and distances[-1] <= self.control.distance:
-                return f"control level reached at step {now['step']}"
-            if len(distances) > PATIENCE and min(distances[-PATIENCE:]) > 0.99 * min(distances[:-PATIENCE]):
-                return f"control level reached at step {now['step']}, and no nearer to it for {PATIENCE} looks"
-        if now["over_forgotten"] is not None and now["over_forgotten"] > MOST_OVER_FORGOTTEN:
-            share = f"{now['over_forgotten']:.0%}"
-            return f"at step {now['step']} {share} of the spans were below text that the target never saw"
-        return None
+        return reason_to_stop(history, self.control) if self.settings.stop_at_control else None
 
     def tasks(self, step: int) -> list[Task]:
         """The tasks of a step, over all processes; one that two passes bring together is there once."""
@@ -210,38 +193,17 @@ class Loop:
         return micro_batches(tasks, batch_tokens=self.losses.batch_tokens, device=self.accelerator.device)
 
     def _watch(self, *, step: int) -> dict[str, Any]:
-        """Where the tokens to forget are now.
-
-        Returns:
-            `selected_log_ratio`: mean of log p_θ − log p̄, clipped to ±3 nats, over all of them, and
-            `selected_distance`, the mean of its absolute value; compare with `control_level`.
-            `over_forgotten`: share of the spans whose mean is under the floor, null without one.
-            `held`: the anchors' mean at the last step. `anchor_weight`: now.
-        """
-        sums = torch.zeros(3, max(1, self.data.spans), device=self.accelerator.device, dtype=torch.float64)
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        alone = [task.alone().only(task.selected) for task in self.data.forget if task.selected.any()]
-        batches = self._micro_batches(alone)
-        for number in range(math.ceil(len(batches) / world)):
-            batch = batches[min(number * world + rank, len(batches) - 1)]
-            weight = float(number * world + rank < len(batches))
-            with torch.no_grad():
-                logits, _ = self.losses.forward(batch)
-            log_prob = torch.log_softmax(logits, dim=-1).gather(1, batch.targets.unsqueeze(1)).squeeze(1)
-            spans = np.concatenate([piece.span for piece in batch.pieces if isinstance(piece, Task)])
-            ratio = (log_prob - facts(batch).out).double().clamp(-3.0, 3.0)
-            counted = torch.stack([ratio, ratio.abs(), torch.ones_like(ratio)])
-            sums.index_add_(1, torch.from_numpy(spans).to(sums.device), weight * counted)
-        totals, distances, counts = self.accelerator.reduce(sums, reduction="sum").cpu().numpy()
-        means = totals[counts > 0] / counts[counts > 0]
-        return {
-            "step": step,
-            "selected_log_ratio": round(float(totals.sum() / counts.sum()), 4),
-            "selected_distance": round(float(distances.sum() / counts.sum()), 4),
-            "over_forgotten": None if self.floor is None else round(float((means < self.floor).mean()), 4),
-            "held": None if self.held is None else round(self.held, 6),
-            "anchor_weight": round(self.dual, 6),
-        }
+        """What `look` says, with the step, the anchors' mean at the last step (`held`) and their weight now."""
+        seen = look(
+            self.data.forget,
+            spans=self.data.spans,
+            forward=self.losses.forward,
+            batched=self._micro_batches,
+            accelerator=self.accelerator,
+            limits=self.limits,
+        )
+        held = None if self.held is None else round(self.held, 6)
+        return {"step": step, **seen, "held": held, "anchor_weight": round(self.dual, 6)}
 
     def _save(self, step: int, history: list[dict[str, Any]]) -> None:
         if is_sharded(self.trainable.module):

@@ -1,0 +1,96 @@
+"""The watch over the tokens to forget while they are trained, and when that is to end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from mitigate.tokens.batches import Batch
+from mitigate.unlearning.material.tasks import Task, facts
+from mitigate.unlearning.training.control import Control, Limits
+
+MOST_OVER_FORGOTTEN = 0.05  # share of the spans under the limit at which training that watches the control gives up
+MOST_EXPOSED = 0.03  # share of the spans over the limit with which training is not done
+PATIENCE = 3  # looks without getting nearer to the references
+
+
+def look(
+    tasks: Sequence[Task],
+    *,
+    spans: int,
+    forward: Callable[[Batch], tuple[torch.Tensor, torch.Tensor | None]],
+    batched: Callable[[Sequence[Task]], list[Batch]],
+    accelerator: Accelerator,
+    limits: Limits | None,
+) -> dict[str, Any]:
+    """Where the tokens to forget are now; every process must call it.
+
+    Args:
+        tasks: all of them.
+        spans: how many spans to forget there are.
+        forward: logits of a batch.
+        batched: batches of tasks.
+        accelerator: the processes, which share the batches.
+        limits: of never-seen spans, see `span_limits`.
+
+    Returns:
+        `selected_log_ratio`: mean of log p_θ − log p̄, clipped to ±3 nats, over all of them, and `selected_distance`:
+        that of its absolute value; compare with `control_level`. `over_forgotten`, `exposed`: share of the spans whose
+        mean is under the lower limit, over the upper one; null without limits.
+    """
+    sums = torch.zeros(3, max(1, spans), device=accelerator.device, dtype=torch.float64)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    batches = batched([task.alone().only(task.selected) for task in tasks if task.selected.any()])
+    for number in range(math.ceil(len(batches) / world)):
+        batch = batches[min(number * world + rank, len(batches) - 1)]
+        weight = float(number * world + rank < len(batches))
+        with torch.no_grad():
+            logits, _ = forward(batch)
+        log_prob = torch.log_softmax(logits, dim=-1).gather(1, batch.targets.unsqueeze(1)).squeeze(1)
+        own = np.concatenate([piece.span for piece in batch.pieces if isinstance(piece, Task)])
+        ratio = (log_prob - facts(batch).out).double().clamp(-3.0, 3.0)
+        counted = torch.stack([ratio, ratio.abs(), torch.ones_like(ratio)])
+        sums.index_add_(1, torch.from_numpy(own).to(sums.device), weight * counted)
+    totals, distances, counts = accelerator.reduce(sums, reduction="sum").cpu().numpy()
+    means = totals[counts > 0] / counts[counts > 0]
+    return {
+        "selected_log_ratio": round(float(totals.sum() / counts.sum()), 4),
+        "selected_distance": round(float(distances.sum() / counts.sum()), 4),
+        "over_forgotten": None if limits is None else round(float((means < limits.low).mean()), 4),
+        "exposed": None if limits is None else round(float((means > limits.high).mean()), 4),
+    }
+
+
+def reason_to_stop(history: Sequence[dict[str, Any]], control: Control) -> str | None:
+    """Why to stop: the tokens are where text is that the target never saw, or they get no nearer to it.
+
+    The mean of all tokens can be at the control while half of them are far above it and half far below. So their
+    distance counts too, and the spans that still stand out where never-seen spans tell which do. That some have fallen
+    too low ends it only where no more still stand out, and it does not get better.
+
+    Args:
+        history: what `look` said so far, each with its `step`.
+        control: of the tokens.
+    """
+    now, distances = history[-1], [entry["selected_distance"] for entry in history]
+    if not now["step"]:
+        return None
+    below, above = now["over_forgotten"] or 0.0, now["exposed"] or 0.0
+    stuck = len(distances) > PATIENCE and min(distances[-PATIENCE:]) > 0.99 * min(distances[:-PATIENCE])
+    if now["selected_log_ratio"] <= control.log_ratio:
+        near = control.distance is not None and distances[-1] <= control.distance
+        if near and above <= MOST_EXPOSED:
+            return f"control level reached at step {now['step']}"
+        if stuck:
+            return f"control level reached at step {now['step']}, and no nearer to it for {PATIENCE} looks"
+    if below > MOST_OVER_FORGOTTEN and below >= above and (stuck or distances[-1] > distances[-2]):
+        return (
+            f"at step {now['step']} {below:.0%} of the spans were below text that the target never saw, {above:.0%} "
+            "above it, and it got no better"
+        )
+    return None

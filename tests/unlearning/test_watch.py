@@ -1,0 +1,72 @@
+"""When training ends: by where all spans are, not by one share of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mitigate.unlearning.training.control import Control
+from mitigate.unlearning.training.watch import PATIENCE, reason_to_stop
+
+CONTROL = Control(log_ratio=0.0, distance=0.3)
+
+
+def looks(*distances: float, ratio: float = 0.5, below: float | None = 0.0, above: float | None = 0.0) -> list[dict]:
+    return [
+        {
+            "step": 20 * number,
+            "selected_log_ratio": ratio,
+            "selected_distance": distance,
+            "over_forgotten": below,
+            "exposed": above,
+        }
+        for number, distance in enumerate(distances)
+    ]
+
+
+def test_the_first_look_ends_nothing() -> None:
+    assert reason_to_stop(looks(0.1, ratio=-1), CONTROL) is None
+
+
+def test_tokens_at_the_control_and_as_near_to_the_references_end_it() -> None:
+    assert reason_to_stop(looks(2.0, 0.3, ratio=0.0), CONTROL) == "control level reached at step 20"
+    assert reason_to_stop(looks(2.0, 0.31, ratio=0.0), CONTROL) is None, "half far above and half far below"
+    assert reason_to_stop(looks(2.0, 0.3, ratio=0.01), CONTROL) is None
+
+
+def test_spans_that_still_stand_out_go_on_until_it_gets_no_better() -> None:
+    assert reason_to_stop(looks(2.0, 0.3, ratio=0.0, above=0.04), CONTROL) is None
+    stuck = looks(2.0, *[0.3] * (PATIENCE + 1), ratio=0.0, above=0.04)
+    assert reason_to_stop(
+        stuck, CONTROL
+    ) == f"control level reached at step {stuck[-1]['step']}, and no nearer to it " + (f"for {PATIENCE} looks")
+
+
+def test_without_never_seen_text_the_references_alone_tell_it() -> None:
+    alone = Control(0.0, None)
+    near: dict[str, Any] = {"ratio": -0.1, "below": None, "above": None}
+    assert reason_to_stop(looks(2.0, 0.1, **near), alone) is None
+    ended = reason_to_stop(looks(2.0, *[0.1] * (PATIENCE + 1), **near), alone)
+    assert ended is not None
+    assert "no nearer to it" in ended
+
+
+@pytest.mark.parametrize(
+    ("below", "above", "distances", "ends"),
+    [
+        (0.11, 0.60, (1.0, 0.9), False),
+        (0.11, 0.60, (1.0, *[0.9] * 4), False),  # more are above: it goes on although it got no better
+        (0.11, 0.02, (1.0, 0.9), False),  # it gets better: what fell too low is lifted
+        (0.11, 0.02, (1.0, 0.9, 0.95), True),
+        (0.11, 0.02, (1.0, *[0.9] * 4), True),
+        (0.04, 0.00, (1.0, 0.9, 0.95), False),
+    ],
+)
+def test_spans_that_fell_too_low_end_it_only_where_no_more_stand_out(
+    below: float, above: float, distances: tuple[float, ...], ends: bool
+) -> None:
+    reason = reason_to_stop(looks(*distances, below=below, above=above), CONTROL)
+    assert (reason is not None) == ends
+    if reason is not None:
+        assert "11% of the spans were below text that the target never saw, 2% above it, and it got no better" in reason
