@@ -16,8 +16,8 @@ from mitigate.detection.spans.row import span_table
 from mitigate.documents import Document, Documents, Span
 from mitigate.models.settings import Lora, Schedule
 from mitigate.models.store import ModelStore
+from mitigate.unlearning.preparation import prepare
 from mitigate.unlearning.settings import Unlearn
-from mitigate.unlearning.trainer import prepare
 from mitigate.unlearning.training.loop import Loop
 
 QUICK = Unlearn(
@@ -65,7 +65,7 @@ def shared(purpose: str) -> ModelStore:
 
 def loop_of(audit: Audit, settings: Unlearn, out: Path, **options: Any) -> Loop:
     """The loop that `unlearn` trains, before its first step."""
-    return prepare(audit, settings=settings, partial=out, **{"store": shared("loops"), **options})
+    return prepare(audit, settings=settings, partial=out, **{"store": shared("loops"), **options}).loop()
 
 
 def long_documents() -> Documents:

@@ -43,8 +43,8 @@ from mitigate.models.fitting.training import add_lora
 from mitigate.models.store import ModelStore
 from mitigate.runtime import library_versions, process_state, progress, quiet_libraries
 from mitigate.tokens.batches import collate, cut_pieces
+from mitigate.unlearning.preparation import prepare
 from mitigate.unlearning.settings import Unlearn
-from mitigate.unlearning.trainer import prepare
 from mitigate.unlearning.training.loop import Loop
 
 REFERENCES = 2
@@ -184,7 +184,7 @@ def speed_loop(found: Audit, settings: SpeedSettings, *, device: str, checkpoint
         ),
         partial=out / "never-written",
         store=ModelStore(device=device),
-    )
+    ).loop()
 
 
 def dense_steps(

@@ -22,16 +22,13 @@ from mitigate.unlearning.training.loop import Loop
 logger = logging.getLogger(__name__)
 
 
-def write_result(
-    loop: Loop, state: State, history: Sequence[dict[str, Any]], stopped: str, *, out: Path, store: ModelStore
-) -> None:
+def write_result(loop: Loop, state: State, rounds: Sequence[dict[str, Any]], *, out: Path, store: ModelStore) -> None:
     """Write the trained weights and the record, and remove the checkpoint.
 
     Args:
         loop: that trained them.
         state: the weights.
-        history: of the watch.
-        stopped: why it ended.
+        rounds: records of the rounds, the last one that of the loop.
         out: the result's directory.
         store: loads models to merge.
 
@@ -49,13 +46,14 @@ def write_result(
         "scope": settings.scope,
         "method": settings.method,
         "anchor": loop.losses.anchor,
-        "steps": history[-1]["step"],
-        "stopped": stopped,
-        "history": history,
+        "steps": sum(one["steps"] for one in rounds),
+        "stopped": rounds[-1]["stopped"],
+        "history": [{"round": 1 + number, **look} for number, one in enumerate(rounds) for look in one["history"]],
+        "rounds": [{name: value for name, value in one.items() if name != "history"} for one in rounds],
         "control": loop.control.log_ratio,
         "control_distance": loop.control.distance,
-        "over_forgotten": history[-1]["over_forgotten"],
-        "exposed": history[-1]["exposed"],
+        "over_forgotten": rounds[-1]["history"][-1]["over_forgotten"],
+        "exposed": rounds[-1]["history"][-1]["exposed"],
         "adapter_parameters": sum(tensor.numel() for tensor in state.values()),
         "model_parameters": sum(p.numel() for n, p in trainable.module.named_parameters() if "lora_" not in n),
         "processes": loop.accelerator.num_processes,

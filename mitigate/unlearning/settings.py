@@ -73,6 +73,12 @@ class Unlearn(Section):
         description="layer whose output rmu and hidden anchors act on; default: a third of the way up, or the lowest "
         "one that is trained",
     )
+    rounds: int = Field(
+        3,
+        ge=1,
+        description="at most so many times: after each the whole text is looked at again, and what is left of it is "
+        "unlearned too; 1: once",
+    )
     margin: float | None = Field(
         None,
         description="nats above the OUT level at which a token has arrived and gets no more gradient; default: the "

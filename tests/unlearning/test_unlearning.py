@@ -84,7 +84,16 @@ def test_the_summary_says_what_was_done_and_holds_no_text(
     assert summary["model_parameters"] == AutoModelForCausalLM.from_pretrained(world.target).num_parameters()
     assert summary["over_forgotten"] is summary["exposed"] is None, "five unseen spans tell no limits"
     assert [entry["step"] for entry in summary["history"]] == [0, 10, 20, 30]
-    keys = ["step", "selected_log_ratio", "selected_distance", "over_forgotten", "exposed", "held", "anchor_weight"]
+    keys = [
+        "round",
+        "step",
+        "selected_log_ratio",
+        "selected_distance",
+        "over_forgotten",
+        "exposed",
+        "held",
+        "anchor_weight",
+    ]
     assert all(list(entry) == keys for entry in summary["history"])
     written = (result.directory / "unlearn.json").read_text()
     assert all(d.text[s.start : s.end] not in written for d in world.documents for s in d.spans)

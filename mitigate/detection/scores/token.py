@@ -81,6 +81,17 @@ def min_k_pp(log_prob: Array, entropy: Array, log_prob_std: Array) -> Array:
     return (np.asarray(log_prob, dtype=np.float64) + entropy) / np.maximum(log_prob_std, LEAST_STD)
 
 
+def typical(references: np.ndarray) -> np.ndarray:
+    """(N,) ℓ̃: the mean of the OUT references' log-probabilities, what one of them says on average; NaN without any.
+
+    Args:
+        references: (N, K) nats, NaN where one was not used.
+    """
+    known = ~np.isnan(references)
+    count = known.sum(axis=1)
+    return np.where(count > 0, np.where(known, references, 0.0).sum(axis=1) / np.maximum(count, 1), np.nan)
+
+
 def clipped(score: Array, *, limit: float = 3.0) -> Array:
     """Clip token scores to ±limit nats, so that one token cannot carry a whole span.
 

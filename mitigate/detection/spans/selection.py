@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from mitigate.detection.scores.token import clipped
+from mitigate.detection.scores.token import clipped, typical
 from mitigate.detection.settings import Detect
 from mitigate.detection.spans.by_score import LEAST_NON_MEMBERS
 from mitigate.detection.spans.row import SpanRow
@@ -74,10 +74,13 @@ def span_excess(
     Returns:
         (n,) mean over the span's tokens of ℓ less the mean of the references' ℓ, clipped to ±3 nats.
     """
-    known = ~np.isnan(references)
-    typical = np.where(known, references, 0.0).sum(axis=1) / np.maximum(known.sum(axis=1), 1)
-    excess = clipped(log_prob - np.where(known.any(axis=1), typical, np.nan))
+    excess = clipped(log_prob - typical(references))
     return np.array([np.nanmean(excess[scored.rows_of(row)]) for row in rows])
+
+
+def typical_excess(never_seen: Sequence[float] | np.ndarray) -> float:
+    """The median excess of never-seen known spans, nats; 0 where there are fewer than 20."""
+    return float(np.median(never_seen)) if len(never_seen) >= LEAST_NON_MEMBERS else 0.0
 
 
 def _exposed(
@@ -97,9 +100,7 @@ def _exposed(
         return [row for row in known if (row.score >= least if rate is None or row.q is None else row.q <= rate)]
     never_seen = [row for row in rows if row.source == "known" and scored.set_of(row) == "holdout"]
     columns = signals["log_prob"], signals["log_prob_references"]
-    level = 0.0
-    if len(never_seen) >= LEAST_NON_MEMBERS:
-        level = float(np.median(span_excess(scored, never_seen, *columns)))
+    level = typical_excess(span_excess(scored, never_seen, *columns))
     excess = span_excess(scored, known, *columns)
     return [row for row, own in zip(known, excess, strict=True) if own > level]
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mitigate.detection.record import Audit
+from mitigate.detection.scores.token import typical
 from mitigate.documents import Document, Span
 from mitigate.errors import MitigateError
 from mitigate.tokens.tokenization import TokenizedDocument
@@ -55,14 +56,13 @@ def document_facts(audit: Audit, *, scope: str, weighting: str, focus: float) ->
     Raises:
         MitigateError: weights that the audit cannot give.
     """
-    columns, references = audit.columns, audit.reference_log_probs
+    columns = audit.columns
     selected = scope_tokens(audit, scope)
     kept = np.where(columns["memorized"].astype(bool), focus, 1.0)
     weight = np.where(selected, token_weights(audit, selected, weighting), kept).astype(np.float32)
-    typical = np.nansum(references, axis=1) / np.maximum((~np.isnan(references)).sum(axis=1), 1)
-    before, out, typical = (
+    before, out, alone = (
         np.where(selected, values, np.nan).astype(np.float32)
-        for values in (columns["log_prob"], columns["log_prob_out"], typical)
+        for values in (columns["log_prob"], columns["log_prob_out"], typical(audit.reference_log_probs))
     )
     spans: dict[str, list[Span]] = defaultdict(list)
     for span in audit.span_rows:
@@ -71,7 +71,7 @@ def document_facts(audit: Audit, *, scope: str, weighting: str, focus: float) ->
     facts = []
     for document, tokens in zip(audit.document_list(), audit.tokenized(), strict=True):
         rows = audit.rows[document.id]
-        own = (values[rows] for values in (selected, weight, before, out, typical))
+        own = (values[rows] for values in (selected, weight, before, out, alone))
         facts.append(DocumentFacts(document, tokens, tuple(sorted(spans[document.id])), *own))
     return facts
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 
 from mitigate.adapters.trained import is_sharded
 from mitigate.artifacts.files import fingerprint
@@ -26,10 +27,11 @@ from mitigate.unlearning.trainable import Trainable
 from mitigate.unlearning.training.checkpoints import Checkpoints, optimizer_parts, optimizer_state
 from mitigate.unlearning.training.control import Control, Limits
 from mitigate.unlearning.training.losses import Losses, step_totals
-from mitigate.unlearning.training.watch import look, reason_to_stop
+from mitigate.unlearning.training.watch import look, no_higher, reason_to_stop
 
 logger = logging.getLogger(__name__)
 FURTHER = 4  # one of so many retain documents of a step is of those given besides the audit's own
+STEP_LIMIT = "step limit"
 HARM = 0.5  # nats a token by which the anchors may move before it is said
 _DUAL_RATE = 0.1
 _DUAL_RANGE = (1e-3, 1e4)
@@ -49,6 +51,9 @@ class Loop:
         seed: of the order.
         plan: all that decides the result.
         partial: the result's directory; checkpoints lie beside it.
+        rounds: records of the rounds before this one.
+        added: the spans that they added to the audit's, as JSON.
+        after: the round before, whose module and optimizer go on.
     """
 
     def __init__(
@@ -64,17 +69,29 @@ class Loop:
         seed: int,
         plan: Mapping[str, Any],
         partial: Path,
+        rounds: Sequence[Mapping[str, Any]] = (),
+        added: Sequence[Mapping[str, Any]] = (),
+        after: Loop | None = None,
     ) -> None:
         self.accelerator, self.trainable, self.losses = accelerator, trainable, losses
         self.settings, self.data, self.control, self.limits = settings, data, control, limits
         self.seed, self.plan = seed, plan
+        self.rounds, self.added = list(rounds), list(added)
         self.checkpoints = Checkpoints(partial_of(partial))
         self.parameters = [p for p in trainable.module.parameters() if p.requires_grad]
         self.dual = settings.retain.weight  # the anchors' weight
         self.held: float | None = None  # the anchors' mean at the last step
         self.warned = False
-        optimizer = torch.optim.AdamW(self.parameters, lr=settings.learning_rate, weight_decay=0.0, betas=(0.9, 0.95))
-        self.module, self.optimizer = accelerator.prepare(trainable.module, optimizer)
+        self.module: torch.nn.Module
+        self.optimizer: AcceleratedOptimizer
+        if after is None:
+            optimizer = torch.optim.AdamW(
+                self.parameters, lr=settings.learning_rate, weight_decay=0.0, betas=(0.9, 0.95)
+            )
+            self.module, self.optimizer = accelerator.prepare(trainable.module, optimizer)
+        else:
+            self.module, self.optimizer = after.module, after.optimizer
+            self.dual, self.warned = after.dual, after.warned
         losses.module = self.module
 
     def train(self, *, resume: bool) -> tuple[list[dict[str, Any]], str]:
@@ -89,7 +106,7 @@ class Loop:
                 self._ask_before(earlier)
         if not history:
             history.append(self._watch(step=0))
-            if settings.stop_at_control and history[0]["selected_log_ratio"] <= self.control.log_ratio:
+            if settings.stop_at_control and not self.rounds and no_higher(history[0], self.control):
                 raise NothingToUnlearnError(
                     "the selected tokens are already at the control level: their log-ratio to the OUT references is "
                     f"{history[0]['selected_log_ratio']:.2f} nats, that of unseen text {self.control.log_ratio:.2f}; "
@@ -111,7 +128,11 @@ class Loop:
                 bar.set_postfix(loss=f"{loss:.3f}", leak=f"{history[-1]['selected_log_ratio']:.2f}", refresh=False)
                 if step % settings.checkpoint_every == 0 and step < settings.max_steps:
                     self._save(step, history)
-        return history, self._reason_to_stop(history) or "step limit"
+        return history, self._reason_to_stop(history) or STEP_LIMIT
+
+    def keep(self) -> None:
+        """Write a checkpoint of a round that has not begun."""
+        self._save(0, [])
 
     def forget_checkpoint(self) -> None:
         """Remove the checkpoints of a finished run."""
@@ -217,24 +238,19 @@ class Loop:
             "optimizer": optimizer,
             "dual": self.dual,
             "held": self.held,
+            "in_round": step,
+            "rounds": self.rounds,
+            "added": self.added,
         }
         tensors = {f"trained.{name}": tensor for name, tensor in trained.items()}
         tensors |= {**moments, "random": torch.get_rng_state()}
         with together(process_state(self.accelerator.device.type)):
             if self.accelerator.is_main_process:
-                self.checkpoints.save(step, state, tensors)
+                self.checkpoints.save(sum(one["steps"] for one in self.rounds) + step, state, tensors)
 
     def _begin(self, *, resume: bool) -> tuple[int, list[dict[str, Any]]]:
-        """The step and the history to go on from: those of the newest undamaged checkpoint, if there is any."""
-        state = process_state(self.accelerator.device.type)
-        with together(state):
-            if self.accelerator.is_main_process:
-                if resume:
-                    self.checkpoints.mend()
-                else:
-                    self.checkpoints.forget()
-        state.wait_for_everyone()
-        newest = self.checkpoints.newest()
+        """The step and the history of this round to go on from, where there is a checkpoint."""
+        newest = open_checkpoints(self.checkpoints.directory, self.accelerator, resume=resume)
         return (0, []) if newest is None else self._restore(*newest)
 
     def _restore(
@@ -250,5 +266,27 @@ class Loop:
         self.optimizer.load_state_dict(optimizer_state(state["optimizer"], tensors))
         self.dual, self.held = state["dual"], state["held"]
         torch.set_rng_state(tensors["random"])
-        logger.info("resuming at step %d", state["step"])
-        return state["step"], state["history"]
+        if state["in_round"]:
+            logger.info("resuming at step %d of round %d", state["in_round"], 1 + len(self.rounds))
+        return state["in_round"], state["history"]
+
+
+def open_checkpoints(
+    directory: Path, accelerator: Accelerator, *, resume: bool
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
+    """The newest undamaged checkpoint, if there is any; every process must call it.
+
+    Args:
+        directory: of the checkpoints.
+        accelerator: the processes.
+        resume: False removes those that are there.
+    """
+    state, checkpoints = process_state(accelerator.device.type), Checkpoints(directory)
+    with together(state):
+        if accelerator.is_main_process:
+            if resume:
+                checkpoints.mend()
+            else:
+                checkpoints.forget()
+    state.wait_for_everyone()
+    return checkpoints.newest()

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 
-from mitigate.tokens.batches import Batch
+from mitigate.tokens.batches import Batch, cut_pieces, make_batches
+from mitigate.tokens.tokenization import TokenizedDocument
 from mitigate.unlearning.material.tasks import Task, facts
 from mitigate.unlearning.training.control import Control, Limits
 
@@ -66,6 +67,11 @@ def look(
     }
 
 
+def no_higher(now: Mapping[str, Any], control: Control) -> bool:
+    """Whether what `look` said is no higher than text that the target never saw: in the mean, and span by span."""
+    return bool(now["selected_log_ratio"] <= control.log_ratio and (now["exposed"] or 0.0) <= MOST_EXPOSED)
+
+
 def reason_to_stop(history: Sequence[dict[str, Any]], control: Control) -> str | None:
     """Why to stop: the tokens are where text is that the target never saw, or they get no nearer to it.
 
@@ -78,13 +84,12 @@ def reason_to_stop(history: Sequence[dict[str, Any]], control: Control) -> str |
         control: of the tokens.
     """
     now, distances = history[-1], [entry["selected_distance"] for entry in history]
-    if not now["step"]:
+    if len(history) < 2:
         return None
     below, above = now["over_forgotten"] or 0.0, now["exposed"] or 0.0
     stuck = len(distances) > PATIENCE and min(distances[-PATIENCE:]) > 0.99 * min(distances[:-PATIENCE])
     if now["selected_log_ratio"] <= control.log_ratio:
-        near = control.distance is not None and distances[-1] <= control.distance
-        if near and above <= MOST_EXPOSED:
+        if control.distance is not None and distances[-1] <= control.distance and no_higher(now, control):
             return f"control level reached at step {now['step']}"
         if stuck:
             return f"control level reached at step {now['step']}, and no nearer to it for {PATIENCE} looks"
@@ -94,3 +99,38 @@ def reason_to_stop(history: Sequence[dict[str, Any]], control: Control) -> str |
             "above it, and it got no better"
         )
     return None
+
+
+def token_log_probs(
+    documents: Sequence[TokenizedDocument],
+    *,
+    forward: Callable[[Batch], tuple[torch.Tensor, torch.Tensor | None]],
+    context: int,
+    stride: int | None,
+    batch_tokens: int,
+    accelerator: Accelerator,
+) -> list[np.ndarray]:
+    """(T,) log p_θ of each document's audited tokens, nats, NaN elsewhere; every process must call it.
+
+    Args:
+        documents: that are read.
+        forward: logits of a batch.
+        context, stride: windows, as those of the audit.
+        batch_tokens: padded tokens in a batch.
+        accelerator: the processes, which share the batches.
+    """
+    starts = np.cumsum([0, *(len(own.ids) for own in documents)])
+    found = torch.zeros(2, int(starts[-1]), device=accelerator.device, dtype=torch.float64)  # log p, how often
+    batches = make_batches(cut_pieces(documents, context=context, stride=stride), batch_tokens=batch_tokens)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    for number in range(math.ceil(len(batches) / world)):
+        batch = batches[min(number * world + rank, len(batches) - 1)].to(accelerator.device)
+        weight = float(number * world + rank < len(batches))
+        with torch.no_grad():
+            logits, _ = forward(batch)
+        log_prob = torch.log_softmax(logits, dim=-1).gather(1, batch.targets.unsqueeze(1)).squeeze(1).double()
+        rows = np.concatenate([starts[piece.document] + piece.start + piece.scored for piece in batch.pieces])
+        counted = torch.stack([log_prob, torch.ones_like(log_prob)])
+        found.index_add_(1, torch.from_numpy(rows).to(found.device), weight * counted)
+    total, count = accelerator.reduce(found, reduction="sum").cpu().numpy()
+    return np.split(np.where(count > 0, total, np.nan), starts[1:-1])
