@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NotRequired, cast
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
@@ -197,8 +197,29 @@ class Counts(TypedDict):
 
 
 @_just_these_keys
+class UnlearnRound(TypedDict):
+    """One round of unlearning, and what its look at the whole text said.
+
+    `span_auc`: known spans to forget against never-seen ones, told `by_judges` that were kept out of unlearning or by
+    those that taught; `exposed`: whether it is above 0.55; `found_share`: of the tokens to forget that were not
+    selected, those in stretches that the detector's threshold finds now, and the same of never-seen text; `added`:
+    spans that the next round forgets besides.
+    """
+
+    steps: int
+    stopped: str
+    span_auc: float | None
+    span_auc_interval: Interval
+    by_judges: bool
+    found_share: float | None
+    found_share_never_seen: float | None
+    exposed: bool | None
+    added: int
+
+
+@_just_these_keys
 class UnlearnFigures(TypedDict):
-    """How unlearning went; `control` is the level that it aims at, nats."""
+    """How unlearning went; `control` is the level that it aims at, nats. Older reports have no `rounds`."""
 
     objective: dict[str, float]
     steps: int
@@ -206,6 +227,7 @@ class UnlearnFigures(TypedDict):
     adapter_parameters: int
     model_parameters: int
     control: float | None
+    rounds: NotRequired[list[UnlearnRound]]
 
 
 @_just_these_keys

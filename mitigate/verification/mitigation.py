@@ -18,7 +18,7 @@ def mitigation_figures(before: Audit, after: Audit | None) -> dict[str, dict[str
         after (*optional*): the re-audit.
 
     Returns:
-        `unlearn`: objective, steps, why it stopped, parameters; None for other models.
+        `unlearn`: objective, steps, why it stopped, parameters, rounds; None for other models.
         `retrain`: `exact` (what the model is and is conditional on, in words), `is_exact`, `this_audit`: whether what
         `before` selected was removed, `removed` (counts), `redact`, `method`, `shards` (that hold documents) and
         `combine`, `base` and `base_source`, `warnings`; None for other models.
@@ -29,7 +29,7 @@ def mitigation_figures(before: Audit, after: Audit | None) -> dict[str, dict[str
         return figures
     record = origin.record
     if origin.by == "unlearn":
-        figures["unlearn"] = {key: record[key] for key in _UNLEARN}
+        figures["unlearn"] = {key: record[key] for key in _UNLEARN} | {"rounds": record.get("rounds", [])}
     else:
         figures["retrain"] = {
             **{key: record[key] for key in ("exact", "is_exact", "removed", "combine", "base_source", "warnings")},

@@ -414,7 +414,7 @@ def test_the_hard_world_is_adapters_over_a_given_base_with_the_defaults_of_unlea
     settings = HardUnlearnBenchSettings()
     assert settings.method == "lora"
     assert settings.copies == {}
-    for name in ("learning_rate", "max_steps", "check_every", "lora", "retain"):
+    for name in ("learning_rate", "max_steps", "check_every", "lora", "retain", "rounds"):
         assert getattr(settings.unlearn, name) == getattr(Unlearn(), name)
     own = settings.of(UnlearnBenchSettings, 3.0)
     assert (own.schedule.epochs, own.schedule.learning_rate) == (3.0, settings.schedule.learning_rate)

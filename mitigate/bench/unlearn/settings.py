@@ -60,6 +60,7 @@ class RunSettings(Unlearn):
     max_steps: int = Field(120, ge=1, description="steps of a run; token scope may stop earlier, at the control")
     check_every: int = Field(10, ge=1, description="steps between two looks at the selected spans")
     lora: Lora = Field(default_factory=lambda: Lora(rank=32, alpha=64), description="shape of the adapter")
+    rounds: int = Field(1, ge=1, description="one, so that methods are compared on what one selection gives")
 
     @field_validator("objective", "scope", "stop_at_control", "merge")
     @classmethod
@@ -90,6 +91,9 @@ class HardRunSettings(RunSettings):
         Unlearn.model_fields["check_every"].default, ge=1, description="steps between two looks at the selected spans"
     )
     lora: Lora = Field(default_factory=Lora, description="shape of the adapter")
+    rounds: int = Field(
+        Unlearn.model_fields["rounds"].default, ge=1, description="of methods that stop at the control; else one"
+    )
 
 
 class HardUnlearnBenchSettings(HardSettings, UnlearnBenchSettings):

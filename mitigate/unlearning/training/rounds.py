@@ -23,7 +23,6 @@ from mitigate.statistics.intervals import flat
 from mitigate.statistics.separation import clustered_auc
 from mitigate.verification.figures import View
 
-
 MOST_AUC = 0.55  # of the known spans against never-seen ones, with which nothing more is to be done
 
 
@@ -60,6 +59,7 @@ def what_is_left(audit: Audit, log_prob: np.ndarray, *, keep_judges: bool) -> Le
     exposed = None if auc.value is None else auc.value > MOST_AUC
     added: list[SpanRow] = []
     figures: dict[str, Any] = {**flat({"span_auc": auc}), "by_judges": kept_out}
+    figures |= {"found_share": None, "found_share_never_seen": None}
     if audit.metadata.detect.select == "exposed" and exposed is not False:
         added += _faint(taught)
     if audit.metadata.detect.select != "known":
