@@ -12,6 +12,7 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
 from mitigate.artifacts.files import new_file
+from mitigate.bench.world import world_line
 
 _DRAWN = ("calibrated", "log_ratio_clipped", "log_ratio", "informia", "min_k_pp", "loss")
 
@@ -33,7 +34,8 @@ def detect_table(results: Mapping[str, Any]) -> str:
         return "-" if value is None else f"{value:.3f}"
 
     names = sorted(results["span"], key=lambda name: -(results["span"][name]["tpr_at_1pct_fpr"]["value"] or 0))
-    lines = [f"{'detector':<18}" + "".join(f"{title:>11}" for *_, title in columns)]
+    lines = world_line(results)
+    lines += [f"{'detector':<18}" + "".join(f"{title:>11}" for *_, title in columns)]
     lines += [f"{name:<18}" + "".join(f"{shown(kind, key, name):>11}" for kind, key, _ in columns) for name in names]
 
     def line(title: str, figures: Mapping[str, float | None], *keys: str) -> str:

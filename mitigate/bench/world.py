@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -135,12 +136,22 @@ def make_bench_base(out: Path, *, settings: ModelSettings, device: str = "auto")
     return path
 
 
+FROM_SCRATCH = "from scratch, of the shape base"
+
+
+def world_line(results: Mapping[str, Any]) -> list[str]:
+    """What a table says first where its figures are of the easy world; nothing elsewhere."""
+    if results["settings"]["base_model"] != FROM_SCRATCH:
+        return []
+    return ["easy world: models from scratch, many epochs, repeated secrets (--world hard: adapters, few epochs)"]
+
+
 def sources(documents: Path | None, base: str | None) -> dict[str, str]:
     """Where a benchmark's documents and base come from, for the settings in its results."""
     named = None if base is None else Path(base).name if Path(base).exists() else base
     return {
         "documents": documents.name if documents else "invented people",
-        "base_model": named or "from scratch, of the shape base",
+        "base_model": named or FROM_SCRATCH,
     }
 
 

@@ -12,6 +12,7 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
 from mitigate.artifacts.files import new_file
+from mitigate.bench.world import world_line
 
 _COLUMNS = {
     "secret_distance_ratio": "ratio",
@@ -33,7 +34,8 @@ _LABEL_STEP = 0.028  # of the plot's height between two labels at the same place
 
 def unlearn_table(results: Mapping[str, Any]) -> str:
     """Every method's figures, nearest to the oracle first in each scope, then what they are compared with."""
-    lines = [f"{'method':<22}" + "".join(f"{title:>10}" for title in _COLUMNS.values()) + f"{'steps':>7}{'s':>6}"]
+    lines = world_line(results)
+    lines += [f"{'method':<22}" + "".join(f"{title:>10}" for title in _COLUMNS.values()) + f"{'steps':>7}{'s':>6}"]
 
     def add(name: str, row: Mapping[str, Any]) -> None:
         if "error" in row:
