@@ -7,8 +7,9 @@ from functools import partial
 
 import numpy as np
 
-from mitigate.statistics.intervals import UNMEASURED, Figure
+from mitigate.statistics.intervals import UNMEASURED
 from mitigate.statistics.roc import RESAMPLES, Scored, weighted_auc, weighted_tpr
+from mitigate.statistics.runs import over_runs
 
 Units = Sequence[Sequence[Scored]]  # for each seed, the scored units of each target
 RATES = {"auc": "AUC", "tpr_at_1pct_fpr": "TPR at 1 % FPR", "tpr_at_0.1pct_fpr": "TPR at 0.1 % FPR"}
@@ -25,7 +26,8 @@ def rates(scored: Units) -> dict[str, dict[str, float | None]]:
     """AUC and TPR at 1 % and 0.1 % FPR, each with its interval; 0.1 % only with 1,000 non-members for every target."""
     names = [name for name in RATES if resolves(scored, name)]
     resamples = dict(zip(names, resampled(scored, names), strict=True))
-    return {name: (_figure(resamples[name]) if name in resamples else UNMEASURED)._asdict() for name in RATES}
+    figures = {name: over_runs(found, bounds=(0.0, 1.0)) for name, found in resamples.items()}
+    return {name: figures.get(name, UNMEASURED)._asdict() for name in RATES}
 
 
 def compare(ours: Units, theirs: Units, rate: str) -> str:
@@ -38,12 +40,13 @@ def compare(ours: Units, theirs: Units, rate: str) -> str:
         rate: a key of `RATES`.
     """
     one, other = (resampled(units, [rate])[0] for units in (ours, theirs))
-    gap = _figure(one - other)
+    gap = over_runs(one - other)
     if gap.value is None or gap.low is None or gap.high is None:
         return "cannot be measured"
     verdict = "wins" if gap.low > 0 else "loses" if gap.high < 0 else "is not told apart"
     verdict = "is even" if abs(gap.value) < _EVEN else verdict
-    return f"{verdict}: {one[0]:.3f} to {other[0]:.3f}, difference {gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]"
+    means = f"{one[:, 0].mean():.3f} to {other[:, 0].mean():.3f}"
+    return f"{verdict}: {means}, difference {gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]"
 
 
 def resolves(scored: Units, rate: str) -> bool:
@@ -53,7 +56,7 @@ def resolves(scored: Units, rate: str) -> bool:
 
 
 def resampled(scored: Units, names: Sequence[str]) -> np.ndarray:
-    """(rates, 1 + R): each rate's mean over targets, as it is and in R resamples of the clusters, as `over_targets`."""
+    """(rates, seeds, 1 + R): each rate's mean over a seed's targets, as it is and in R resamples of the clusters."""
     rng = np.random.default_rng(0)
     found = []
     for of_seed in scored:
@@ -62,11 +65,4 @@ def resampled(scored: Units, names: Sequence[str]) -> np.ndarray:
         weights = np.concatenate([np.ones((1, clusters)), drawn]).astype(np.float32)
         counts = (target.counts(weights) for target in of_seed)
         found.append(np.mean([[_STATISTICS[name](*of_target) for name in names] for of_target in counts], axis=0))
-    return np.mean(found, axis=0)
-
-
-def _figure(resamples: np.ndarray) -> Figure:
-    if np.isnan(resamples[0]):
-        return UNMEASURED
-    low, high = np.nanquantile(resamples[1:], [0.025, 0.975])
-    return Figure(float(resamples[0]), float(low), float(high))
+    return np.swapaxes(found, 0, 1)

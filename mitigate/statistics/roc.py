@@ -13,7 +13,8 @@ from functools import cached_property
 
 import numpy as np
 
-from mitigate.statistics.intervals import UNMEASURED, Figure
+from mitigate.statistics.intervals import Figure
+from mitigate.statistics.runs import over_runs
 
 RESAMPLES = 300
 
@@ -79,16 +80,17 @@ def average_precision(true: np.ndarray, false: np.ndarray) -> np.ndarray:
 def over_targets(
     targets: Sequence[Sequence[Scored]], statistic: Callable[[np.ndarray, np.ndarray], np.ndarray]
 ) -> Figure:
-    """The mean of a statistic over all targets of all seeds, with its 95 % interval.
+    """The mean of a statistic over all targets of all seeds, with its 95 % interval within [0, 1].
 
-    Clusters are resampled within each seed, the same for all its targets.
+    Clusters are resampled within each seed, the same for all its targets; how far seeds differ beyond that counts, too
+    (`over_runs`).
 
     Args:
         targets: for each seed, the scored units of each target.
         statistic: (R, G) true and false positives -> (R,), such as `weighted_auc`.
     """
     rng = np.random.default_rng(0)
-    drawn, values = [], []
+    found, counts = [], []
     for of_seed in targets:
         clusters = 1 + max((int(target.clusters.max()) for target in of_seed if len(target.clusters)), default=-1)
         if not clusters:
@@ -96,10 +98,6 @@ def over_targets(
         weights = rng.multinomial(clusters, np.full(clusters, 1 / clusters), size=RESAMPLES).astype(np.float32)
         weights = np.concatenate([np.ones((1, clusters), dtype=np.float32), weights])
         results = np.array([statistic(*target.counts(weights)) for target in of_seed if len(target.scores)])
-        values.append(results[:, 0])
-        drawn.append(results[:, 1:])
-    value = np.concatenate(values).mean() if values else np.nan
-    if np.isnan(value):
-        return UNMEASURED
-    low, high = np.nanquantile(np.concatenate(drawn).mean(0), [0.025, 0.975])
-    return Figure(float(value), float(low), float(high))
+        found.append(results.mean(0))
+        counts.append(len(results))
+    return over_runs(np.array(found), np.array(counts), bounds=(0.0, 1.0))

@@ -162,6 +162,6 @@ def _findings(scored: Mapping[_Choice, _Read], sizes: Sequence[int]) -> list[str
                 )
             without = units["log_ratio_sequence", "mean", 1.0, None, 0]
             sentences.append(f"{begins} the same without the KL {compare(ours, without, rate)}.")
-            best = max(tokens, key=lambda name: resampled(tokens[name], [rate])[0, 0])
+            best = max(tokens, key=lambda name: resampled(tokens[name], [rate])[0, :, 0].mean())
             sentences.append(f"{begins} {best}, the best without a population, {compare(ours, tokens[best], rate)}.")
     return sentences

@@ -1,10 +1,10 @@
 """Figures of unlearned models: pure functions of log-probabilities, means over seeds with 95 % intervals.
 
 Intervals are from people (of prose: documents) resampled within each seed, the same ones for everything that a figure
-compares; rates of single events are pooled over seeds, and their intervals count people, too (`clustered_share`). A
-distance between two models is the mean absolute difference of their tokens' log-probabilities, in nats; to the oracles,
-the mean of the distances to each. The floor is the distance between two oracles that differ only in the seed of their
-training.
+compares, and from how far seeds differ beyond that (`mitigate.statistics.runs`); rates of single events are pooled over
+seeds, and their intervals count people, too (`clustered_share`). A distance between two models is the mean absolute
+difference of their tokens' log-probabilities, in nats; to the oracles, the mean of the distances to each. The floor is
+the distance between two oracles that differ only in the seed of their training.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from mitigate.bench.unlearn.evidence import ModelLogProbs, UnlearnEvidence
 from mitigate.detection.scores.token import clipped
 from mitigate.statistics.intervals import UNMEASURED, Figure, clustered_share
 from mitigate.statistics.roc import RESAMPLES, Scored, over_targets, weighted_auc, weighted_tpr
+from mitigate.statistics.runs import over_runs
 
 FEWEST_NON_MEMBERS = 100  # spans; fewer do not resolve one in a hundred
 Means = Callable[[np.ndarray], np.ndarray]
@@ -93,7 +94,7 @@ def floors(evidence: Sequence[UnlearnEvidence]) -> dict[str, Figure]:
 
 
 def over_seeds(columns: Sequence[tuple[np.ndarray, np.ndarray]], statistic: Means) -> Figure:
-    """A statistic of means over tokens, averaged over seeds; clusters are resampled within each seed.
+    """A statistic of means over tokens, averaged over seeds; clusters are resampled within each seed (`over_runs`).
 
     Args:
         columns: for each seed, (C, n) values of n tokens and their (n,) clusters.
@@ -110,9 +111,7 @@ def over_seeds(columns: Sequence[tuple[np.ndarray, np.ndarray]], statistic: Mean
         weights = np.concatenate([np.ones((1, count)), weights])
         sums = np.stack([np.bincount(place, weights=column, minlength=count) for column in values])
         results.append(statistic(weights @ sums.T / (weights @ np.bincount(place))[:, None]))
-    value, *drawn = np.mean(results, axis=0)
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return Figure(float(value), float(low), float(high))
+    return over_runs(np.array(results))
 
 
 def span_scores(evidence: UnlearnEvidence, measured: ModelLogProbs, *, half: str) -> Scored:
