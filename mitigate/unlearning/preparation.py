@@ -119,6 +119,7 @@ class Prepared:
             self.weights,
             anchor=self.anchor,
             margin=control.log_ratio if settings.margin is None else settings.margin,
+            typical=control.typical,
             out_terms=out_terms,
             device=self.accelerator.device,
             seed=self.seed,

@@ -26,6 +26,12 @@ class Retain(Section):
         gt=0,
         description="nats: the anchors' mean stays at or under this; their weight is then a dual variable, not fixed",
     )
+    trust: float | None = Field(
+        0.1,
+        gt=0,
+        description="nats a token by which text that kl anchors hold may have moved: above it the learning rate falls "
+        "by a tenth a step, and below half of it rises back; null: it does not",
+    )
     focus: float = Field(
         4.0,
         ge=1,
@@ -102,7 +108,9 @@ class Unlearn(Section):
     )
     merge: bool = Field(False, description="also write the model with the adapter merged in, to OUT/merged")
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, about a third slower")
-    learning_rate: float = Field(2e-4, gt=0, description="peak of a linear warm-up and cosine decay to a tenth")
+    learning_rate: float = Field(
+        1e-3, gt=0, description="peak of a linear warm-up and cosine decay to a tenth; retain.trust lowers it"
+    )
     max_steps: int = Field(400, ge=1, description="at most this many steps; the control usually stops earlier")
     batch_size: int = Field(
         8, ge=1, description="documents, or windows of long ones, with selected tokens in a step of all processes"

@@ -12,7 +12,7 @@ from world import World
 
 from mitigate.detection.record import Audit
 from mitigate.detection.spans.row import span_table
-from mitigate.unlearning.training.control import Control, control_level, span_limits
+from mitigate.unlearning.training.control import FEWEST_KNOWN_TOKENS, Control, control_level, span_limits
 
 
 @pytest.mark.parametrize("unseen", [2, 5])
@@ -46,7 +46,46 @@ def test_the_control_is_what_as_hard_tokens_of_unseen_documents_look_like(whole:
     distance = sum(count[n] * sum(map(abs, alike[n])) / len(alike[n]) for n in usable) / total
     got = control_level(whole)
     assert (got.log_ratio, got.distance) == pytest.approx((level, distance), rel=1e-5)
+    assert got.typical == pytest.approx(got.log_ratio, rel=1e-5), "one OUT reference is its own mean"
     assert control_level(whole, chosen) == got
+
+
+def test_secrets_are_held_against_never_seen_secrets_where_there_are_enough(whole: Audit) -> None:
+    like = next(row for row in whole.span_rows if row.source == "known")
+    rows = [row for row in whole.span_rows if row.source == "known" and whole.sets[row.doc_id] != "holdout"]
+    ordinary = 6  # tokens at the end of each holdout document that are no secret
+    for doc_id, place in whole.rows.items():
+        if whole.sets[doc_id] == "holdout":
+            rows.append(replace(like, doc_id=doc_id, token_start=1, token_end=place.stop - place.start - ordinary))
+    marked = replace(whole, spans=span_table([replace(row, span_id=n) for n, row in enumerate(rows)]))
+    secret = np.zeros(len(whole.tokens), dtype=bool)
+    for row in rows:
+        secret[whole.rows_of(row)] = True
+    assert (secret & (_set_of(whole) == "holdout")).sum() >= FEWEST_KNOWN_TOKENS
+    lifted = whole.columns["log_prob"] + np.where(secret, 0.0, 5.0)  # ordinary words are predicted much better
+    place = whole.tokens.column_names.index("log_prob")
+    lifted = pa.array(lifted.astype(np.float32), from_pandas=True)
+    other = replace(marked, tokens=marked.tokens.set_column(place, "log_prob", lifted))
+    assert secret[selected_of(whole)].all(), "secrets are what is selected"
+    assert control_level(other) == control_level(marked)
+
+
+def _set_of(audit: Audit) -> np.ndarray:
+    sets = np.empty(len(audit.tokens), dtype=object)
+    for doc_id, rows in audit.rows.items():
+        sets[rows] = audit.sets[doc_id]
+    return sets
+
+
+def test_the_typical_level_is_that_over_the_mean_of_the_references(whole: Audit) -> None:
+    two = np.stack([whole.columns["log_prob_out"] - 0.2, whole.columns["log_prob_out"] - 0.6], axis=1)
+    place = whole.tokens.column_names.index("log_prob_references")
+    listed = pa.array(two.astype(np.float32).tolist(), type=pa.list_(pa.float32()), from_pandas=True)
+    apart = replace(whole, tokens=whole.tokens.set_column(place, "log_prob_references", listed))
+    place = whole.tokens.column_names.index("log_prob")
+    higher = pa.array(whole.columns["log_prob"] + np.float32(0.4), from_pandas=True)
+    raised = replace(whole, tokens=whole.tokens.set_column(place, "log_prob", higher))
+    assert control_level(apart).typical == pytest.approx(control_level(raised).log_ratio, rel=1e-4)
 
 
 def test_without_holdout_the_control_is_the_references_own_level(world: World) -> None:

@@ -91,8 +91,10 @@ def test_the_summary_says_what_was_done_and_holds_no_text(
         "selected_distance",
         "over_forgotten",
         "exposed",
+        "span_auc",
         "held",
         "anchor_weight",
+        "rate_share",
     ]
     assert all(list(entry) == keys for entry in summary["history"])
     written = (result.directory / "unlearn.json").read_text()

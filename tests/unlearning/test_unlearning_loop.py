@@ -14,6 +14,7 @@ from world import World, sentences
 
 from mitigate.detection.record import Audit
 from mitigate.documents import Document, Documents
+from mitigate.models.fitting.pace import rate_factor
 from mitigate.unlearning.material.tasks import Task, dealt, tasks_of_step
 from mitigate.unlearning.objectives.catalogue import OBJECTIVES
 from mitigate.unlearning.trainer import unlearn
@@ -87,12 +88,14 @@ def test_the_watch_starts_at_the_audits_levels(audited: Audit, tmp_path: Path, b
     selected, ratio = selected_of(audited), log_ratio(audited)
     means = ratio[selected].reshape(5, 6).mean(axis=1)
     ordered = np.sort(means)
-    loop.limits = Limits(float(ordered[1:3].mean()), float(ordered[3:5].mean()))
+    unseen = (-9.0, float(ordered[1:3].mean()), 9.0)
+    loop.limits = Limits(unseen, low=unseen[1], high=float(ordered[3:5].mean()))
     watched = loop._watch(step=0)
     assert watched["selected_log_ratio"] == pytest.approx(ratio[selected].mean(), abs=2e-4)
     assert watched["selected_distance"] == pytest.approx(np.abs(ratio[selected]).mean(), abs=2e-4)
     assert watched["over_forgotten"] == pytest.approx(2 / 5), "two of the five spans are under that limit"
     assert watched["exposed"] == pytest.approx(1 / 5), "one is over the other"
+    assert watched["span_auc"] == pytest.approx((1 + 3 / 5 + 0) / 3, abs=1e-4)
 
 
 def test_training_stops_at_the_first_look_at_the_control(whole: Audit, tmp_path: Path) -> None:
@@ -107,7 +110,7 @@ def test_training_stops_where_too_many_spans_are_below_unseen_text(whole: Audit,
     for stop_at_control in (True, False):
         settings = changed(QUICK, stop_at_control=stop_at_control, max_steps=5, check_every=1)
         loop = loop_of(whole, settings, tmp_path / "out")
-        loop.control, loop.limits = Control(-99.0, 0.0), Limits(9.0, 10.0)
+        loop.control, loop.limits = Control(-99.0, 0.0), Limits((9.0, 10.0), 9.0, 10.0)
         loop.settings = changed(settings, learning_rate=1e-12)  # it gets no better
         history, stops[stop_at_control] = loop.train(resume=False)
         assert len(history) == (1 + PATIENCE if stop_at_control else 6)
@@ -181,6 +184,29 @@ def test_the_anchors_weight_rises_above_the_budget_and_falls_below_it(whole: Aud
     assert {factor > 1 for _, factor in course} == {True, False}
     assert loop._watch(step=15)["anchor_weight"] == pytest.approx(loop.dual, abs=1e-6)
     assert loop._watch(step=15)["held"] == pytest.approx(course[-1][0], abs=1e-6)
+
+
+def test_the_rate_falls_where_other_text_moved_too_far_and_rises_back(whole: Audit, tmp_path: Path) -> None:
+    free, course = held_by_step(whole, tmp_path / "out", steps=12, weight=0.5, trust=None)
+    assert free.share == 1.0
+    trust = float(np.median([held for held, _ in course]))
+    settings = changed(THOROUGH, retain={"weight": 0.5, "trust": trust}, max_steps=12)
+    loop, rates = loop_of(whole, settings, tmp_path / "out"), []
+    for step in range(12):
+        share = loop.share
+        loop.step(step)
+        assert loop.held is not None
+        expected = share * (0.9 if loop.held > trust else 1.05 if loop.held < trust / 2 else 1.0)
+        assert loop.share == pytest.approx(min(1.0, expected))
+        rates.append(loop.optimizer.param_groups[0]["lr"])
+    assert loop.share < 1.0
+    full = [settings.learning_rate * rate_factor(step, 12, warmup_share=0.05) for step in range(12)]
+    assert rates[0] == pytest.approx(full[0])
+    assert rates[-1] < 0.95 * full[-1]
+    assert loop._watch(step=12)["rate_share"] == pytest.approx(loop.share, abs=1e-4)
+    likelihood = loop_of(whole, changed(settings, retain={"anchor": "nll", "trust": 1e-9}), tmp_path / "out")
+    likelihood.step(0)
+    assert likelihood.share == 1.0, "a likelihood is no distance"
 
 
 def test_a_tight_budget_holds_the_rest_closer(whole: Audit, tmp_path: Path) -> None:

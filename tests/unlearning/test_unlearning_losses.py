@@ -161,7 +161,8 @@ class Dense:
         if name == "distill":
             return (place.log_out.exp() * (place.log_out - place.log_p)).sum().item()
         if name == "match":
-            apart = abs((place.log_p - place.log_typical)[place.token].item())
+            assert p.typical == self.loop.control.typical != 0, "never-seen text lies there"
+            apart = abs((place.log_p - place.log_typical)[place.token].item() - p.typical)
             return apart - 0.5 if apart > 1 else apart**2 / 2
         if name == "consensus":
             consensus = torch.log_softmax(place.log_typical, -1)

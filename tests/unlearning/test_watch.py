@@ -12,7 +12,13 @@ from mitigate.unlearning.training.watch import PATIENCE, reason_to_stop
 CONTROL = Control(log_ratio=0.0, distance=0.3)
 
 
-def looks(*distances: float, ratio: float = 0.5, below: float | None = 0.0, above: float | None = 0.0) -> list[dict]:
+def looks(
+    *distances: float,
+    ratio: float = 0.5,
+    below: float | None = 0.0,
+    above: float | None = 0.0,
+    auc: float | None = 0.5,
+) -> list[dict]:
     return [
         {
             "step": 20 * number,
@@ -20,6 +26,7 @@ def looks(*distances: float, ratio: float = 0.5, below: float | None = 0.0, abov
             "selected_distance": distance,
             "over_forgotten": below,
             "exposed": above,
+            "span_auc": auc,
         }
         for number, distance in enumerate(distances)
     ]
@@ -37,6 +44,7 @@ def test_tokens_at_the_control_and_as_near_to_the_references_end_it() -> None:
 
 def test_spans_that_still_stand_out_go_on_until_it_gets_no_better() -> None:
     assert reason_to_stop(looks(2.0, 0.3, ratio=0.0, above=0.04), CONTROL) is None
+    assert reason_to_stop(looks(2.0, 0.3, ratio=0.0, auc=0.6), CONTROL) is None, "no span does, and all together do"
     stuck = looks(2.0, *[0.3] * (PATIENCE + 1), ratio=0.0, above=0.04)
     assert reason_to_stop(
         stuck, CONTROL
@@ -45,7 +53,7 @@ def test_spans_that_still_stand_out_go_on_until_it_gets_no_better() -> None:
 
 def test_without_never_seen_text_the_references_alone_tell_it() -> None:
     alone = Control(0.0, None)
-    near: dict[str, Any] = {"ratio": -0.1, "below": None, "above": None}
+    near: dict[str, Any] = {"ratio": -0.1, "below": None, "above": None, "auc": None}
     assert reason_to_stop(looks(2.0, 0.1, **near), alone) is None
     ended = reason_to_stop(looks(2.0, *[0.1] * (PATIENCE + 1), **near), alone)
     assert ended is not None

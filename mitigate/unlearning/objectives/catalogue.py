@@ -67,12 +67,17 @@ class Selected:
 
 @dataclass(frozen=True)
 class Parameters:
-    """Hyper-parameters of the objectives; `beta` None is the objective's own default. `direction` is rmu's u, (D,)."""
+    """Hyper-parameters of the objectives.
+
+    `beta` None is the objective's own default, `typical` the nats above ℓ̃ at which never-seen text lies, `direction`
+    rmu's u, (D,).
+    """
 
     beta: float | None = None
     beta_2: float = 1.0
     delta: float = 0.0
     margin: float = 0.0
+    typical: float = 0.0
     steering: float = 2.0
     direction: torch.Tensor | None = None
 
@@ -171,7 +176,7 @@ def _beta(parameters: Parameters, name: str) -> float:
 OBJECTIVES: dict[str, Objective] = {
     "hinge": Objective(lambda s, p: hinge(s.log_prob, s.log_prob_out, margin=p.margin), one_sided=False),
     "distill": Objective(_distill, needs=frozenset({"out"}), one_sided=False),
-    "match": Objective(lambda s, p: match(s.log_prob, s.log_prob_typical), one_sided=False),
+    "match": Objective(lambda s, p: match(s.log_prob, s.log_prob_typical + p.typical), one_sided=False),
     "consensus": Objective(_consensus, needs=frozenset({"typical"}), one_sided=False),
     "ascent": Objective(lambda s, p: ascent(s.log_prob), anchor="none"),
     "grad_diff": Objective(lambda s, p: ascent(s.log_prob), anchor="nll"),

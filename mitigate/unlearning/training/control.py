@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from mitigate.detection.record import Audit
-from mitigate.detection.scores.token import clipped
+from mitigate.detection.scores.token import clipped, typical
+
+FEWEST_KNOWN_TOKENS = 100  # of never-seen secrets, to tell where such tokens lie
 
 
 @dataclass(frozen=True)
@@ -17,16 +19,21 @@ class Control:
     Attributes:
         log_ratio: mean of log p_θ − log p̄, clipped to ±3 nats: 0 where the audit has no holdout documents.
         distance: mean of its absolute value: no two models agree wholly; None without holdout documents.
+        typical: mean of ℓ − ℓ̃, clipped likewise, ℓ̃ being what one reference says on average: above 0 where the target
+            was fitted for longer than its references, and predicts such text better than they do.
     """
 
     log_ratio: float
     distance: float | None
+    typical: float = 0.0
 
 
 def control_level(audit: Audit, chosen: np.ndarray | None = None) -> Control:
-    """Where tokens are to end: at what the holdout documents' tokens that are as hard to predict look like.
+    """Where tokens are to end: at what the holdout documents' tokens that are like them look like.
 
-    Holdout tokens are weighted so that their distribution over deciles of log p̄ is that of the chosen tokens.
+    Holdout tokens are weighted so that their distribution over deciles of log p̄ is that of the chosen tokens: secrets
+    by secrets, other tokens by other ones, where the holdout documents hold 100 tokens of known spans. What a model
+    learned of how such documents are worded lifts other tokens of never-seen ones as well, and no secret.
 
     Args:
         audit: with or without holdout documents.
@@ -34,30 +41,41 @@ def control_level(audit: Audit, chosen: np.ndarray | None = None) -> Control:
     """
     columns = audit.columns
     ratio = clipped(columns["log_prob"] - columns["log_prob_out"])
+    beyond = clipped(columns["log_prob"] - typical(audit.reference_log_probs))
     holdout = _holdout(audit) & ~np.isnan(ratio)
     selected = columns["selected"].astype(bool) if chosen is None else chosen
     if not holdout.any() or not selected.any():
         return Control(0.0, None)
     edges = np.quantile(columns["log_prob_out"][selected], np.linspace(0, 1, 11)[1:-1])
     stratum = np.digitize(columns["log_prob_out"], edges)
+    known = _known(audit)
+    if (holdout & known).sum() >= FEWEST_KNOWN_TOKENS:
+        stratum = stratum + 10 * known
     levels = [
-        (int((selected & (stratum == number)).sum()), ratio[holdout & (stratum == number)])
-        for number in range(10)
+        (int((selected & (stratum == number)).sum()), holdout & (stratum == number))
+        for number in range(20)
         if (holdout & (stratum == number)).sum() >= 10
     ]
     weight = sum(count for count, _ in levels)
     if not weight:
         return Control(0.0, None)
-    return Control(
-        log_ratio=float(sum(count * alike.mean() for count, alike in levels) / weight),
-        distance=float(sum(count * np.abs(alike).mean() for count, alike in levels) / weight),
-    )
+
+    def level(values: np.ndarray) -> float:
+        return float(sum(count * values[alike].mean() for count, alike in levels) / weight)
+
+    return Control(level(ratio), level(np.abs(ratio)), level(beyond))
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Between which never-seen spans lie, by mean log-ratio clipped to ±3 nats: their 1 % and 99 % quantiles."""
+    """Where never-seen spans lie, by mean log-ratio clipped to ±3 nats.
 
+    Attributes:
+        means: of each of them.
+        low, high: their 1 % and 99 % quantiles.
+    """
+
+    means: tuple[float, ...]
     low: float
     high: float
 
@@ -72,8 +90,17 @@ def span_limits(audit: Audit) -> Limits | None:
     if len(spans) < 100:
         return None
     ratio = clipped(audit.columns["log_prob"] - audit.columns["log_prob_out"])
-    means = [np.nanmean(ratio[audit.rows_of(span)]) for span in spans]
-    return Limits(*np.quantile(means, [0.01, 0.99]).tolist())
+    means = [float(np.nanmean(ratio[audit.rows_of(span)])) for span in spans]
+    return Limits(tuple(means), *np.quantile(means, [0.01, 0.99]).tolist())
+
+
+def _known(audit: Audit) -> np.ndarray:
+    """(N,) bool, tokens of known spans."""
+    known = np.zeros(len(audit.tokens), dtype=bool)
+    for span in audit.span_rows:
+        if span.source == "known":
+            known[audit.rows_of(span)] = True
+    return known
 
 
 def _holdout(audit: Audit) -> np.ndarray:

@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 FURTHER = 4  # one of so many retain documents of a step is of those given besides the audit's own
 STEP_LIMIT = "step limit"
 HARM = 0.5  # nats a token by which the anchors may move before it is said
+_SLOWER, _FASTER, _LEAST_SHARE = 0.9, 1.05, 1 / 64
 _DUAL_RATE = 0.1
 _DUAL_RANGE = (1e-3, 1e4)
 
@@ -81,6 +82,7 @@ class Loop:
         self.parameters = [p for p in trainable.module.parameters() if p.requires_grad]
         self.dual = settings.retain.weight  # the anchors' weight
         self.held: float | None = None  # the anchors' mean at the last step
+        self.share = 1.0  # of the learning rate that is left of it
         self.warned = False
         self.module: torch.nn.Module
         self.optimizer: AcceleratedOptimizer
@@ -91,7 +93,7 @@ class Loop:
             self.module, self.optimizer = accelerator.prepare(trainable.module, optimizer)
         else:
             self.module, self.optimizer = after.module, after.optimizer
-            self.dual, self.warned = after.dual, after.warned
+            self.dual, self.share, self.warned = after.dual, after.share, after.warned
         losses.module = self.module
 
     def train(self, *, resume: bool) -> tuple[list[dict[str, Any]], str]:
@@ -183,7 +185,7 @@ class Loop:
         filler = self._micro_batches(mine[:1] or tasks[:1])[0]  # every process takes part in every collective
         idle = [(filler, 0.0)] * (rounds - len(batches))
         work = [(batch, 1.0) for batch in batches] + idle
-        factor = rate_factor(step, self.settings.max_steps, warmup_share=0.05)
+        factor = self.share * rate_factor(step, self.settings.max_steps, warmup_share=0.05)
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * factor
         sums = torch.zeros(2, device=accelerator.device)  # the objective, the anchors
@@ -200,6 +202,7 @@ class Loop:
         forgotten, held = accelerator.reduce(sums, reduction="sum").tolist()
         loss_now = forgotten + self.dual * held
         self._update_dual(held)
+        self._update_share(held)
         self.held = held
         return loss_now
 
@@ -210,11 +213,18 @@ class Loop:
             factor = math.exp(_DUAL_RATE * max(-1.0, min(3.0, held / budget - 1)))
             self.dual = min(max(self.dual * factor, _DUAL_RANGE[0]), _DUAL_RANGE[1])
 
+    def _update_share(self, held: float) -> None:
+        """Trust region: where other text has moved too far, the next steps are shorter."""
+        trust = self.settings.retain.trust
+        if trust is not None and self.losses.anchor == "kl" and math.isfinite(held):
+            factor = _SLOWER if held > trust else _FASTER if held < trust / 2 else 1.0
+            self.share = min(1.0, max(_LEAST_SHARE, self.share * factor))
+
     def _micro_batches(self, tasks: Sequence[Task]) -> list[Batch]:
         return micro_batches(tasks, batch_tokens=self.losses.batch_tokens, device=self.accelerator.device)
 
     def _watch(self, *, step: int) -> dict[str, Any]:
-        """What `look` says, with the step, the anchors' mean at the last step (`held`) and their weight now."""
+        """What `look` says; the anchors' mean at the last step (`held`), their weight, what is left of the rate."""
         seen = look(
             self.data.forget,
             spans=self.data.spans,
@@ -224,7 +234,8 @@ class Loop:
             limits=self.limits,
         )
         held = None if self.held is None else round(self.held, 6)
-        return {"step": step, **seen, "held": held, "anchor_weight": round(self.dual, 6)}
+        weight, share = round(self.dual, 6), round(self.share, 4)
+        return {"step": step, **seen, "held": held, "anchor_weight": weight, "rate_share": share}
 
     def _save(self, step: int, history: list[dict[str, Any]]) -> None:
         if is_sharded(self.trainable.module):
@@ -237,6 +248,7 @@ class Loop:
             "history": history,
             "optimizer": optimizer,
             "dual": self.dual,
+            "share": self.share,
             "held": self.held,
             "in_round": step,
             "rounds": self.rounds,
@@ -264,7 +276,7 @@ class Loop:
         trained = {n.removeprefix("trained."): tensor for n, tensor in tensors.items() if n.startswith("trained.")}
         self.trainable.restore(trained)
         self.optimizer.load_state_dict(optimizer_state(state["optimizer"], tensors))
-        self.dual, self.held = state["dual"], state["held"]
+        self.dual, self.share, self.held = state["dual"], state["share"], state["held"]
         torch.set_rng_state(tensors["random"])
         if state["in_round"]:
             logger.info("resuming at step %d of round %d", state["in_round"], 1 + len(self.rounds))

@@ -29,6 +29,7 @@ class Losses:
         weights: objective -> weight.
         anchor: `kl`, `nll`, `hidden` or `none`.
         margin: nats above the OUT level at which a token has arrived.
+        typical: nats above ℓ̃ at which `match` brings it to rest, see `Control`.
         out_terms: p̄ at the tokens to forget, if an objective needs it.
         device: of the model.
         seed: of rmu's direction.
@@ -45,6 +46,7 @@ class Losses:
         *,
         anchor: str,
         margin: float,
+        typical: float,
         out_terms: OutTerms | None,
         device: torch.device,
         seed: int,
@@ -73,6 +75,7 @@ class Losses:
             beta_2=settings.beta_2,
             delta=settings.delta,
             margin=margin,
+            typical=typical,
             steering=settings.steering,
             direction=(direction / direction.norm()).to(device),
         )

@@ -10,13 +10,15 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from mitigate.statistics.separation import auc
 from mitigate.tokens.batches import Batch, cut_pieces, make_batches
 from mitigate.tokens.tokenization import TokenizedDocument
 from mitigate.unlearning.material.tasks import Task, facts
 from mitigate.unlearning.training.control import Control, Limits
 
 MOST_OVER_FORGOTTEN = 0.05  # share of the spans under the limit at which training that watches the control gives up
-MOST_EXPOSED = 0.03  # share of the spans over the limit with which training is not done
+MOST_EXPOSED = 0.03  # share of the spans over the limit, and
+MOST_AUC = 0.52  # ... AUC of the spans against never-seen ones, above which training is not done
 PATIENCE = 3  # looks without getting nearer to the references
 
 
@@ -42,7 +44,8 @@ def look(
     Returns:
         `selected_log_ratio`: mean of log p_θ − log p̄, clipped to ±3 nats, over all of them, and `selected_distance`:
         that of its absolute value; compare with `control_level`. `over_forgotten`, `exposed`: share of the spans whose
-        mean is under the lower limit, over the upper one; null without limits.
+        mean is under the lower limit, over the upper one, and `span_auc`: how well their means are told from those of
+        never-seen spans; null without limits.
     """
     sums = torch.zeros(3, max(1, spans), device=accelerator.device, dtype=torch.float64)
     rank, world = accelerator.process_index, accelerator.num_processes
@@ -64,12 +67,14 @@ def look(
         "selected_distance": round(float(distances.sum() / counts.sum()), 4),
         "over_forgotten": None if limits is None else round(float((means < limits.low).mean()), 4),
         "exposed": None if limits is None else round(float((means > limits.high).mean()), 4),
+        "span_auc": None if limits is None else round(auc(means, np.array(limits.means)), 4),
     }
 
 
 def no_higher(now: Mapping[str, Any], control: Control) -> bool:
     """Whether what `look` said is no higher than text that the target never saw: in the mean, and span by span."""
-    return bool(now["selected_log_ratio"] <= control.log_ratio and (now["exposed"] or 0.0) <= MOST_EXPOSED)
+    stand_out = (now["exposed"] or 0.0) > MOST_EXPOSED or (now["span_auc"] or 0.0) > MOST_AUC
+    return bool(now["selected_log_ratio"] <= control.log_ratio and not stand_out)
 
 
 def reason_to_stop(history: Sequence[dict[str, Any]], control: Control) -> str | None:
