@@ -134,6 +134,8 @@ def test_results_hold_what_methods_are_compared_with(results: dict[str, Any]) ->
     assert results["before"]["secret_distance_ratio"]["value"] == 1
     assert results["before"]["other_moved_nats"]["value"] == 0
     assert results["floor"]["secret_distance"]["value"] < results["before"]["secret_distance"]["value"]
+    matched = results["matched"]["secret_distance_ratio"]["value"]
+    assert 0 < matched < 1, "references know less than the target and differ from the oracles"
     assert results["people"] == {"validation": [6], "test": [6], "retain": [12], "holdout": [12]}
     assert all(count > 0 for [count] in results["secrets"].values())
     assert set(results["equal_forgetting"]["methods"]) == {"default", "npo"}
@@ -169,7 +171,15 @@ def test_the_default_adapter_is_under_two_percent_of_a_model_of_a_billion_parame
 
 def test_the_table_and_the_plot_show_every_method(results: dict[str, Any], tmp_path: Path) -> None:
     table = unlearn_table(results)
-    for name in ("default, token", "npo, sequence", "default, known spans", "retrain, fake", "before", "token oracle"):
+    for name in (
+        "default, token",
+        "npo, sequence",
+        "default, known spans",
+        "retrain, fake",
+        "before",
+        "references' mean",
+        "token oracle",
+    ):
         assert any(line.startswith(name) for line in table.splitlines()), name
     draw_unlearn(results, tmp_path / "unlearn.png")
     assert (tmp_path / "unlearn.png").read_bytes()[:4] == b"\x89PNG"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mitigate.unlearning.training.control import Control
-from mitigate.unlearning.training.watch import PATIENCE, reason_to_stop
+from mitigate.unlearning.training.watch import PATIENCE, corrected, reason_to_stop
 
 CONTROL = Control(log_ratio=0.0, distance=0.3)
 
@@ -78,3 +78,33 @@ def test_spans_that_fell_too_low_end_it_only_where_no_more_stand_out(
     assert (reason is not None) == ends
     if reason is not None:
         assert "11% of the spans were below text that the target never saw, 2% above it, and it got no better" in reason
+
+
+# The level of `match`
+
+
+def means(*ratios: float) -> list[dict]:
+    return [{"selected_log_ratio": ratio} for ratio in ratios]
+
+
+def test_what_the_mean_is_off_by_is_taken_off_the_level_once_it_rests() -> None:
+    control = Control(log_ratio=0.1, distance=0.3, typical=0.2)
+    assert corrected(0.2, means(0.5), control) == 0.2, "one look says nothing"
+    assert corrected(0.2, means(0.9, 0.5), control) == 0.2, "still on its way"
+    assert corrected(0.2, means(0.35, 0.3), control) == pytest.approx(0.1)
+    assert corrected(0.1, means(-0.1, -0.1), control) == pytest.approx(0.2), "in both directions"
+    assert corrected(0.2, means(0.1, 0.1), control) == pytest.approx(0.2)
+    assert corrected(-0.2, means(0.9, 0.9), control) == pytest.approx(-0.3), "within half a nat"
+    assert corrected(0.2, means(0.9, 0.9), Control(0.0, None)) == 0.2, "nothing tells where to"
+
+
+def test_a_mean_that_is_held_off_comes_to_the_control() -> None:
+    """A course that goes three tenths of the way to 0.08 above its level at each look."""
+    control = Control(log_ratio=0.0, distance=0.3, typical=0.05)
+    level, mean, history = 0.05, 1.0, means(1.0)
+    for _ in range(60):
+        mean += 0.3 * (level + 0.08 - mean)
+        history += means(mean)
+        level = corrected(level, history, control)
+    assert mean == pytest.approx(0.0, abs=0.01)
+    assert level == pytest.approx(-0.08, abs=0.01)

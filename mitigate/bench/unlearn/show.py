@@ -57,6 +57,7 @@ def unlearn_table(results: Mapping[str, Any]) -> str:
     for name, row in results["retrain"].items():
         add(f"retrain, {name}", row)
     add("before", results["before"])
+    add("references' mean", results["matched"])
     for kind, row in results["oracle"].items():
         add(f"{kind} oracle", row)
     floor, before = results["floor"], results["before"]

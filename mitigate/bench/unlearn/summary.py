@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from mitigate.bench.unlearn.evidence import UnlearnEvidence
 from mitigate.bench.unlearn.figures import figures, floors, plain
 from mitigate.bench.unlearn.methods import Run
 from mitigate.bench.unlearn.tries import SeedRuns, Tried
+from mitigate.detection.scores.token import typical
 from mitigate.errors import summarize
 from mitigate.models.fitting.training import lora_config
 from mitigate.unlearning.settings import Unlearn
@@ -22,6 +24,11 @@ AS_MUCH = 0.1  # nats: a try forgets as much as ours if its secrets are no likel
 _OF_ORACLES = (  # an oracle's distance to the mean of itself and the other one says nothing
     *("secret_log_prob", "other_moved_nats", "holdout_gap_nats", "prose_gap_nats", "span_auc"),
     *("tpr_at_1pct_fpr", "over_forgotten", "extraction_forget", "extraction_retain"),
+)
+
+_OF_MATCHED = (
+    *("secret_distance", "secret_distance_ratio", "token_oracle_distance", "token_oracle_distance_ratio"),
+    *("secret_log_prob", "span_auc", "tpr_at_1pct_fpr"),
 )
 
 
@@ -33,6 +40,8 @@ def summarize_seeds(done: Sequence[SeedRuns]) -> dict[str, Any]:
             and what the runs took, see `_of_method`;
         `before`: the same figures of the target; `oracle.{document,token}`: those of an oracle that need no other one;
         `floor`: distances between two oracles; `people`, `secrets`: how many there are on each seed, by role;
+        `matched`: distances of a model that says of the secrets just what the references say on average, which is what
+            those who have only references can reach;
         `equal_forgetting`: see `equal_forgetting`; `adapter_share_at_1b`: see `adapter_share`.
     """
     evidence = [runs.seed.evidence for runs in done]
@@ -61,9 +70,21 @@ def summarize_seeds(done: Sequence[SeedRuns]) -> dict[str, Any]:
             role: [sum(secret.role == role for secret in one.secrets) for one in evidence]
             for role in ("validation", "test", "retain", "holdout")
         },
+        "matched": matched(done),
         "equal_forgetting": equal_forgetting(done[0]),
         "adapter_share_at_1b": adapter_share(),
     }
+
+
+def matched(done: Sequence[SeedRuns]) -> dict[str, Any]:
+    """Distances to the oracles, on secrets, of what the references that never saw them say on average."""
+    evidence = [runs.seed.evidence for runs in done]
+    references = [typical(runs.seed.audits["known"].reference_log_probs) for runs in done]
+    models = [
+        replace(one.before, log_prob=np.where(one.secret & ~np.isnan(said), said, one.before.log_prob))
+        for one, said in zip(evidence, references, strict=True)
+    ]
+    return {name: figure for name, figure in plain(figures(evidence, models)).items() if name in _OF_MATCHED}
 
 
 def equal_forgetting(first: SeedRuns) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from mitigate.unlearning.trainable import Trainable
 from mitigate.unlearning.training.checkpoints import Checkpoints, optimizer_parts, optimizer_state
 from mitigate.unlearning.training.control import Control, Limits
 from mitigate.unlearning.training.losses import Losses, step_totals
-from mitigate.unlearning.training.watch import look, no_higher, reason_to_stop
+from mitigate.unlearning.training.watch import corrected, look, no_higher, reason_to_stop
 
 logger = logging.getLogger(__name__)
 FURTHER = 4  # one of so many retain documents of a step is of those given besides the audit's own
@@ -125,6 +125,8 @@ class Loop:
                     )
                 if step % settings.check_every == 0 or step == settings.max_steps:
                     history.append(self._watch(step=step))
+                    if settings.stop_at_control:
+                        self.losses.level = corrected(self.losses.level, history, self.control)
                     self._warn_of_harm(step)
                 bar.update()
                 bar.set_postfix(loss=f"{loss:.3f}", leak=f"{history[-1]['selected_log_ratio']:.2f}", refresh=False)
@@ -249,6 +251,7 @@ class Loop:
             "optimizer": optimizer,
             "dual": self.dual,
             "share": self.share,
+            "level": self.losses.level,
             "held": self.held,
             "in_round": step,
             "rounds": self.rounds,
@@ -277,6 +280,7 @@ class Loop:
         self.trainable.restore(trained)
         self.optimizer.load_state_dict(optimizer_state(state["optimizer"], tensors))
         self.dual, self.share, self.held = state["dual"], state["share"], state["held"]
+        self.losses.level = state["level"]
         torch.set_rng_state(tensors["random"])
         if state["in_round"]:
             logger.info("resuming at step %d of round %d", state["in_round"], 1 + len(self.rounds))

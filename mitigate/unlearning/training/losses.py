@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,15 @@ class Losses:
             steering=settings.steering,
             direction=(direction / direction.norm()).to(device),
         )
+
+    @property
+    def level(self) -> float:
+        """Nats above ℓ̃ at which `match` brings a token to rest."""
+        return self.parameters.typical
+
+    @level.setter
+    def level(self, value: float) -> None:
+        self.parameters = replace(self.parameters, typical=value)
 
     def of(self, batch: Batch, totals: Mapping[str, float]) -> tuple[torch.Tensor, torch.Tensor]:
         """A batch's part of the step's mean objective and of its mean anchor."""

@@ -19,6 +19,7 @@ from mitigate.unlearning.training.control import Control, Limits
 MOST_OVER_FORGOTTEN = 0.05  # share of the spans under the limit at which training that watches the control gives up
 MOST_EXPOSED = 0.03  # share of the spans over the limit, and
 MOST_AUC = 0.52  # ... AUC of the spans against never-seen ones, above which training is not done
+_MOST_CORRECTED = 0.5  # nats
 PATIENCE = 3  # looks without getting nearer to the references
 
 
@@ -104,6 +105,27 @@ def reason_to_stop(history: Sequence[dict[str, Any]], control: Control) -> str |
             "above it, and it got no better"
         )
     return None
+
+
+def corrected(level: float, history: Sequence[Mapping[str, Any]], control: Control) -> float:
+    """The level above ℓ̃ at which `match` brings a token to rest, so that the tokens' mean ends at the control.
+
+    Anchors, neighbours and the other terms of the objective hold a token off its level. Once the mean has all but come
+    to rest, what it is off by is taken off the level: half of it at a look (integral control), within ±0.5 nats of
+    where the level began.
+
+    Args:
+        level: as it is, nats.
+        history: what `look` said so far.
+        control: of the tokens; without never-seen text nothing is corrected.
+    """
+    if control.distance is None or len(history) < 2:
+        return level
+    before, now = (entry["selected_log_ratio"] for entry in history[-2:])
+    gap = control.log_ratio - now
+    if abs(now - before) > abs(gap) / 2:
+        return level  # still on its way
+    return min(control.typical + _MOST_CORRECTED, max(control.typical - _MOST_CORRECTED, level + gap / 2))
 
 
 def token_log_probs(
