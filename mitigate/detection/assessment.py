@@ -127,7 +127,8 @@ def assess_documents(
         findings = by_score(scored, own, kind, rule=detect.spans, given=given)
     spans = findings.rows  # a re-audit keeps the choice of the audit
     if given is None:
-        spans = select(scored, findings.rows, own, detect)
+        trained = "forget" in eligible or bool(membership.crossfitted)
+        spans = select(scored, findings.rows, own, detect, trained=trained)
     return Assessment(
         tokenized,
         own,

@@ -1,8 +1,9 @@
 """Which spans are to be unlearned: what the detector finds, and the known ones that are exposed.
 
 Two questions. *Was this text trained on?* needs an error rate against text that was not: the false discovery rate. *It
-was (an erasure request, a forget set): what does the model know of it that models without it do not?* needs no such
-rate: there a known span is exposed as soon as the target knows it better than a typical model that never saw it.
+was (an erasure request, a forget set, the owner's own file): what does the model know of it that models without it do
+not?* needs no such rate: there a known span is exposed as soon as the target knows it better than a typical model that
+never saw it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,12 @@ NO_NULL = (
 
 
 def select(
-    scored: ScoredDocuments, rows: Sequence[SpanRow], signals: Mapping[str, np.ndarray], detect: Detect
+    scored: ScoredDocuments,
+    rows: Sequence[SpanRow],
+    signals: Mapping[str, np.ndarray],
+    detect: Detect,
+    *,
+    trained: bool,
 ) -> list[SpanRow]:
     """The spans, those of them marked that are to be unlearned.
 
@@ -35,6 +41,8 @@ def select(
         rows: their spans.
         signals: of the tokens: `log_prob`, `log_prob_references`.
         detect: settings.
+        trained: the documents whose spans may be selected are said to have been trained on: they are a forget set, or
+            references were cross-fitted on them as on the target's own text.
 
     Raises:
         MitigateError: known spans at a false discovery rate that nothing tells.
@@ -47,7 +55,7 @@ def select(
     if detect.select == "known":
         known = _at_rate(known, detect) if detect.fdr is not None else known
     elif detect.select == "exposed":
-        known = _exposed(scored, rows, known, signals, detect)
+        known = _exposed(scored, rows, known, signals) if trained else _evident(known, detect)
     else:
         known = []
     candidates = [*found, *known]
@@ -84,25 +92,20 @@ def typical_excess(never_seen: Sequence[float] | np.ndarray) -> float:
 
 
 def _exposed(
-    scored: ScoredDocuments,
-    rows: Sequence[SpanRow],
-    known: Sequence[SpanRow],
-    signals: Mapping[str, np.ndarray],
-    detect: Detect,
+    scored: ScoredDocuments, rows: Sequence[SpanRow], known: Sequence[SpanRow], signals: Mapping[str, np.ndarray]
 ) -> list[SpanRow]:
-    """Known spans that the target knows better than models that never saw them.
-
-    Of a forget set: any that it knows better by more than the median never-seen span (than nothing, where there are few
-    of these). Elsewhere nobody says that the text was trained on, and a span needs the same evidence as a found one.
-    """
-    if "forget" not in scored.eligible:
-        rate, least = detect.fdr, detect.spans.threshold
-        return [row for row in known if (row.score >= least if rate is None or row.q is None else row.q <= rate)]
+    """Known spans that the target knows better, by more than the median never-seen one, than models without them."""
     never_seen = [row for row in rows if row.source == "known" and scored.set_of(row) == "holdout"]
     columns = signals["log_prob"], signals["log_prob_references"]
     level = typical_excess(span_excess(scored, never_seen, *columns))
     excess = span_excess(scored, known, *columns)
     return [row for row, own in zip(known, excess, strict=True) if own > level]
+
+
+def _evident(known: Sequence[SpanRow], detect: Detect) -> list[SpanRow]:
+    """Known spans with the evidence that a found one needs: nobody says that their text was trained on."""
+    rate, least = detect.fdr, detect.spans.threshold
+    return [row for row in known if (row.score >= least if rate is None or row.q is None else row.q <= rate)]
 
 
 def _at_rate(known: Sequence[SpanRow], detect: Detect) -> list[SpanRow]:

@@ -17,8 +17,8 @@ from mitigate.unlearning.material.tasks import Task, facts
 from mitigate.unlearning.training.control import Control, Limits
 
 MOST_OVER_FORGOTTEN = 0.05  # share of the spans under the limit at which training that watches the control gives up
-MOST_EXPOSED = 0.03  # share of the spans over the limit, and
-MOST_AUC = 0.52  # ... AUC of the spans against never-seen ones, above which training is not done
+MOST_EXPOSED = 0.03  # share of the spans over the upper limit, or under the lower one, and
+LEAST_AUC, MOST_AUC = 0.45, 0.52  # ... AUC of the spans against never-seen ones, outside of which training is not done
 _MOST_CORRECTED = 0.5  # nats
 PATIENCE = 3  # looks without getting nearer to the references
 
@@ -95,7 +95,8 @@ def reason_to_stop(history: Sequence[dict[str, Any]], control: Control) -> str |
     below, above = now["over_forgotten"] or 0.0, now["exposed"] or 0.0
     stuck = len(distances) > PATIENCE and min(distances[-PATIENCE:]) > 0.99 * min(distances[:-PATIENCE])
     if now["selected_log_ratio"] <= control.log_ratio:
-        if control.distance is not None and distances[-1] <= control.distance and no_higher(now, control):
+        near = control.distance is not None and distances[-1] <= control.distance
+        if near and no_higher(now, control) and below <= MOST_EXPOSED and (now["span_auc"] or 0.5) >= LEAST_AUC:
             return f"control level reached at step {now['step']}"
         if stuck:
             return f"control level reached at step {now['step']}, and no nearer to it for {PATIENCE} looks"
