@@ -83,7 +83,7 @@ class Unlearn(Section):
         3,
         ge=1,
         description="at most so many times: after each the whole text is looked at again, and what is left of it is "
-        "unlearned too; 1: once",
+        "unlearned too (adapters that stop at the control, scope token; else once)",
     )
     margin: float | None = Field(
         None,
