@@ -39,6 +39,7 @@ from mitigate.errors import MitigateError
 from mitigate.lab.planting import plant
 from mitigate.lab.tiny import new_llama, train_tokenizer
 from mitigate.lab.writing import general_text
+from mitigate.models.fitting.pace import rate_factor
 from mitigate.models.fitting.training import add_lora
 from mitigate.models.store import ModelStore
 from mitigate.runtime import library_versions, process_state, progress, quiet_libraries
@@ -237,6 +238,8 @@ def dense_steps(
             forgetting.append(loss[is_secret])
             anchors.append((was.exp() * (was - own)).sum(1)[~is_secret])
         total = torch.cat(forgetting).mean() + Unlearn().retain.weight * torch.cat(anchors).mean()
+        factor = rate_factor(number, Unlearn().max_steps, warmup_share=0.05)
+        optimizer.param_groups[0]["lr"] = Unlearn().learning_rate * factor
         total.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()

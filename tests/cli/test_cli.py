@@ -301,7 +301,7 @@ def test_commands_that_cannot_be_followed_say_why(
 
 
 def test_an_audit_that_selects_nothing_cannot_be_unlearned(mitigate_: Mitigate) -> None:
-    assert mitigate_(*AUDIT, "--set", "spans.threshold=1000").status == 0
+    assert mitigate_(*AUDIT, "--set", "select=found", "--set", "spans.threshold=1000").status == 0
     told = mitigate_("unlearn", "--audit", "new", "--out", "nothing")
     shutil.rmtree("new")
     assert told.status == 2

@@ -216,7 +216,7 @@ def test_without_unlearning_the_figures_after_are_null(finished: tuple[Path, Com
 
 
 def test_an_audit_that_selects_nothing_is_reported_without_unlearning(copied: Path) -> None:
-    comparison = run(tiny_recipe(detect={"spans": {"threshold": 1000}}))
+    comparison = run(tiny_recipe(detect={"select": "found", "spans": {"threshold": 1000}}))
     assert comparison.after is None
     assert comparison.report["unlearn"] is None
     assert comparison.report["leakage"]["after"] is None

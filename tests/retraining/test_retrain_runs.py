@@ -176,7 +176,9 @@ def test_a_recipe_retrains_and_another_request_fits_only_its_shard(
 
 def test_an_audit_that_selects_nothing_is_reported_without_retraining(tmp_path: Path) -> None:
     with working_in(tmp_path):
-        comparison = run(tiny_recipe(unlearn=None, retrain={}, detect={"spans": {"threshold": 1000}}))
+        comparison = run(
+            tiny_recipe(unlearn=None, retrain={}, detect={"select": "found", "spans": {"threshold": 1000}})
+        )
     assert comparison.after is None
     assert comparison.report["retrain"] is None
     assert any("no token is selected" in note for note in comparison.report["notes"])
