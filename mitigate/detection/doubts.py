@@ -21,11 +21,10 @@ def doubts_of(audit: Audit) -> list[str]:
     """
     found = [warning] if (warning := fit_warning(audit.metadata.fit)) else []
     columns, sets = audit.columns, audit.sets
-    by_detector = np.zeros(len(columns["log_prob"]), dtype=bool)
+    by_detector = columns["selected"].astype(bool)
     for span in audit.span_rows:
-        if span.selected and span.source == "found":
-            by_detector[audit.rows_of(span)] = True
-    by_detector &= columns["selected"].astype(bool)
+        if span.selected and span.source == "known":
+            by_detector[audit.rows_of(span)] = False
     by_references = audit.metadata.detect.fdr is not None and audit.metadata.calibration.kind == "shadows"
     few = list(sets.values()).count("holdout") < LEAST_NON_MEMBERS
     if by_references and few and (warning := rate_warning(audit.metadata.fit)):

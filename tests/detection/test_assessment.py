@@ -75,7 +75,7 @@ def calibrated(world: World, tmp_path_factory: pytest.TempPathFactory) -> Calibr
 
 @pytest.fixture(scope="module")
 def by_shadows(calibrated: Calibrated) -> Audit:
-    return calibrated.audit(fdr=0.1)
+    return calibrated.audit(fdr=0.1, select="found")
 
 
 def rows_of(result: Audit, source: str, *, sets: tuple[str, ...] = ("forget", "retain", "holdout")) -> list[dict]:
@@ -131,7 +131,7 @@ def test_characters_of_a_span_are_those_of_its_tokens(by_shadows: Audit) -> None
 def test_a_calibrated_audit_is_the_same_twice_and_round_trips(
     calibrated: Calibrated, by_shadows: Audit, tmp_path: Path
 ) -> None:
-    again = calibrated.audit(fdr=0.1)
+    again = calibrated.audit(fdr=0.1, select="found")
     assert again.spans.equals(by_shadows.spans)
     again.save(tmp_path / "audit")
     assert Audit.load(tmp_path / "audit").spans.equals(by_shadows.spans)
@@ -242,11 +242,13 @@ def test_without_a_rate_the_score_is_bare_and_the_report_says_so(calibrated: Cal
 
 
 def test_spans_can_be_selected_by_score_or_by_share(calibrated: Calibrated) -> None:
-    everything = [row for row in rows_of(calibrated.audit(), "found") if row["selected"]]
-    strong = [row for row in rows_of(calibrated.audit(min_score=1.5), "found") if row["selected"]]
+    def chosen(**detect: object) -> list[dict]:
+        return [row for row in rows_of(calibrated.audit(select="found", **detect), "found") if row["selected"]]
+
+    everything, strong = chosen(), chosen(min_score=1.5)
     assert strong
     assert {row["span_id"] for row in strong} == {row["span_id"] for row in everything if row["score"] >= 1.5}
-    half = [row for row in rows_of(calibrated.audit(share=0.5), "found") if row["selected"]]
+    half = chosen(share=0.5)
     assert len(half) == round(0.5 * len(everything))
     assert min(row["score"] for row in half) >= np.median([row["score"] for row in everything]) - 1e-6
 

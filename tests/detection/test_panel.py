@@ -24,6 +24,7 @@ from mitigate.detection.panel import as_judged, by_judges, by_teachers, judges_o
 from mitigate.detection.record import Audit
 from mitigate.detection.references.fit import fit_warning
 from mitigate.detection.settings import Detect
+from mitigate.detection.spans.row import span_table
 from mitigate.errors import DoubtfulError, MitigateError
 from mitigate.models.store import ModelStore
 from mitigate.recipe.loading import load_recipe
@@ -227,7 +228,8 @@ def all_selected(found: Audit) -> Audit:
         forget[rows] = found.sets[doc_id] == "forget"
     place = found.tokens.column_names.index("selected")
     tokens = found.tokens.set_column(place, "selected", pa.array(forget & ~np.isnan(found.columns["log_prob"])))
-    return replace(with_metadata(found, detect_select="found"), tokens=tokens)
+    rows = [replace(row, selected=False) for row in found.span_rows]
+    return replace(with_metadata(found, detect_select="found"), tokens=tokens, spans=span_table(rows))
 
 
 def test_a_selection_of_most_of_the_text_is_doubtful_but_known_spans_are_not(whole: Audit) -> None:

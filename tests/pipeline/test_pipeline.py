@@ -354,7 +354,7 @@ def test_a_run_interrupted_in_every_stage_ends_in_the_same_bytes(
         assert not (tmp_path / "run/audit").exists()
         interrupt(mitigate.unlearning.training.loop.Loop, "step", call=4)  # after the checkpoint of step 2
         assert (tmp_path / "run/adapter.partial/step-000002/tensors.safetensors").is_file()
-        interrupt(mitigate.unlearning.trainer, "write_json", call=1)
+        interrupt(mitigate.unlearning.result, "write_json", call=1)
         assert not (tmp_path / "run/adapter").exists()
         interrupt(mitigate.pipeline.run, "reaudit", call=1)
         interrupt(mitigate.verification.compare, "extract", call=2)
