@@ -27,6 +27,7 @@ from mitigate.models.mixture import FOR_INFERENCE, Mixture
 from mitigate.models.model import Model
 from mitigate.models.store import ModelStore
 from mitigate.runtime import seed_everything
+from mitigate.unlearning.material.control import control_level, span_limits
 from mitigate.unlearning.material.data import unlearning_data
 from mitigate.unlearning.material.forgetting import scope_tokens
 from mitigate.unlearning.material.teachers import OutTerms
@@ -34,7 +35,6 @@ from mitigate.unlearning.objectives.catalogue import anchor_of, needs_of
 from mitigate.unlearning.objectives.names import SUBSTITUTES, parse_objective
 from mitigate.unlearning.settings import Unlearn
 from mitigate.unlearning.trainable import Trainable, checkpoint_activations, make_trainable
-from mitigate.unlearning.training.control import control_level, span_limits
 from mitigate.unlearning.training.loop import STEP_LIMIT, Loop, open_checkpoints
 from mitigate.unlearning.training.losses import Losses
 from mitigate.unlearning.training.rounds import Left, as_json, what_is_left, with_spans
@@ -100,6 +100,7 @@ class Prepared:
             focus=settings.retain.focus,
             substitute=texts.pop() if texts else None,
             key=f"{audit.fingerprint}/{self.seed}",
+            margin=settings.margin,
         )
         if self.anchor != "none" and not (data.hold or data.extra):
             logger.warning(
@@ -118,8 +119,6 @@ class Prepared:
             settings,
             self.weights,
             anchor=self.anchor,
-            margin=control.log_ratio if settings.margin is None else settings.margin,
-            typical=control.typical,
             out_terms=out_terms,
             device=self.accelerator.device,
             seed=self.seed,

@@ -29,8 +29,8 @@ class Retain(Section):
     trust: float | None = Field(
         0.1,
         gt=0,
-        description="nats a token by which text that kl anchors hold may have moved: above it the learning rate falls "
-        "by a tenth a step, and below half of it rises back; null: it does not",
+        description="nats a token: where text that kl anchors hold has moved by more, and moves further, the learning "
+        "rate falls by a fifth a step, and rises back when that ends; null: it does not",
     )
     focus: float = Field(
         4.0,

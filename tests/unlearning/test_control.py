@@ -12,7 +12,7 @@ from world import World
 
 from mitigate.detection.record import Audit
 from mitigate.detection.spans.row import span_table
-from mitigate.unlearning.training.control import FEWEST_KNOWN_TOKENS, Control, control_level, span_limits
+from mitigate.unlearning.material.control import FEWEST_KNOWN_TOKENS, Control, control_level, span_limits, token_levels
 
 
 @pytest.mark.parametrize("unseen", [2, 5])
@@ -70,6 +70,21 @@ def test_secrets_are_held_against_never_seen_secrets_where_there_are_enough(whol
     assert control_level(other) == control_level(marked)
 
 
+def test_secrets_and_other_tokens_each_have_the_level_of_their_kind(whole: Audit) -> None:
+    rng = np.random.default_rng(0)
+    chosen = selected_of(whole) | (rng.random(len(whole.tokens)) < 0.3)
+    secret = np.zeros(len(whole.tokens), dtype=bool)
+    for row in whole.span_rows:
+        if row.source == "known":
+            secret[whole.rows_of(row)] = True
+    levels = token_levels(whole, chosen)
+    for kind in (secret, ~secret):
+        level = control_level(whole, chosen & kind)
+        assert set(levels.margin[kind]) == {level.log_ratio}
+        assert set(levels.typical[kind]) == {level.typical}
+    assert (token_levels(whole, chosen, margin=0.7).margin == 0.7).all()
+
+
 def _set_of(audit: Audit) -> np.ndarray:
     sets = np.empty(len(audit.tokens), dtype=object)
     for doc_id, rows in audit.rows.items():
@@ -94,7 +109,7 @@ def test_without_holdout_the_control_is_the_references_own_level(world: World) -
 
 
 def test_the_limits_are_the_first_and_the_last_percentile_of_unseen_spans(whole: Audit) -> None:
-    assert span_limits(whole) is None, "five spans tell no percentile"
+    assert span_limits(whole) is None, "five spans tell nothing"
     ratio, rows = log_ratio(whole), []
     like = next(row for row in whole.span_rows if row.source == "known")
     for doc_id, place in whole.rows.items():
@@ -109,6 +124,9 @@ def test_the_limits_are_the_first_and_the_last_percentile_of_unseen_spans(whole:
     )
     limits = span_limits(many)
     assert limits is not None
+    some = span_limits(replace(whole, spans=span_table([row for row in rows if row.doc_id.startswith("holdout")][:30])))
+    assert some is not None
+    assert (len(some.means), some.low, some.high) == (30, None, None), "thirty spans tell no percentile"
     for got, quantile in ((limits.low, 0.01), (limits.high, 0.99)):
         place = quantile * (len(means) - 1)
         low = int(place)

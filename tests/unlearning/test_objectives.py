@@ -25,7 +25,7 @@ from mitigate.unlearning.objectives.names import DEFAULT, OBJECTIVE_NAMES, SUBST
 VOCABULARY, WIDTH = 5, 3
 TOKENS = torch.tensor([0, 1, 4, 2])
 PARAMETERS = Parameters(
-    beta=0.7, beta_2=1.3, delta=0.4, margin=0.25, steering=1.5, direction=torch.tensor([0.6, 0.0, 0.8]).double()
+    beta=0.7, beta_2=1.3, delta=0.4, level=0.3, steering=1.5, direction=torch.tensor([0.6, 0.0, 0.8]).double()
 )
 
 
@@ -54,6 +54,7 @@ def selected() -> Selected:
         log_prob_before=at_tokens(before),
         log_prob_out=at_tokens(out),
         log_prob_typical=at_tokens(typical),
+        margin=torch.tensor([0.25, 0.1, -0.2, 0.4]).double(),
         log_probs=now,
         spans=torch.tensor([0, 0, 2, 1]),
         span_count=3,
@@ -76,7 +77,7 @@ def naive(name: str, s: Selected) -> list[float]:
     if name in ("ascent", "grad_diff"):
         return now
     if name == "hinge":
-        return [max(0.0, now[n] - out[n] - p.margin) for n in rows]
+        return [max(0.0, now[n] - out[n] - s.margin.tolist()[n]) for n in rows]
     if name == "npo":
         return [2 / beta * math.log(1 + (math.exp(now[n]) / math.exp(before[n])) ** beta) for n in rows]
     if name == "simnpo":
@@ -86,7 +87,7 @@ def naive(name: str, s: Selected) -> list[float]:
     if name == "satimp":
         return [math.exp(now[n]) ** beta * (1 - math.exp(now[n])) ** p.beta_2 * now[n] for n in rows]
     if name == "match":
-        apart = [abs(now[n] - s.log_prob_typical.tolist()[n]) for n in rows]
+        apart = [abs(now[n] - s.log_prob_typical.tolist()[n] - p.level) for n in rows]
         return [gap - 0.5 if gap > 1 else gap**2 / 2 for gap in apart]
     if name in ("distill", "consensus"):
         q = distributions(2 if name == "distill" else 5).exp().tolist()
@@ -245,7 +246,7 @@ def test_the_anchor_of_hidden_states_is_their_mean_squared_distance(selected: Se
 # Arrival
 
 
-def tokens_at(ratios: list[float], spans: list[int]) -> Selected:
+def tokens_at(ratios: list[float], spans: list[int], *, margin: float = 0.0) -> Selected:
     """Tokens that lie so far above the OUT level, with a substitute's token."""
     ratio = torch.tensor(ratios)
     zero = torch.zeros_like(ratio)
@@ -255,6 +256,7 @@ def tokens_at(ratios: list[float], spans: list[int]) -> Selected:
         log_prob_before=zero,
         log_prob_out=zero - 5,
         log_prob_typical=zero - 6,
+        margin=zero + margin,
         log_probs=zero.unsqueeze(1),
         spans=torch.tensor(spans),
         span_count=max(spans) + 1,
@@ -263,26 +265,26 @@ def tokens_at(ratios: list[float], spans: list[int]) -> Selected:
 
 
 def test_a_token_has_arrived_at_the_margin_and_below_it() -> None:
-    at = tokens_at([1.0, 0.5, 0.25, -4.0], [0, 0, 1, 1])
-    assert arrived(at, OBJECTIVES["npo"], margin=0.5).tolist() == [False, True, True, True]
-    assert arrived(at, OBJECTIVES["npo"], margin=-1.0).tolist() == [False, False, False, True]
+    for margin, rests in ((0.5, [False, True, True, True]), (-1.0, [False, False, False, True])):
+        at = tokens_at([1.0, 0.5, 0.25, -4.0], [0, 0, 1, 1], margin=margin)
+        assert arrived(at, OBJECTIVES["npo"]).tolist() == rests
 
 
 def test_a_span_has_arrived_when_the_mean_of_its_tokens_has() -> None:
-    at = tokens_at([1.0, -0.5, 3.0, -1.0], [0, 0, 1, 1])
-    assert arrived(at, OBJECTIVES["dpo"], margin=0.5).tolist() == [True, False]
+    at = tokens_at([1.0, -0.5, 3.0, -1.0], [0, 0, 1, 1], margin=0.5)
+    assert arrived(at, OBJECTIVES["dpo"]).tolist() == [True, False]
 
 
 @pytest.mark.parametrize("name", [name for name, objective in OBJECTIVES.items() if not objective.one_sided])
 def test_what_ends_by_itself_never_counts_as_arrived(name: str) -> None:
     at = tokens_at([-9.0, -9.0, -9.0], [0, 1, 2])
     shape = 2 if OBJECTIVES[name].over == "substitutes" else 3
-    assert arrived(at, OBJECTIVES[name], margin=0.0).tolist() == [False] * shape
+    assert arrived(at, OBJECTIVES[name]).tolist() == [False] * shape
 
 
 def test_arrival_has_no_gradient(selected: Selected) -> None:
     for objective in OBJECTIVES.values():
-        assert not arrived(selected, objective, margin=0.1).requires_grad
+        assert not arrived(selected, objective).requires_grad
 
 
 # Names and weights

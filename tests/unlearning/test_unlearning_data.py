@@ -23,6 +23,7 @@ from mitigate.errors import MitigateError
 from mitigate.models.model import Model
 from mitigate.secrets.same import comparable
 from mitigate.tokens.batches import collate
+from mitigate.unlearning.material.control import known_numbers, token_levels
 from mitigate.unlearning.material.data import unlearning_data
 from mitigate.unlearning.material.forgetting import scope_tokens, token_weights
 from mitigate.unlearning.material.tasks import Task, facts, micro_batches
@@ -93,7 +94,8 @@ def test_every_token_is_in_one_task_with_the_facts_of_the_audit(long: Audit, tar
     weight = token_weights(long, chosen, "entropy")
     assert len(data.forget) > 2 * 2, "documents of several windows"
     assert {task.doc_id.split("-")[0] for task in data.hold} == {"retain"}, "never the holdout"
-    names = ("selected", "weight", "before", "out", "typical")
+    names = ("selected", "weight", "before", "out", "typical", "margin", "known")
+    levels, secrets = token_levels(long, chosen), known_numbers(long)
     found = {name: tokens_of([*data.forget, *data.hold], name=name) for name in names}
     assert {columns["memorized"][row] for row in range(len(chosen)) if not chosen[row]} == {True, False}
     for doc_id, rows in long.rows.items():
@@ -102,11 +104,14 @@ def test_every_token_is_in_one_task_with_the_facts_of_the_audit(long: Audit, tar
                 continue
             got = {name: found[name].pop((doc_id, position)) for name in names}
             assert got["selected"] == chosen[row]
+            known = got.pop("known")
             if not chosen[row]:
                 assert got["weight"] == (3.0 if columns["memorized"][row] else 1.0)
                 continue
+            assert known == secrets[row]
             typical = [x for x in long.reference_log_probs[row].tolist() if x == x]
-            expected = (weight[row], columns["log_prob"][row], columns["log_prob_out"][row], np.mean(typical))
+            at = np.mean(typical) + levels.typical[row]
+            expected = (weight[row], columns["log_prob"][row], columns["log_prob_out"][row], at, levels.margin[row])
             assert list(got.values())[1:] == pytest.approx(expected, rel=1e-6)
     assert not any(found.values()), "no other token"
     assert len({task.key for task in (*data.forget, *data.hold)}) == len(data.forget) + len(data.hold)
@@ -321,6 +326,7 @@ def test_references_distributions_are_means_over_the_models_that_never_saw_a_doc
     judged = audit(target, judges, documents=world.documents, detect=Detect(select="known"), store=store)
     tasks = unlearning_data(judged, target).forget
     kinds = frozenset({"out", "typical"})
+    levels = token_levels(judged, judged.columns["selected"].astype(bool))
     terms = OutTerms(judged, tasks, kinds=kinds, store=store, entries=entries)
     references = load_audited(judged.metadata.references, store=store)
     table = judged.documents
@@ -337,8 +343,9 @@ def test_references_distributions_are_means_over_the_models_that_never_saw_a_doc
             assert kept.ids.shape[1] == min(entries, mean.shape[1])
             torch.testing.assert_close(kept.log_probs.double(), mean[own].gather(1, kept.ids), rtol=0, atol=1e-4)
         tokens = torch.from_numpy(task.ids[task.scored]).unsqueeze(1)
-        for log_probs, fact in ((means["out"], task.out), (said.mean(0), task.typical)):
-            at_token = log_probs.gather(1, tokens).squeeze(1)[own]
+        above = levels.typical[judged.rows[task.doc_id]][task.start + task.scored][task.selected]
+        for log_probs, fact, level in ((means["out"], task.out, 0.0), (said.mean(0), task.typical, above)):
+            at_token = log_probs.gather(1, tokens).squeeze(1)[own].numpy() + level
             np.testing.assert_allclose(at_token, fact[task.selected], rtol=0, atol=1e-4)
 
 

@@ -23,6 +23,8 @@ from mitigate.detection.record import Audit
 from mitigate.documents import Document
 from mitigate.secrets.redaction import replaced
 from mitigate.tokens.tokenization import TokenizedDocument, span_tokens, tokenize_documents
+from mitigate.unlearning.material.control import token_levels
+from mitigate.unlearning.material.forgetting import scope_tokens
 from mitigate.unlearning.material.tasks import Task, facts, micro_batches, units
 from mitigate.unlearning.objectives.catalogue import OBJECTIVES
 from mitigate.unlearning.objectives.names import SUBSTITUTES
@@ -87,6 +89,9 @@ class Dense:
         [self.lower] = load_audited([self.audit.metadata.target], store=shared("reading"))
         references = load_audited(self.audit.metadata.references, store=shared("reading"))
         self.chosen = self.audit.columns["selected"].astype(bool)
+        settings = self.loop.settings
+        chosen = scope_tokens(self.audit, settings.scope)
+        self.levels = token_levels(self.audit, chosen, margin=settings.margin)
         documents = zip(
             self.audit.document_list(), self.audit.tokenized(), self.audit.documents.to_pylist(), strict=True
         )
@@ -126,7 +131,7 @@ class Dense:
         }
 
     def forget(self, document: Document, tokens: TokenizedDocument, places: dict[int, Place]) -> None:
-        settings, margin = self.loop.settings, self.loop.losses.parameters.margin
+        settings = self.loop.settings
         sequence = settings.scope == "sequence"
         whole = [range(len(tokens.ids))]
         spans = whole if sequence else [span_tokens(tokens.offsets, span.start, span.end) for span in document.spans]
@@ -139,7 +144,7 @@ class Dense:
                 weight = entropy[place.row] / entropy[self.chosen].mean()
             self.weights.append(weight)
             for name in self.loop.losses.weights:
-                rests = settings.stop_at_control and OBJECTIVES[name].one_sided and place.gap <= margin
+                rests = settings.stop_at_control and OBJECTIVES[name].one_sided and self.above(place) <= 0
                 if OBJECTIVES[name].over == "selected":
                     self.forgotten[name].append(0.0 if rests else weight * self.objective(name, place))
         if self.kind is None:
@@ -151,18 +156,22 @@ class Dense:
         for old, new in zip(inside, ([learned[at] for at in span if at in learned] for span in spans), strict=True):
             self.forgotten["idk"] += [-place.log_p[place.token].item() for place in new]
             advantage = np.mean([place.change for place in new]) - np.mean([place.change for place in old])
-            rests = settings.stop_at_control and np.mean([place.gap for place in old]) <= margin
+            rests = settings.stop_at_control and np.mean([self.above(place) for place in old]) <= 0
             self.forgotten["dpo"].append(0.0 if rests else 2 * math.log(1 + math.exp(-advantage)))
+
+    def above(self, place: Place) -> float:
+        """How far a token is above where never-seen ones of its kind lie."""
+        return place.gap - float(self.levels.margin[place.row])
 
     def objective(self, name: str, place: Place) -> float:
         p, own = self.loop.losses.parameters, place.log_p[place.token].item()
         if name == "hinge":
-            return max(0.0, place.gap - p.margin)
+            return max(0.0, self.above(place))
         if name == "distill":
             return (place.log_out.exp() * (place.log_out - place.log_p)).sum().item()
         if name == "match":
-            assert p.typical == self.loop.control.typical != 0, "never-seen text lies there"
-            apart = abs((place.log_p - place.log_typical)[place.token].item() - p.typical)
+            assert self.levels.typical[place.row] != 0, "never-seen text lies there"
+            apart = abs((place.log_p - place.log_typical)[place.token].item() - self.levels.typical[place.row])
             return apart - 0.5 if apart > 1 else apart**2 / 2
         if name == "consensus":
             consensus = torch.log_softmax(place.log_typical, -1)

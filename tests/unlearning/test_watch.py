@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mitigate.unlearning.training.control import Control
+from mitigate.unlearning.material.control import Control
 from mitigate.unlearning.training.watch import PATIENCE, corrected, reason_to_stop
 
 CONTROL = Control(log_ratio=0.0, distance=0.3)
@@ -82,6 +82,13 @@ def test_spans_that_fell_too_low_end_it_only_where_no_more_stand_out(
         assert "11% of the spans were below text that the target never saw, 2% above it, and it got no better" in reason
 
 
+def test_spans_that_all_lie_lower_than_never_seen_ones_end_it_once_it_gets_no_better() -> None:
+    low: dict[str, Any] = {"below": None, "above": None, "auc": 0.3}
+    assert reason_to_stop(looks(1.0, 0.9, **low), CONTROL) is None
+    told = "at step 40 never-seen spans lay above those to forget (AUC 0.30), and it got no better"
+    assert reason_to_stop(looks(1.0, 0.9, 0.95, **low), CONTROL) == told
+
+
 # The level of `match`
 
 
@@ -90,19 +97,19 @@ def means(*ratios: float) -> list[dict]:
 
 
 def test_what_the_mean_is_off_by_is_taken_off_the_level_once_it_rests() -> None:
-    control = Control(log_ratio=0.1, distance=0.3, typical=0.2)
-    assert corrected(0.2, means(0.5), control) == 0.2, "one look says nothing"
-    assert corrected(0.2, means(0.9, 0.5), control) == 0.2, "still on its way"
-    assert corrected(0.2, means(0.35, 0.3), control) == pytest.approx(0.1)
-    assert corrected(0.1, means(-0.1, -0.1), control) == pytest.approx(0.2), "in both directions"
+    control = Control(log_ratio=0.1, distance=0.3)
+    assert corrected(0.0, means(0.5), control) == 0.0, "one look says nothing"
+    assert corrected(0.0, means(0.9, 0.5), control) == 0.0, "still on its way"
+    assert corrected(0.0, means(0.35, 0.3), control) == pytest.approx(-0.1)
+    assert corrected(-0.1, means(-0.1, -0.1), control) == pytest.approx(0.0), "in both directions"
     assert corrected(0.2, means(0.1, 0.1), control) == pytest.approx(0.2)
-    assert corrected(-0.2, means(0.9, 0.9), control) == pytest.approx(-0.3), "within half a nat"
+    assert corrected(-0.4, means(0.9, 0.9), control) == pytest.approx(-0.5), "within half a nat"
     assert corrected(0.2, means(0.9, 0.9), Control(0.0, None)) == 0.2, "nothing tells where to"
 
 
 def test_a_mean_that_is_held_off_comes_to_the_control() -> None:
     """A course that goes three tenths of the way to 0.08 above its level at each look."""
-    control = Control(log_ratio=0.0, distance=0.3, typical=0.05)
+    control = Control(log_ratio=0.0, distance=0.3)
     level, mean, history = 0.05, 1.0, means(1.0)
     for _ in range(60):
         mean += 0.3 * (level + 0.08 - mean)

@@ -46,6 +46,7 @@ def unlearning_data(
     focus: float = 1.0,
     substitute: str | None = None,
     key: str = "",
+    margin: float | None = None,
 ) -> UnlearningData:
     """Cut an audit's documents, and others to hold still, into tasks.
 
@@ -62,11 +63,12 @@ def unlearning_data(
         focus (`float`, *optional*, defaults to 1.0): weight of kept tokens that the audit found memorized.
         substitute (`str`, *optional*): `fake` or `placeholder`: also make documents with these in the secrets' place.
         key (`str`, *optional*): of the fakes.
+        margin (*optional*): see `token_levels`.
 
     Raises:
         MitigateError: weights that the audit cannot give.
     """
-    facts = document_facts(audit, scope=scope, weighting=weighting, focus=focus)
+    facts = document_facts(audit, scope=scope, weighting=weighting, focus=focus, margin=margin)
     forget = [one for one in facts if one.selected.any()]
     held = [one for one in facts if not one.selected.any() and one.document.set in ("retain", None)]
     further = tokenize_documents(retain, model.tokenizer) if retain is not None else []
@@ -178,6 +180,8 @@ def _blank(piece: Piece, *, key: int, doc_id: str, span: np.ndarray, substitute:
         before=none,
         out=none,
         typical=none,
+        margin=none,
+        known=np.full(len(piece.scored), -1),
         span=span,
         substitute=substitute,
     )

@@ -13,6 +13,9 @@ from mitigate.detection.scores.token import typical
 from mitigate.documents import Document, Span
 from mitigate.errors import MitigateError
 from mitigate.tokens.tokenization import TokenizedDocument
+from mitigate.unlearning.material.control import known_numbers, token_levels
+
+FACTS = ("selected", "weight", "before", "out", "typical", "margin", "known")
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +30,10 @@ class DocumentFacts:
         weight: (T,) float32, of a token among those to forget, or among those to keep.
         before: (T,) float32, ℓ⁰ of the tokens to forget, NaN elsewhere.
         out: (T,) float32, ℓ̄ likewise.
-        typical: (T,) float32, ℓ̃ likewise: the mean of the OUT references' log-probabilities.
+        typical: (T,) float32, ℓ̃ likewise: the mean of the OUT references' log-probabilities, and how far above it
+            never-seen tokens of its kind lie.
+        margin: (T,) float32, how far above ℓ̄ these lie.
+        known: (T,) number of the known span that it is in, over all documents; -1 outside of them.
     """
 
     document: Document
@@ -38,13 +44,17 @@ class DocumentFacts:
     before: np.ndarray
     out: np.ndarray
     typical: np.ndarray
+    margin: np.ndarray
+    known: np.ndarray
 
     def at(self, positions: np.ndarray) -> dict[str, Any]:
         """The facts about some of its tokens, by name."""
-        return {name: getattr(self, name)[positions] for name in ("selected", "weight", "before", "out", "typical")}
+        return {name: getattr(self, name)[positions] for name in FACTS}
 
 
-def document_facts(audit: Audit, *, scope: str, weighting: str, focus: float) -> list[DocumentFacts]:
+def document_facts(
+    audit: Audit, *, scope: str, weighting: str, focus: float, margin: float | None = None
+) -> list[DocumentFacts]:
     """The table of what is to be forgotten, documents in the audit's order.
 
     Args:
@@ -52,6 +62,7 @@ def document_facts(audit: Audit, *, scope: str, weighting: str, focus: float) ->
         scope: see `scope_tokens`.
         weighting: see `token_weights`.
         focus: weight of kept tokens that the audit found memorized.
+        margin (*optional*): see `token_levels`.
 
     Raises:
         MitigateError: weights that the audit cannot give.
@@ -60,10 +71,13 @@ def document_facts(audit: Audit, *, scope: str, weighting: str, focus: float) ->
     selected = scope_tokens(audit, scope)
     kept = np.where(columns["memorized"].astype(bool), focus, 1.0)
     weight = np.where(selected, token_weights(audit, selected, weighting), kept).astype(np.float32)
-    before, out, alone = (
+    levels = token_levels(audit, selected, margin=margin)
+    alone = typical(audit.reference_log_probs) + levels.typical
+    before, out, alone, above = (
         np.where(selected, values, np.nan).astype(np.float32)
-        for values in (columns["log_prob"], columns["log_prob_out"], typical(audit.reference_log_probs))
+        for values in (columns["log_prob"], columns["log_prob_out"], alone, levels.margin)
     )
+    known = known_numbers(audit)
     spans: dict[str, list[Span]] = defaultdict(list)
     for span in audit.span_rows:
         if span.selected:
@@ -71,7 +85,7 @@ def document_facts(audit: Audit, *, scope: str, weighting: str, focus: float) ->
     facts = []
     for document, tokens in zip(audit.document_list(), audit.tokenized(), strict=True):
         rows = audit.rows[document.id]
-        own = (values[rows] for values in (selected, weight, before, out, alone))
+        own = (values[rows] for values in (selected, weight, before, out, alone, above, known))
         facts.append(DocumentFacts(document, tokens, tuple(sorted(spans[document.id])), *own))
     return facts
 

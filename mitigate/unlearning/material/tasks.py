@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from mitigate.tokens.batches import Batch, Piece, collate
+from mitigate.unlearning.material.forgetting import FACTS
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +28,9 @@ class Task(Piece):
         weight: (n,) float32, of a token among those to forget, or among the anchors.
         before: (n,) ℓ⁰ of the tokens to forget, NaN elsewhere.
         out: (n,) ℓ̄ likewise.
-        typical: (n,) ℓ̃ likewise: the mean of the OUT references' log-probabilities.
+        typical: (n,) ℓ̃ likewise: the mean of the OUT references' log-probabilities, and the control level above it.
+        margin: (n,) the control level above ℓ̄ likewise.
+        known: (n,) number of the known span that a token is in; -1 outside of them.
         span: (n,) number of the span that a token to forget is in, or that a substitute's token stands for; else -1.
         substitute: its scored tokens are a substitute's.
         partners: the substitutes of its spans.
@@ -40,6 +43,8 @@ class Task(Piece):
     before: np.ndarray
     out: np.ndarray
     typical: np.ndarray
+    margin: np.ndarray
+    known: np.ndarray
     span: np.ndarray
     substitute: bool = False
     partners: tuple[Task, ...] = field(default=(), repr=False)
@@ -51,7 +56,7 @@ class Task(Piece):
     def only(self, rows: np.ndarray) -> Task:
         """With these scored tokens alone (a mask), cut after the last of them."""
         scored = self.scored[rows]
-        facts = {name: getattr(self, name)[rows] for name in ("selected", "weight", "before", "out", "typical", "span")}
+        facts = {name: getattr(self, name)[rows] for name in (*FACTS, "span")}
         return replace(self, ids=self.ids[: scored[-1] + 1], scored=scored, **facts)
 
 
@@ -64,7 +69,8 @@ class Facts:
     weight: torch.Tensor  # (N,)
     before: torch.Tensor  # (N,) ℓ⁰
     out: torch.Tensor  # (N,) ℓ̄
-    typical: torch.Tensor  # (N,) ℓ̃
+    typical: torch.Tensor  # (N,) ℓ̃ and the control level above it
+    margin: torch.Tensor  # (N,) the control level above ℓ̄
     span: torch.Tensor  # (N,) numbers from 0 in the batch; -1 for anchors
     span_count: int
 
@@ -87,6 +93,7 @@ def facts(batch: Batch) -> Facts:
         before=joined("before"),
         out=joined("out"),
         typical=joined("typical"),
+        margin=joined("margin"),
         span=torch.from_numpy(span).to(device),
         span_count=int((numbers >= 0).sum()),
     )

@@ -35,7 +35,8 @@ class Selected:
         log_prob: (N,) ℓ, with gradient.
         log_prob_before: (N,) ℓ⁰.
         log_prob_out: (N,) ℓ̄.
-        log_prob_typical: (N,) ℓ̃, the mean of the OUT references' log-probabilities.
+        log_prob_typical: (N,) ℓ̃, the mean of the OUT references' log-probabilities, and the control level above it.
+        margin: (N,) the control level above ℓ̄.
         log_probs: (N, V) log p_θ over the vocabulary, with gradient.
         spans: (N,) number of each token's span, from 0 to S − 1.
         span_count: S.
@@ -52,6 +53,7 @@ class Selected:
     log_prob_before: torch.Tensor
     log_prob_out: torch.Tensor
     log_prob_typical: torch.Tensor
+    margin: torch.Tensor
     log_probs: torch.Tensor
     spans: torch.Tensor
     span_count: int
@@ -69,15 +71,14 @@ class Selected:
 class Parameters:
     """Hyper-parameters of the objectives.
 
-    `beta` None is the objective's own default, `typical` the nats above ℓ̃ at which never-seen text lies, `direction`
-    rmu's u, (D,).
+    `beta` None is the objective's own default, `level` what is added to where `match` ends (see `corrected`),
+    `direction` rmu's u, (D,).
     """
 
     beta: float | None = None
     beta_2: float = 1.0
     delta: float = 0.0
-    margin: float = 0.0
-    typical: float = 0.0
+    level: float = 0.0
     steering: float = 2.0
     direction: torch.Tensor | None = None
 
@@ -113,19 +114,19 @@ def anchor_of(weights: Mapping[str, float]) -> str:
     return OBJECTIVES[max(weights, key=lambda name: weights[name])].anchor
 
 
-def arrived(selected: Selected, objective: Objective, *, margin: float) -> torch.Tensor:
+def arrived(selected: Selected, objective: Objective) -> torch.Tensor:
     """Which of an objective's losses are of tokens (or spans) at the control level or below it: ℓ − ℓ̄ ≤ margin.
 
     Returns:
         bool, shaped as the objective's losses; all False for objectives that end by themselves.
     """
-    ratio = (selected.log_prob - selected.log_prob_out).detach()
+    ratio = (selected.log_prob - selected.log_prob_out - selected.margin).detach()
     if objective.over == "spans":
         ratio = span_means(ratio, selected.spans, selected.span_count)
     elif objective.over == "substitutes":
         assert selected.substitute_log_prob is not None
-        ratio = torch.zeros_like(selected.substitute_log_prob)
-    return (ratio <= margin) if objective.one_sided else torch.zeros_like(ratio, dtype=torch.bool)
+        return torch.zeros_like(selected.substitute_log_prob, dtype=torch.bool)
+    return (ratio <= 0) if objective.one_sided else torch.zeros_like(ratio, dtype=torch.bool)
 
 
 def _undial(s: Selected, p: Parameters) -> torch.Tensor:
@@ -174,9 +175,9 @@ def _beta(parameters: Parameters, name: str) -> float:
 
 
 OBJECTIVES: dict[str, Objective] = {
-    "hinge": Objective(lambda s, p: hinge(s.log_prob, s.log_prob_out, margin=p.margin), one_sided=False),
+    "hinge": Objective(lambda s, p: hinge(s.log_prob, s.log_prob_out, margin=s.margin), one_sided=False),
     "distill": Objective(_distill, needs=frozenset({"out"}), one_sided=False),
-    "match": Objective(lambda s, p: match(s.log_prob, s.log_prob_typical + p.typical), one_sided=False),
+    "match": Objective(lambda s, p: match(s.log_prob, s.log_prob_typical + p.level), one_sided=False),
     "consensus": Objective(_consensus, needs=frozenset({"typical"}), one_sided=False),
     "ascent": Objective(lambda s, p: ascent(s.log_prob), anchor="none"),
     "grad_diff": Objective(lambda s, p: ascent(s.log_prob), anchor="nll"),

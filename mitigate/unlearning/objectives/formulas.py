@@ -97,13 +97,13 @@ def rmu(hidden: torch.Tensor, hidden_before: torch.Tensor, direction: torch.Tens
     return (hidden - false).square().mean(1)
 
 
-def hinge(log_prob: torch.Tensor, log_prob_out: torch.Tensor, *, margin: float = 0.0) -> torch.Tensor:
+def hinge(log_prob: torch.Tensor, log_prob_out: torch.Tensor, *, margin: torch.Tensor | float = 0.0) -> torch.Tensor:
     """Down to the control and no further: relu(ℓ − ℓ̄ − m). A token that has arrived gets no gradient.
 
     Args:
         log_prob: (N,).
         log_prob_out: (N,).
-        margin (`float`, *optional*, defaults to 0.0): nats above the OUT level that are left standing.
+        margin (*optional*, defaults to 0.0): (N,) or one number, nats above the OUT level that are left standing.
     """
     return F.relu(log_prob - log_prob_out - margin)
 

@@ -20,12 +20,12 @@ from mitigate.errors import MitigateError, NothingToUnlearnError
 from mitigate.models.fitting.pace import rate_factor
 from mitigate.runtime import process_state, progress, together
 from mitigate.tokens.batches import Batch
+from mitigate.unlearning.material.control import Control, Limits
 from mitigate.unlearning.material.data import UnlearningData
 from mitigate.unlearning.material.tasks import Task, dealt, micro_batches, tasks_of_step
 from mitigate.unlearning.settings import Unlearn
 from mitigate.unlearning.trainable import Trainable
 from mitigate.unlearning.training.checkpoints import Checkpoints, optimizer_parts, optimizer_state
-from mitigate.unlearning.training.control import Control, Limits
 from mitigate.unlearning.training.losses import Losses, step_totals
 from mitigate.unlearning.training.watch import corrected, look, no_higher, reason_to_stop
 
@@ -33,7 +33,8 @@ logger = logging.getLogger(__name__)
 FURTHER = 4  # one of so many retain documents of a step is of those given besides the audit's own
 STEP_LIMIT = "step limit"
 HARM = 0.5  # nats a token by which the anchors may move before it is said
-_SLOWER, _FASTER, _LEAST_SHARE = 0.9, 1.05, 1 / 64
+_SLOWER, _FASTER, _LEAST_SHARE = 0.8, 1.1, 1 / 64
+_RISE, _MEMORY = 1.1, 0.8  # of the anchors' mean over its running mean: a rise; of the running mean at a step
 _DUAL_RATE = 0.1
 _DUAL_RANGE = (1e-3, 1e4)
 
@@ -83,6 +84,7 @@ class Loop:
         self.dual = settings.retain.weight  # the anchors' weight
         self.held: float | None = None  # the anchors' mean at the last step
         self.share = 1.0  # of the learning rate that is left of it
+        self.drift: float | None = None  # running mean of `held`
         self.warned = False
         self.module: torch.nn.Module
         self.optimizer: AcceleratedOptimizer
@@ -94,6 +96,7 @@ class Loop:
         else:
             self.module, self.optimizer = after.module, after.optimizer
             self.dual, self.share, self.warned = after.dual, after.share, after.warned
+            self.drift = after.drift
         losses.module = self.module
 
     def train(self, *, resume: bool) -> tuple[list[dict[str, Any]], str]:
@@ -216,11 +219,16 @@ class Loop:
             self.dual = min(max(self.dual * factor, _DUAL_RANGE[0]), _DUAL_RANGE[1])
 
     def _update_share(self, held: float) -> None:
-        """Trust region: where other text has moved too far, the next steps are shorter."""
+        """Trust region: where other text has moved far and still moves further, the next steps are shorter.
+
+        How far it must move is the task's; a plateau, where the anchors balance what is forgotten, slows nothing.
+        """
         trust = self.settings.retain.trust
-        if trust is not None and self.losses.anchor == "kl" and math.isfinite(held):
-            factor = _SLOWER if held > trust else _FASTER if held < trust / 2 else 1.0
-            self.share = min(1.0, max(_LEAST_SHARE, self.share * factor))
+        if trust is None or self.losses.anchor != "kl" or not math.isfinite(held):
+            return
+        further = held > trust and self.drift is not None and held > _RISE * self.drift
+        self.share = min(1.0, max(_LEAST_SHARE, self.share * (_SLOWER if further else _FASTER)))
+        self.drift = held if self.drift is None else _MEMORY * self.drift + (1 - _MEMORY) * held
 
     def _micro_batches(self, tasks: Sequence[Task]) -> list[Batch]:
         return micro_batches(tasks, batch_tokens=self.losses.batch_tokens, device=self.accelerator.device)
@@ -251,6 +259,7 @@ class Loop:
             "optimizer": optimizer,
             "dual": self.dual,
             "share": self.share,
+            "drift": self.drift,
             "level": self.losses.level,
             "held": self.held,
             "in_round": step,
@@ -279,7 +288,8 @@ class Loop:
         trained = {n.removeprefix("trained."): tensor for n, tensor in tensors.items() if n.startswith("trained.")}
         self.trainable.restore(trained)
         self.optimizer.load_state_dict(optimizer_state(state["optimizer"], tensors))
-        self.dual, self.share, self.held = state["dual"], state["share"], state["held"]
+        self.dual, self.share = state["dual"], state["share"]
+        self.held, self.drift = state["held"], state["drift"]
         self.losses.level = state["level"]
         torch.set_rng_state(tensors["random"])
         if state["in_round"]:

@@ -29,8 +29,6 @@ class Losses:
         settings: of unlearning.
         weights: objective -> weight.
         anchor: `kl`, `nll`, `hidden` or `none`.
-        margin: nats above the OUT level at which a token has arrived.
-        typical: nats above ℓ̃ at which `match` brings it to rest, see `Control`.
         out_terms: p̄ at the tokens to forget, if an objective needs it.
         device: of the model.
         seed: of rmu's direction.
@@ -46,8 +44,6 @@ class Losses:
         weights: Mapping[str, float],
         *,
         anchor: str,
-        margin: float,
-        typical: float,
         out_terms: OutTerms | None,
         device: torch.device,
         seed: int,
@@ -75,20 +71,18 @@ class Losses:
             beta=settings.beta,
             beta_2=settings.beta_2,
             delta=settings.delta,
-            margin=margin,
-            typical=typical,
             steering=settings.steering,
             direction=(direction / direction.norm()).to(device),
         )
 
     @property
     def level(self) -> float:
-        """Nats above ℓ̃ at which `match` brings a token to rest."""
-        return self.parameters.typical
+        """Nats that `corrected` adds to where `match` brings a token to rest."""
+        return self.parameters.level
 
     @level.setter
     def level(self, value: float) -> None:
-        self.parameters = replace(self.parameters, typical=value)
+        self.parameters = replace(self.parameters, level=value)
 
     def of(self, batch: Batch, totals: Mapping[str, float]) -> tuple[torch.Tensor, torch.Tensor]:
         """A batch's part of the step's mean objective and of its mean anchor."""
@@ -104,6 +98,7 @@ class Losses:
             log_prob_before=known.before[chosen],
             log_prob_out=known.out[chosen],
             log_prob_typical=known.typical[chosen],
+            margin=known.margin[chosen],
             log_probs=log_probs[chosen],
             spans=known.span[chosen],
             span_count=known.span_count,
@@ -140,7 +135,7 @@ class Losses:
             return torch.zeros((), device=selected.log_prob.device)
         losses = objective.loss(selected, self.parameters)
         if self.rest_on_arrival:
-            losses = losses.masked_fill(arrived(selected, objective, margin=self.parameters.margin), 0.0)
+            losses = losses.masked_fill(arrived(selected, objective), 0.0)
         if objective.over == "selected":
             losses = losses * known.weight[known.selected]
         return losses.sum() / totals[objective.over]

@@ -13,8 +13,8 @@ from accelerate import Accelerator
 from mitigate.statistics.separation import auc
 from mitigate.tokens.batches import Batch, cut_pieces, make_batches
 from mitigate.tokens.tokenization import TokenizedDocument
+from mitigate.unlearning.material.control import Control, Limits
 from mitigate.unlearning.material.tasks import Task, facts
-from mitigate.unlearning.training.control import Control, Limits
 
 MOST_OVER_FORGOTTEN = 0.05  # share of the spans under the limit at which training that watches the control gives up
 MOST_EXPOSED = 0.03  # share of the spans over the upper limit, or under the lower one, and
@@ -46,9 +46,11 @@ def look(
         `selected_log_ratio`: mean of log p_θ − log p̄, clipped to ±3 nats, over all of them, and `selected_distance`:
         that of its absolute value; compare with `control_level`. `over_forgotten`, `exposed`: share of the spans whose
         mean is under the lower limit, over the upper one, and `span_auc`: how well their means are told from those of
-        never-seen spans; null without limits.
+        never-seen spans; null without limits. The spans are the known ones among what is to be forgotten, where there
+        are any, else all.
     """
-    sums = torch.zeros(3, max(1, spans), device=accelerator.device, dtype=torch.float64)
+    known = 1 + max((int(task.known.max()) for task in tasks if len(task.known)), default=-1)
+    sums = torch.zeros(3, max(1, known or spans) + 1, device=accelerator.device, dtype=torch.float64)
     rank, world = accelerator.process_index, accelerator.num_processes
     batches = batched([task.alone().only(task.selected) for task in tasks if task.selected.any()])
     for number in range(math.ceil(len(batches) / world)):
@@ -57,18 +59,20 @@ def look(
         with torch.no_grad():
             logits, _ = forward(batch)
         log_prob = torch.log_softmax(logits, dim=-1).gather(1, batch.targets.unsqueeze(1)).squeeze(1)
-        own = np.concatenate([piece.span for piece in batch.pieces if isinstance(piece, Task)])
+        own = [piece.known if known else piece.span for piece in batch.pieces if isinstance(piece, Task)]
         ratio = (log_prob - facts(batch).out).double().clamp(-3.0, 3.0)
         counted = torch.stack([ratio, ratio.abs(), torch.ones_like(ratio)])
-        sums.index_add_(1, torch.from_numpy(own).to(sums.device), weight * counted)
+        sums.index_add_(1, torch.from_numpy(np.concatenate(own)).to(sums.device) + 1, weight * counted)
     totals, distances, counts = accelerator.reduce(sums, reduction="sum").cpu().numpy()
-    means = totals[counts > 0] / counts[counts > 0]
+    means = totals[1:][counts[1:] > 0] / counts[1:][counts[1:] > 0]  # the first are of tokens in no such span
+    low, high = (limits.low, limits.high) if limits is not None else (None, None)
+    told = limits is not None and len(means) > 0
     return {
         "selected_log_ratio": round(float(totals.sum() / counts.sum()), 4),
         "selected_distance": round(float(distances.sum() / counts.sum()), 4),
-        "over_forgotten": None if limits is None else round(float((means < limits.low).mean()), 4),
-        "exposed": None if limits is None else round(float((means > limits.high).mean()), 4),
-        "span_auc": None if limits is None else round(auc(means, np.array(limits.means)), 4),
+        "over_forgotten": round(float((means < low).mean()), 4) if told and low is not None else None,
+        "exposed": round(float((means > high).mean()), 4) if told and high is not None else None,
+        "span_auc": round(auc(means, np.array(limits.means)), 4) if limits is not None and told else None,
     }
 
 
@@ -100,23 +104,28 @@ def reason_to_stop(history: Sequence[dict[str, Any]], control: Control) -> str |
             return f"control level reached at step {now['step']}"
         if stuck:
             return f"control level reached at step {now['step']}, and no nearer to it for {PATIENCE} looks"
-    if below > MOST_OVER_FORGOTTEN and below >= above and (stuck or distances[-1] > distances[-2]):
+    no_better = stuck or distances[-1] > distances[-2]
+    if below > MOST_OVER_FORGOTTEN and below >= above and no_better:
         return (
             f"at step {now['step']} {below:.0%} of the spans were below text that the target never saw, {above:.0%} "
             "above it, and it got no better"
+        )
+    if (now["span_auc"] or 0.5) < LEAST_AUC and no_better:
+        return (
+            f"at step {now['step']} never-seen spans lay above those to forget (AUC {now['span_auc']:.2f}), and it got "
+            "no better"
         )
     return None
 
 
 def corrected(level: float, history: Sequence[Mapping[str, Any]], control: Control) -> float:
-    """The level above ℓ̃ at which `match` brings a token to rest, so that the tokens' mean ends at the control.
+    """What is to be added to where `match` brings a token to rest, so that the tokens' mean ends at the control.
 
     Anchors, neighbours and the other terms of the objective hold a token off its level. Once the mean has all but come
-    to rest, what it is off by is taken off the level: half of it at a look (integral control), within ±0.5 nats of
-    where the level began.
+    to rest, what it is off by is taken off: half of it at a look (integral control), within ±0.5 nats.
 
     Args:
-        level: as it is, nats.
+        level: what is added now, nats.
         history: what `look` said so far.
         control: of the tokens; without never-seen text nothing is corrected.
     """
@@ -126,7 +135,7 @@ def corrected(level: float, history: Sequence[Mapping[str, Any]], control: Contr
     gap = control.log_ratio - now
     if abs(now - before) > abs(gap) / 2:
         return level  # still on its way
-    return min(control.typical + _MOST_CORRECTED, max(control.typical - _MOST_CORRECTED, level + gap / 2))
+    return min(_MOST_CORRECTED, max(-_MOST_CORRECTED, level + gap / 2))
 
 
 def token_log_probs(

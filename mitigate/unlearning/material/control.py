@@ -67,40 +67,75 @@ def control_level(audit: Audit, chosen: np.ndarray | None = None) -> Control:
 
 
 @dataclass(frozen=True)
+class TokenLevels:
+    """Where each token is to end.
+
+    Attributes:
+        margin: (N,) nats above ℓ̄: the control level of tokens of its kind.
+        typical: (N,) nats above ℓ̃ likewise.
+    """
+
+    margin: np.ndarray
+    typical: np.ndarray
+
+
+def token_levels(audit: Audit, chosen: np.ndarray, *, margin: float | None = None) -> TokenLevels:
+    """The control level for secrets and for other tokens, each where there is enough never-seen text of its kind.
+
+    Args:
+        audit: with or without holdout documents.
+        chosen: (N,) bool, the tokens to forget.
+        margin (*optional*): instead of the control level over ℓ̄, for all tokens.
+    """
+    known = _known(audit)
+    levels = TokenLevels(np.zeros(len(chosen)), np.zeros(len(chosen)))
+    for kind in (known, ~known):
+        level = control_level(audit, chosen & kind)
+        levels.margin[kind] = level.log_ratio if margin is None else margin
+        levels.typical[kind] = level.typical
+    return levels
+
+
+@dataclass(frozen=True)
 class Limits:
     """Where never-seen spans lie, by mean log-ratio clipped to ±3 nats.
 
     Attributes:
-        means: of each of them.
-        low, high: their 1 % and 99 % quantiles.
+        means: of each of them, 20 or more.
+        low, high: their 1 % and 99 % quantiles; None under 100 of them.
     """
 
     means: tuple[float, ...]
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 def span_limits(audit: Audit) -> Limits | None:
-    """The limits of the holdout documents' spans; None under 100 of them. Known spans count where there are any.
+    """The limits of the holdout documents' spans; None under 20 of them. Known spans count where there are any.
 
     A span to forget that ends below them stands out by how unlikely it is, one above them by how likely.
     """
     spans = [span for span in audit.span_rows if audit.sets[span.doc_id] == "holdout"]
     spans = [span for span in spans if span.source == "known"] or spans
-    if len(spans) < 100:
+    if len(spans) < 20:
         return None
     ratio = clipped(audit.columns["log_prob"] - audit.columns["log_prob_out"])
     means = [float(np.nanmean(ratio[audit.rows_of(span)])) for span in spans]
-    return Limits(tuple(means), *np.quantile(means, [0.01, 0.99]).tolist())
+    low, high = np.quantile(means, [0.01, 0.99]).tolist() if len(means) >= 100 else (None, None)
+    return Limits(tuple(means), low, high)
+
+
+def known_numbers(audit: Audit) -> np.ndarray:
+    """(N,) for each token the number of the known span that it is in; -1 outside of them."""
+    numbers = np.full(len(audit.tokens), -1)
+    for number, span in enumerate(span for span in audit.span_rows if span.source == "known"):
+        numbers[audit.rows_of(span)] = number
+    return numbers
 
 
 def _known(audit: Audit) -> np.ndarray:
     """(N,) bool, tokens of known spans."""
-    known = np.zeros(len(audit.tokens), dtype=bool)
-    for span in audit.span_rows:
-        if span.source == "known":
-            known[audit.rows_of(span)] = True
-    return known
+    return known_numbers(audit) >= 0
 
 
 def _holdout(audit: Audit) -> np.ndarray:
