@@ -203,7 +203,7 @@ class UnlearnRound(TypedDict):
     `span_auc`: known spans to forget against never-seen ones, told `by_judges` that were kept out of unlearning or by
     those that taught; `exposed`: whether it is above 0.55; `found_share`: of the tokens to forget that were not
     selected, those in stretches that the detector's threshold finds now, and the same of never-seen text; `added`:
-    spans that the next round forgets besides.
+    spans that the next round forgets besides; `undone`: it went too far, and the model is that of the round before.
     """
 
     steps: int
@@ -215,6 +215,7 @@ class UnlearnRound(TypedDict):
     found_share_never_seen: float | None
     exposed: bool | None
     added: int
+    undone: bool
 
 
 @_just_these_keys

@@ -38,7 +38,7 @@ from mitigate.unlearning.trainable import Trainable, checkpoint_activations, mak
 from mitigate.unlearning.training.loop import STEP_LIMIT, Loop, open_checkpoints
 from mitigate.unlearning.training.losses import Losses
 from mitigate.unlearning.training.rounds import Left, as_json, what_is_left, with_spans
-from mitigate.unlearning.training.watch import token_log_probs
+from mitigate.unlearning.training.watch import LEAST_AUC, token_log_probs
 
 logger = logging.getLogger(__name__)
 
@@ -243,22 +243,34 @@ def train_rounds(prepared: Prepared, *, resume: bool) -> tuple[Loop, list[dict[s
 
     Returns:
         the last round, and of each one `steps`, why it `stopped`, `history`, what `Left.figures` says, whether the
-        spans are `exposed` and how many were `added` for the next.
+        spans are `exposed`, how many were `added` for the next, and whether it was `undone` since it went too far.
     """
     rounds, added = _finished(prepared, resume=resume)
-    loop = prepared.loop(rounds, added)
+    loop, kept = prepared.loop(rounds, added), None
     while True:
         history, stopped = loop.train(resume=resume or bool(rounds))
         left = prepared.look_again(loop, added)
         record = {"steps": history[-1]["step"], "stopped": stopped, "history": history}
-        rounds.append({**record, **left.figures, "exposed": left.exposed, "added": len(left.added)})
+        rounds.append({**record, **left.figures, "exposed": left.exposed, "added": len(left.added), "undone": False})
+        if kept is not None and _fell_too_low(rounds):
+            logger.warning("round %d: what was to be forgotten fell below text never seen; it is undone", len(rounds))
+            prepared.trainable.restore(kept)
+            rounds[-1]["undone"] = True
+            return loop, rounds
         more = bool(left.added) or (left.exposed and stopped == STEP_LIMIT)
         if len(rounds) >= _most_rounds(prepared) or not more:
             return loop, rounds
         logger.info("round %d: %s; %d more spans for the next", len(rounds), stopped, len(left.added))
         added = [*added, *left.added]
+        kept = prepared.trainable.state(prepared.accelerator, loop.module)
         loop = prepared.loop(rounds, added, after=loop)
         loop.keep()
+
+
+def _fell_too_low(rounds: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the known spans now lie below never-seen ones, and were nearer to them a round before."""
+    before, now = (one.get("span_auc") for one in rounds[-2:])
+    return before is not None and now is not None and now < LEAST_AUC and abs(now - 0.5) > abs(before - 0.5)
 
 
 def _most_rounds(prepared: Prepared) -> int:

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from forgetting import THOROUGH, changed, cpu, selected_of
 from made_up import with_metadata
+from safetensors.torch import load_file
 from world import World
 
 from mitigate.detection.audit import reaudit
@@ -131,6 +133,29 @@ def test_rounds_end_where_nothing_is_left_and_where_there_is_no_level(
         prepared = prepare(whole, settings=changed(short, **values), partial=tmp_path / "out", store=cpu())
         _, rounds = train_rounds(prepared, resume=False)
         assert len(rounds) == number, values
+
+
+def test_a_round_that_goes_too_far_is_undone(
+    whole: Audit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = changed(EXPOSED, max_steps=2, check_every=2)
+    for second, undone in ((0.1, True), (0.44, False), (0.6, False)):
+        figures = iter([{"span_auc": 0.6 if undone else 0.9}, {"span_auc": second}, {"span_auc": 0.5}])
+        monkeypatch.setattr(
+            "mitigate.unlearning.preparation.what_is_left",
+            lambda *_, figures=figures, **__: Left(True, next(figures), ()),
+        )
+        out = tmp_path / f"{second}"
+        result = unlearn(whole, out=out, settings=settings, store=cpu())
+        rounds = result.summary["rounds"]
+        assert [one["undone"] for one in rounds] == ([False, True] if undone else [False, False, False])
+        assert ("it is undone" in caplog.text) == undone
+        caplog.clear()
+        if undone:
+            once = unlearn(whole, out=tmp_path / "once", settings=changed(settings, rounds=1), store=cpu())
+            weights = [load_file(one.directory / "adapter_model.safetensors") for one in (result, once)]
+            for name, tensor in weights[0].items():
+                assert torch.equal(tensor, weights[1][name]), name
 
 
 def test_an_interrupted_second_round_goes_on_to_equal_bytes(

@@ -82,11 +82,15 @@ def test_spans_that_fell_too_low_end_it_only_where_no_more_stand_out(
         assert "11% of the spans were below text that the target never saw, 2% above it, and it got no better" in reason
 
 
-def test_spans_that_all_lie_lower_than_never_seen_ones_end_it_once_it_gets_no_better() -> None:
-    low: dict[str, Any] = {"below": None, "above": None, "auc": 0.3}
-    assert reason_to_stop(looks(1.0, 0.9, **low), CONTROL) is None
-    told = "at step 40 never-seen spans lay above those to forget (AUC 0.30), and it got no better"
-    assert reason_to_stop(looks(1.0, 0.9, 0.95, **low), CONTROL) == told
+def test_spans_that_all_lie_lower_than_never_seen_ones_end_it_unless_they_rise() -> None:
+    low: dict[str, Any] = {"below": None, "above": None}
+    told = "never-seen spans lay above those to forget (AUC 0.30), and it got no better"
+    cases = ((0.2, (1.0, 0.9), False), (0.6, (1.0, 0.9), False), (0.4, (1.0, 0.9), True), (0.2, (1.0, 1.1), True))
+    for before, distances, ends in cases:
+        history = looks(*distances, **low, auc=0.3)
+        history[0]["span_auc"] = before
+        reason = reason_to_stop(history, CONTROL)
+        assert reason == (f"at step 20 {told}" if ends else None)
 
 
 # The level of `match`
