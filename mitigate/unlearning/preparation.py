@@ -253,7 +253,7 @@ def train_rounds(prepared: Prepared, *, resume: bool) -> tuple[Loop, list[dict[s
         record = {"steps": history[-1]["step"], "stopped": stopped, "history": history}
         rounds.append({**record, **left.figures, "exposed": left.exposed, "added": len(left.added), "undone": False})
         if kept is not None and _fell_too_low(rounds):
-            logger.warning("round %d: what was to be forgotten fell below text never seen; it is undone", len(rounds))
+            logger.info("round %d: what was to be forgotten fell below text never seen; it is undone", len(rounds))
             prepared.trainable.restore(kept)
             rounds[-1]["undone"] = True
             return loop, rounds

@@ -146,7 +146,8 @@ def test_a_round_that_goes_too_far_is_undone(
             lambda *_, figures=figures, **__: Left(True, next(figures), ()),
         )
         out = tmp_path / f"{second}"
-        result = unlearn(whole, out=out, settings=settings, store=cpu())
+        with caplog.at_level("INFO"):
+            result = unlearn(whole, out=out, settings=settings, store=cpu())
         rounds = result.summary["rounds"]
         assert [one["undone"] for one in rounds] == ([False, True] if undone else [False, False, False])
         assert ("it is undone" in caplog.text) == undone
