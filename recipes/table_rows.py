@@ -366,47 +366,20 @@ def population(files: Files) -> Rows:
 def unlearning(files: Files) -> Rows:
     """The default and retraining, beside the model before."""
     (results,) = files.values()
-    return _unlearning(
-        results,
-        {
-            "before": results["before"],
-            "**`default`**": results["methods"]["default"]["token"],
-            "**`default`, known spans**": results["known_spans"]["default"],
-            "retrained, `placeholder`": results["retrain"]["placeholder"],
-            "retrained, `mask`, known spans": results["retrain"]["mask_known"],
-        },
-    )
-
-
-def hard_unlearning(files: Files) -> Rows:
-    """The default in the hard world, beside the model before, the others and what the references' mean reaches."""
-    (results,) = files.values()
-    rows: Rows = []
-    for epochs, own in results["epochs"].items():
-        others = {f"`{n}`, token": scopes["token"] for n, scopes in own["methods"].items() if n != "default"}
-        columns = {
-            f"before, {epochs} epochs": own["before"],
-            "**`default`**": own["methods"]["default"]["token"],
-            "**`default`, known spans**": own["known_spans"]["default"],
-            **others,
-            "the references' mean": own["matched"],
-            "a model that never saw the secrets": own["oracle"]["token"],
-        }
-        rows += _unlearning(own, columns)
-    return rows
-
-
-def _unlearning(results: Mapping[str, Any], columns: Mapping[str, Mapping[str, Any]]) -> Rows:
+    columns = {
+        "before": results["before"],
+        "**`default`**": results["methods"]["default"]["token"],
+        "**`default`, known spans**": results["known_spans"]["default"],
+        "retrained, `placeholder`": results["retrain"]["placeholder"],
+        "retrained, `mask`, known spans": results["retrain"]["mask_known"],
+    }
     methods = columns.values()
 
     def row(label: str, bar: str, key: str, form: Callable[[float | None], str] = number) -> list[str]:
-        return [label, bar, *(form(method.get(key, {}).get("value")) for method in methods)]
-
-    def extracted(method: Mapping[str, Any]) -> str:
-        both = [method.get(f"extraction_{of}", {}).get("value") for of in ("forget", "retain")]
-        return ", ".join(map(percent, both)) if both != [None, None] else "–"
+        return [label, bar, *(form(method[key]["value"]) for method in methods)]
 
     floors = [f"floor {rounded(results['floor'][f'{of}_distance']['value'])}" for of in ("secret", "token_oracle")]
+    extracted = [", ".join(percent(m[f"extraction_{of}"]["value"]) for of in ("forget", "retain")) for m in methods]
     held = [percent(method.get("selected_secret_share")) for method in methods]
     return [
         ["figure, on the test people's secrets", "bar", *columns],
@@ -421,7 +394,7 @@ def _unlearning(results: Mapping[str, Any], columns: Mapping[str, Mapping[str, A
         row("retained people's secrets, log-probability above the oracles'", "0.10", "retain_gap_nats"),
         row("loss on people never seen, change", "0.05", "holdout_gap_nats", signed),
         row("loss on prose, change", "0.05", "prose_gap_nats", signed),
-        ["extracted: forgotten secrets, retained ones", "0, 95 % of before", *map(extracted, methods)],
+        ["extracted: forgotten secrets, retained ones", "0, 95 % of before", *extracted],
         ["secrets' tokens among the selected", "", *held],
     ]
 

@@ -41,19 +41,20 @@ def write_result(loop: Loop, state: State, rounds: Sequence[dict[str, Any]], *, 
         raise MitigateError("unlearning changed nothing; raise unlearn.learning_rate")
     if untrained := [name for name, changed in reached.items() if not changed]:
         logger.warning("unlearning left %d weights as they were: %s", len(untrained), summarize(untrained))
+    kept = [one for one in rounds if not one["undone"]]
     summary = {
         "objective": loop.losses.weights,
         "scope": settings.scope,
         "method": settings.method,
         "anchor": loop.losses.anchor,
-        "steps": sum(one["steps"] for one in rounds),
-        "stopped": rounds[-1]["stopped"],
+        "steps": sum(one["steps"] for one in kept),
+        "stopped": kept[-1]["stopped"],
         "history": [{"round": 1 + number, **look} for number, one in enumerate(rounds) for look in one["history"]],
         "rounds": [{name: value for name, value in one.items() if name != "history"} for one in rounds],
         "control": loop.control.log_ratio,
         "control_distance": loop.control.distance,
-        "over_forgotten": rounds[-1]["history"][-1]["over_forgotten"],
-        "exposed": rounds[-1]["history"][-1]["exposed"],
+        "over_forgotten": kept[-1]["history"][-1]["over_forgotten"],
+        "exposed": kept[-1]["history"][-1]["exposed"],
         "adapter_parameters": sum(tensor.numel() for tensor in state.values()),
         "model_parameters": sum(p.numel() for n, p in trainable.module.named_parameters() if "lora_" not in n),
         "processes": loop.accelerator.num_processes,

@@ -151,6 +151,7 @@ def test_a_round_that_goes_too_far_is_undone(
         rounds = result.summary["rounds"]
         assert [one["undone"] for one in rounds] == ([False, True] if undone else [False, False, False])
         assert ("it is undone" in caplog.text) == undone
+        assert result.summary["steps"] == 2 * (1 if undone else 3), "of the rounds that the model has"
         caplog.clear()
         if undone:
             once = unlearn(whole, out=tmp_path / "once", settings=changed(settings, rounds=1), store=cpu())
