@@ -142,22 +142,24 @@ def _seen_by(audit: Audit, references: Sequence[tuple[int, ...]]) -> Audit:
     if audit.metadata.detect.score in _SPLIT:
         score = audit.columns["log_prob"] - out
         score = clipped(score) if audit.metadata.detect.score == "log_ratio_clipped" else score
-    tokens = _with_column(audit.tokens, "log_prob_out", out.astype(np.float32))
-    tokens = _with_column(tokens, "score", score.astype(np.float32))
+    tokens = with_column(audit.tokens, "log_prob_out", out.astype(np.float32))
+    tokens = with_column(tokens, "score", score.astype(np.float32))
     listed = pa.FixedSizeListArray.from_arrays(
         pa.array(masked.astype(np.float32).ravel(), from_pandas=True), masked.shape[1]
     ).cast(audit.tokens.schema.field("log_prob_references").type)
-    tokens = _with_column(tokens, "log_prob_references", listed)
-    documents = _with_column(audit.documents, "out_references", [list(chosen) for chosen in references])
-    means = [_mean(score[audit.rows_of(span)]) for span in audit.span_rows]
-    return replace(audit, tokens=tokens, documents=documents, spans=_with_column(audit.spans, "score", means))
+    tokens = with_column(tokens, "log_prob_references", listed)
+    documents = with_column(audit.documents, "out_references", [list(chosen) for chosen in references])
+    means = [known_mean(score[audit.rows_of(span)]) for span in audit.span_rows]
+    return replace(audit, tokens=tokens, documents=documents, spans=with_column(audit.spans, "score", means))
 
 
-def _mean(values: np.ndarray) -> float:
+def known_mean(values: np.ndarray) -> float:
+    """Over the values that are there; NaN where none is."""
     return float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
 
 
-def _with_column(table: pa.Table, name: str, values: Any) -> pa.Table:
+def with_column(table: pa.Table, name: str, values: Any) -> pa.Table:
+    """The table with other values in a column, of the same type; NaN is null."""
     place = table.column_names.index(name)
     field = table.schema.field(name)
     column = values if isinstance(values, pa.Array) else pa.array(values, type=field.type, from_pandas=True)

@@ -35,7 +35,8 @@ from mitigate.unlearning.objectives.catalogue import anchor_of, needs_of
 from mitigate.unlearning.objectives.names import SUBSTITUTES, parse_objective
 from mitigate.unlearning.settings import Unlearn
 from mitigate.unlearning.trainable import Trainable, checkpoint_activations, make_trainable
-from mitigate.unlearning.training.loop import STEP_LIMIT, Loop, open_checkpoints
+from mitigate.unlearning.training.checkpoints import open_checkpoints
+from mitigate.unlearning.training.loop import STEP_LIMIT, Loop
 from mitigate.unlearning.training.losses import Losses
 from mitigate.unlearning.training.rounds import Left, as_json, what_is_left, with_spans
 from mitigate.unlearning.training.watch import LEAST_AUC, token_log_probs
@@ -246,15 +247,15 @@ def train_rounds(prepared: Prepared, *, resume: bool) -> tuple[Loop, list[dict[s
         spans are `exposed`, how many were `added` for the next, and whether it was `undone` since it went too far.
     """
     rounds, added = _finished(prepared, resume=resume)
-    loop, kept = prepared.loop(rounds, added), None
+    loop = prepared.loop(rounds, added)
     while True:
         history, stopped = loop.train(resume=resume or bool(rounds))
         left = prepared.look_again(loop, added)
         record = {"steps": history[-1]["step"], "stopped": stopped, "history": history}
         rounds.append({**record, **left.figures, "exposed": left.exposed, "added": len(left.added), "undone": False})
-        if kept is not None and _fell_too_low(rounds):
+        if loop.kept and _fell_too_low(rounds):
             logger.info("round %d: what was to be forgotten fell below text never seen; it is undone", len(rounds))
-            prepared.trainable.restore(kept)
+            prepared.trainable.restore(loop.kept)
             rounds[-1]["undone"] = True
             return loop, rounds
         more = bool(left.added) or (left.exposed and stopped == STEP_LIMIT)
@@ -264,6 +265,7 @@ def train_rounds(prepared: Prepared, *, resume: bool) -> tuple[Loop, list[dict[s
         added = [*added, *left.added]
         kept = prepared.trainable.state(prepared.accelerator, loop.module)
         loop = prepared.loop(rounds, added, after=loop)
+        loop.kept = kept
         loop.keep()
 
 

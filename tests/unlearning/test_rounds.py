@@ -160,6 +160,34 @@ def test_a_round_that_goes_too_far_is_undone(
                 assert torch.equal(tensor, weights[1][name]), name
 
 
+def test_a_round_that_was_interrupted_can_still_be_undone(
+    whole: Audit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = changed(EXPOSED, max_steps=4, check_every=2, checkpoint_every=1)
+    step = Loop.step
+
+    def judged(*_: Any, **__: Any) -> Left:
+        return Left(True, {"span_auc": next(figures)}, ())
+
+    def interrupted(loop: Loop, number: int) -> float:
+        if loop.rounds and number == 3 and stop:
+            raise KeyboardInterrupt
+        return step(loop, number)
+
+    monkeypatch.setattr("mitigate.unlearning.preparation.what_is_left", judged)
+    monkeypatch.setattr(Loop, "step", interrupted)
+    figures, stop = iter([0.6, 0.1]), False
+    straight = unlearn(whole, out=tmp_path / "straight", settings=settings, store=cpu())
+    figures, stop = iter([0.6, 0.1]), True
+    with pytest.raises(KeyboardInterrupt):
+        unlearn(whole, out=tmp_path / "out", settings=settings, store=cpu())
+    stop = False
+    resumed = unlearn(whole, out=tmp_path / "out", settings=settings, store=cpu())
+    assert [one["undone"] for one in resumed.summary["rounds"]] == [False, True]
+    for name in ("adapter_model.safetensors", "unlearn.json"):
+        assert (resumed.directory / name).read_bytes() == (straight.directory / name).read_bytes(), name
+
+
 def test_an_interrupted_second_round_goes_on_to_equal_bytes(
     whole: Audit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
 from mitigate.artifacts.files import damage, new_directory, read_json, write_json
 from mitigate.artifacts.temporaries import discard, remove, sweep
+from mitigate.runtime import process_state, together
 
 logger = logging.getLogger(__name__)
 _STATE, _TENSORS = "state.json", "tensors.safetensors"
@@ -83,6 +85,32 @@ class Checkpoints:
         return sorted(numbered, key=lambda path: int(path.name.removeprefix("step-")))
 
 
+def open_checkpoints(
+    directory: Path, accelerator: Accelerator, *, resume: bool
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
+    """The newest undamaged checkpoint, if there is any; every process must call it.
+
+    Args:
+        directory: of the checkpoints.
+        accelerator: the processes.
+        resume: False removes those that are there.
+    """
+    state, checkpoints = process_state(accelerator.device.type), Checkpoints(directory)
+    with together(state):
+        if accelerator.is_main_process:
+            if resume:
+                checkpoints.mend()
+            else:
+                checkpoints.forget()
+    state.wait_for_everyone()
+    return checkpoints.newest()
+
+
+def parts_named(tensors: Mapping[str, torch.Tensor], of: str) -> dict[str, torch.Tensor]:
+    """The tensors whose names begin with a word and a point, without these."""
+    return {name.removeprefix(f"{of}."): tensor for name, tensor in tensors.items() if name.startswith(f"{of}.")}
+
+
 def optimizer_parts(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """An optimizer's `state_dict` as what JSON can hold and the tensors."""
     tensors, rest = {}, {}
@@ -97,9 +125,7 @@ def optimizer_parts(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
 
 def optimizer_state(parts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """The `state_dict` that `optimizer_parts` took apart."""
-    named = {
-        name.removeprefix("optimizer."): tensor for name, tensor in tensors.items() if name.startswith("optimizer.")
-    }
+    named = parts_named(tensors, "optimizer")
     state: dict[int, dict[str, Any]] = {}
     for name, value in {**named, **parts["rest"]}.items():
         number, _, entry = name.partition(".")

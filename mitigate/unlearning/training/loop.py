@@ -24,8 +24,14 @@ from mitigate.unlearning.material.control import Control, Limits
 from mitigate.unlearning.material.data import UnlearningData
 from mitigate.unlearning.material.tasks import Task, dealt, micro_batches, tasks_of_step
 from mitigate.unlearning.settings import Unlearn
-from mitigate.unlearning.trainable import Trainable
-from mitigate.unlearning.training.checkpoints import Checkpoints, optimizer_parts, optimizer_state
+from mitigate.unlearning.trainable import State, Trainable
+from mitigate.unlearning.training.checkpoints import (
+    Checkpoints,
+    open_checkpoints,
+    optimizer_parts,
+    optimizer_state,
+    parts_named,
+)
 from mitigate.unlearning.training.losses import Losses, step_totals
 from mitigate.unlearning.training.watch import corrected, look, no_higher, reason_to_stop
 
@@ -85,6 +91,7 @@ class Loop:
         self.held: float | None = None  # the anchors' mean at the last step
         self.share = 1.0  # of the learning rate that is left of it
         self.drift: float | None = None  # running mean of `held`
+        self.kept: State = {}  # the trained weights before this round, to go back to; none before the first
         self.warned = False
         self.module: torch.nn.Module
         self.optimizer: AcceleratedOptimizer
@@ -266,7 +273,7 @@ class Loop:
             "rounds": self.rounds,
             "added": self.added,
         }
-        tensors = {f"trained.{name}": tensor for name, tensor in trained.items()}
+        tensors = {f"trained.{n}": t for n, t in trained.items()} | {f"kept.{n}": t for n, t in self.kept.items()}
         tensors |= {**moments, "random": torch.get_rng_state()}
         with together(process_state(self.accelerator.device.type)):
             if self.accelerator.is_main_process:
@@ -285,7 +292,7 @@ class Loop:
                 f"{self.checkpoints.directory}: an interrupted run of another audit or other settings; "
                 "remove it, or choose another --out"
             )
-        trained = {n.removeprefix("trained."): tensor for n, tensor in tensors.items() if n.startswith("trained.")}
+        trained, self.kept = (parts_named(tensors, of) for of in ("trained", "kept"))
         self.trainable.restore(trained)
         self.optimizer.load_state_dict(optimizer_state(state["optimizer"], tensors))
         self.dual, self.share = state["dual"], state["share"]
@@ -295,24 +302,3 @@ class Loop:
         if state["in_round"]:
             logger.info("resuming at step %d of round %d", state["in_round"], 1 + len(self.rounds))
         return state["in_round"], state["history"]
-
-
-def open_checkpoints(
-    directory: Path, accelerator: Accelerator, *, resume: bool
-) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
-    """The newest undamaged checkpoint, if there is any; every process must call it.
-
-    Args:
-        directory: of the checkpoints.
-        accelerator: the processes.
-        resume: False removes those that are there.
-    """
-    state, checkpoints = process_state(accelerator.device.type), Checkpoints(directory)
-    with together(state):
-        if accelerator.is_main_process:
-            if resume:
-                checkpoints.mend()
-            else:
-                checkpoints.forget()
-    state.wait_for_everyone()
-    return checkpoints.newest()

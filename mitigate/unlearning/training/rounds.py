@@ -11,9 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from mitigate.detection.panel import by_judges, by_teachers, judges_of
+from mitigate.detection.panel import by_judges, by_teachers, judges_of, known_mean, with_column
 from mitigate.detection.record import Audit
 from mitigate.detection.scores.token import clipped, typical
 from mitigate.detection.spans.row import SpanRow, span_table
@@ -76,8 +75,7 @@ def with_spans(audit: Audit, added: Sequence[SpanRow]) -> Audit:
     for row in added:
         at = audit.rows_of(row)
         selected[at] |= ~np.isnan(audit.columns["log_prob"][at])
-    place = audit.tokens.column_names.index("selected")
-    tokens = audit.tokens.set_column(place, audit.tokens.schema.field("selected"), pa.array(selected))
+    tokens = with_column(audit.tokens, "selected", selected)
     return replace(audit, tokens=tokens, spans=span_table(list(rows.values())))
 
 
@@ -89,12 +87,9 @@ def as_json(added: Sequence[SpanRow]) -> list[dict[str, Any]]:
 def _rescored(audit: Audit, log_prob: np.ndarray) -> Audit:
     """The audit with log p and the clipped log-ratio of the model now, of tokens and of spans."""
     score = clipped(log_prob - audit.columns["log_prob_out"]).astype(np.float32)
-    tokens = audit.tokens
-    for name, values in (("log_prob", log_prob.astype(np.float32)), ("score", score)):
-        field = tokens.schema.field(name)
-        column = pa.array(values, type=field.type, from_pandas=True)
-        tokens = tokens.set_column(tokens.column_names.index(name), field, column)
-    rows = [replace(row, score=_mean(score[audit.rows_of(row)])) for row in audit.span_rows]
+    tokens = with_column(audit.tokens, "log_prob", log_prob.astype(np.float32))
+    tokens = with_column(tokens, "score", score)
+    rows = [replace(row, score=known_mean(score[audit.rows_of(row)])) for row in audit.span_rows]
     return replace(audit, tokens=tokens, spans=span_table(rows))
 
 
@@ -103,7 +98,7 @@ def _faint(audit: Audit) -> list[SpanRow]:
     excess = clipped(audit.columns["log_prob"] - typical(audit.reference_log_probs))
     view = View(audit)
     spans = [row for row in audit.span_rows if row.source == "known"]
-    means = {row.span_id: _mean(excess[audit.rows_of(row)]) for row in spans}
+    means = {row.span_id: known_mean(excess[audit.rows_of(row)]) for row in spans}
     level = typical_excess([means[row.span_id] for row in spans if audit.sets[row.doc_id] == "holdout"])
     return [
         replace(row, selected=True)
@@ -139,8 +134,3 @@ def _found(audit: Audit, *, first: int) -> tuple[list[SpanRow], dict[str, float 
     if (shares[True] or 0.0) <= (shares[False] or 0.0):
         rows = []
     return rows, {"found_share": shares[True], "found_share_never_seen": shares[False]}
-
-
-def _mean(values: np.ndarray) -> float:
-    """Over the tokens that have a value; NaN where none has."""
-    return float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
