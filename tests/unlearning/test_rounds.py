@@ -43,6 +43,11 @@ def known_to_forget(audit: Audit) -> list[SpanRow]:
     return [row for row in audit.span_rows if row.source == "known" and audit.sets[row.doc_id] == "forget"]
 
 
+def to_the_last_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No round ends before its last step: at which look the level is reached differs from machine to machine."""
+    monkeypatch.setattr("mitigate.unlearning.training.loop.reason_to_stop", lambda *_: None)
+
+
 def test_what_is_left_of_a_model_that_still_leaks_is_every_known_span_that_was_not_selected(whole: Audit) -> None:
     first, *others = known_to_forget(whole)
     some = with_selected(whole, {first.span_id})
@@ -138,6 +143,7 @@ def test_rounds_end_where_nothing_is_left_and_where_there_is_no_level(
 def test_a_round_that_goes_too_far_is_undone(
     whole: Audit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    to_the_last_step(monkeypatch)
     settings = changed(EXPOSED, max_steps=2, check_every=2)
     for second, undone in ((0.1, True), (0.44, False), (0.6, False)):
         figures = iter([{"span_auc": 0.6 if undone else 0.9}, {"span_auc": second}, {"span_auc": 0.5}])
@@ -174,6 +180,7 @@ def test_a_round_that_was_interrupted_can_still_be_undone(
             raise KeyboardInterrupt
         return step(loop, number)
 
+    to_the_last_step(monkeypatch)
     monkeypatch.setattr("mitigate.unlearning.preparation.what_is_left", judged)
     monkeypatch.setattr(Loop, "step", interrupted)
     figures, stop = iter([0.6, 0.1]), False
@@ -191,6 +198,7 @@ def test_a_round_that_was_interrupted_can_still_be_undone(
 def test_an_interrupted_second_round_goes_on_to_equal_bytes(
     whole: Audit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    to_the_last_step(monkeypatch)
     some = with_selected(whole, {known_to_forget(whole)[0].span_id})
     settings = changed(EXPOSED, max_steps=6, check_every=3, checkpoint_every=2, rounds=2)
     straight = unlearn(some, out=tmp_path / "straight", settings=settings, store=cpu())
