@@ -44,6 +44,7 @@ from mitigate.models.fitting.training import add_lora
 from mitigate.models.store import ModelStore
 from mitigate.runtime import library_versions, process_state, progress, quiet_libraries
 from mitigate.tokens.batches import collate, cut_pieces
+from mitigate.unlearning.objectives.catalogue import Retention
 from mitigate.unlearning.preparation import prepare
 from mitigate.unlearning.settings import Unlearn
 from mitigate.unlearning.training.loop import Loop
@@ -237,7 +238,7 @@ def dense_steps(
             loss = OBJECTIVE["hinge"] * torch.relu(excess) + OBJECTIVE["distill"] * (mean.exp() * (mean - own)).sum(1)
             forgetting.append(loss[is_secret])
             anchors.append((was.exp() * (was - own)).sum(1)[~is_secret])
-        total = torch.cat(forgetting).mean() + Unlearn().retain.weight * torch.cat(anchors).mean()
+        total = torch.cat(forgetting).mean() + Retention().weight * torch.cat(anchors).mean()
         factor = rate_factor(number, Unlearn().max_steps, warmup_share=0.05)
         optimizer.param_groups[0]["lr"] = Unlearn().learning_rate * factor
         total.backward()

@@ -53,7 +53,11 @@ def bench_unlearn(
     ] = None,
     tries: Annotated[
         int,
-        typer.Option(min=1, help="On the first seed, learning rates to choose from: the common one times powers of 3."),
+        typer.Option(
+            min=1,
+            help="On the first seed, learning rates to choose from: the common one times powers of 3; with more than "
+            "one, then a third and three times the weight of the anchors.",
+        ),
     ] = 3,
     retrain: Annotated[
         bool, typer.Option(help="Fit anew without the secrets, too: what exact unlearning gives.")
@@ -69,9 +73,10 @@ def bench_unlearn(
 
     Each seed deals people to forget, retain and holdout, fine-tunes a target, audits it, and lets every objective
     forget the audit's tokens (token scope) and whole documents (sequence scope). On the first seed each runs at --tries
-    learning rates, and at up to two more where the best is the lowest or highest of them; the best by half of the
-    forget people is taken on all seeds, and the figures are of the other half. The audit is not told where the secrets
-    are, but for the runs on known spans.
+    learning rates, at up to two more where the best is the lowest or highest of them, and then with two more weights of
+    its anchors; the best by half of the forget people is taken on all seeds, and the figures are of the other half. The
+    audit is not told where the secrets are, but for the runs on known spans. Published objectives run as published:
+    their anchors and weights, NPO and DPO on sums over a sequence; those whose names end in _token are of tokens.
     Distances are to models that were trained without these people (document oracles) or without a loss on their secrets
     (token oracles); the floor is the distance of two such models. Membership is told by judges that unlearning never
     sees.

@@ -31,7 +31,7 @@ from mitigate.unlearning.material.control import control_level, span_limits
 from mitigate.unlearning.material.data import unlearning_data
 from mitigate.unlearning.material.forgetting import scope_tokens
 from mitigate.unlearning.material.teachers import OutTerms
-from mitigate.unlearning.objectives.catalogue import anchor_of, needs_of
+from mitigate.unlearning.objectives.catalogue import needs_of, retain_of
 from mitigate.unlearning.objectives.names import SUBSTITUTES, parse_objective
 from mitigate.unlearning.settings import Unlearn
 from mitigate.unlearning.trainable import Trainable, checkpoint_activations, make_trainable
@@ -50,9 +50,8 @@ class Prepared:
 
     Attributes:
         audit: as it was made, with all references.
-        settings: of unlearning.
+        settings: of unlearning, with what the user left open.
         weights: objective -> weight.
-        anchor: `kl`, `nll`, `hidden` or `none`.
         model, trainable, accelerator: what is trained, and by which processes.
         retain: documents to hold still besides the audit's own.
         references: a store for the audit's references.
@@ -64,7 +63,6 @@ class Prepared:
     audit: Audit
     settings: Unlearn
     weights: Mapping[str, float]
-    anchor: str
     model: Model
     trainable: Trainable
     accelerator: Accelerator
@@ -89,6 +87,7 @@ class Prepared:
             after (*optional*): the round before, whose optimizer goes on.
         """
         settings, whole = self.settings, with_spans(self.audit, added) if added else self.audit
+        held = settings.retain.anchor != "none"
         audit = by_teachers(whole) if settings.keep_judges else whole
         texts = {SUBSTITUTES[name] for name in self.weights if name in SUBSTITUTES}
         data = unlearning_data(
@@ -97,13 +96,13 @@ class Prepared:
             retain=self.retain,
             scope=settings.scope,
             weighting=settings.weighting,
-            anchors=self.anchor != "none",
-            focus=settings.retain.focus,
+            anchors=held,
+            focus=settings.retain.focus or 1.0,
             substitute=texts.pop() if texts else None,
             key=f"{audit.fingerprint}/{self.seed}",
             margin=settings.margin,
         )
-        if self.anchor != "none" and not (data.hold or data.extra):
+        if held and not (data.hold or data.extra):
             logger.warning(
                 "no retain documents: only the other tokens of the documents to forget are held still, and all else "
                 "that the model does may drift; give --retain FILE, or set retain.generated to hold its own samples"
@@ -119,7 +118,6 @@ class Prepared:
             self.trainable,
             settings,
             self.weights,
-            anchor=self.anchor,
             out_terms=out_terms,
             device=self.accelerator.device,
             seed=self.seed,
@@ -179,8 +177,8 @@ def prepare(
         MitigateError: settings that cannot be used, or the model is not the one audited.
     """
     weights = parse_objective(settings.objective)
-    anchor = settings.retain.anchor if settings.retain.anchor != "auto" else anchor_of(weights)
-    if settings.retain.budget is not None and anchor == "none":
+    settings = settings.model_copy(update={"retain": retain_of(settings.retain, weights)})
+    if settings.retain.budget is not None and settings.retain.anchor == "none":
         raise MitigateError("unlearn.retain.budget: there are no anchors; set unlearn.retain.anchor: kl, nll or hidden")
     if not audit.columns["selected"].any():
         raise NothingToUnlearnError(
@@ -221,7 +219,6 @@ def prepare(
         audit=audit,
         settings=settings,
         weights=weights,
-        anchor=anchor,
         model=model,
         trainable=trainable,
         accelerator=Accelerator(cpu=store.device.type == "cpu"),

@@ -20,7 +20,12 @@ class Retain(Section):
         description="what holds a kept token: KL(p_0 || p), nll (its likelihood), hidden (its hidden state), none; "
         "auto: what the objective was published with, kl for ours",
     )
-    weight: float = Field(10.0, ge=0, description="weight of the anchors' mean; with a budget, where the weight starts")
+    weight: float | None = Field(
+        None,
+        ge=0,
+        description="weight of the anchors' mean; with a budget, where the weight starts; default: what the objective "
+        "was published with, 10 for ours",
+    )
     budget: float | None = Field(
         None,
         gt=0,
@@ -32,10 +37,11 @@ class Retain(Section):
         description="nats a token: where text that kl anchors hold has moved by more, and moves further, the learning "
         "rate falls by a fifth a step, and rises back when that ends; null: it does not",
     )
-    focus: float = Field(
-        4.0,
+    focus: float | None = Field(
+        None,
         ge=1,
-        description="weight of kept tokens that the audit found memorized, to others' 1: forgetting takes them first",
+        description="weight of kept tokens that the audit found memorized, to others' 1: forgetting takes them first; "
+        "default: 4 for our objectives, 1 for published ones",
     )
     generated: int = Field(
         0,
@@ -50,8 +56,9 @@ class Unlearn(Section):
 
     objective: str | dict[str, float] = Field(
         "default",
-        description="default, ascent, grad_diff, npo, simnpo, wga, satimp, undial, dpo, idk, substitute, rmu, hinge, "
-        "distill, match, consensus; several with weights: match=1,consensus=0.5 (which is the default)",
+        description="default, ascent, grad_diff, npo, npo_token, simnpo, simnpo_token, wga, satimp, undial, dpo, "
+        "dpo_token, idk, substitute, rmu, hinge, distill, match, consensus; several with weights: "
+        "match=1,consensus=0.5 (which is the default)",
     )
     keep_judges: bool = Field(
         True,
@@ -68,7 +75,10 @@ class Unlearn(Section):
         "the references",
     )
     beta: float | None = Field(
-        None, gt=0, description="npo, simnpo, dpo: inverse temperature; wga, satimp: power of p; undial: strength"
+        None,
+        gt=0,
+        description="npo, simnpo, dpo and their token forms: inverse temperature; wga, satimp: power of p; "
+        "undial: strength; default: as published",
     )
     beta_2: float = Field(1.0, ge=0, description="satimp: power of 1 - p")
     delta: float = Field(0.0, ge=0, description="simnpo: margin, in nats times beta")

@@ -17,7 +17,15 @@ from world import World
 from mitigate.artifacts.files import read_json
 from mitigate.bench.unlearn.evidence import UnlearnEvidence, gather_evidence, measure_model
 from mitigate.bench.unlearn.hard import bench_unlearn_hard
-from mitigate.bench.unlearn.methods import RETRAINED, SELECTIONS, Seed, choose, run_method, selected_share
+from mitigate.bench.unlearn.methods import (
+    RETRAINED,
+    SELECTIONS,
+    Seed,
+    choose,
+    run_method,
+    run_retrain,
+    selected_share,
+)
 from mitigate.bench.unlearn.run import bench_unlearn, check_methods
 from mitigate.bench.unlearn.settings import (
     METHODS,
@@ -29,9 +37,10 @@ from mitigate.bench.unlearn.settings import (
 )
 from mitigate.bench.unlearn.show import draw_unlearn, unlearn_table
 from mitigate.bench.unlearn.summary import summarize_seeds
-from mitigate.bench.unlearn.tries import run_seed
+from mitigate.bench.unlearn.tries import BETWEEN, WEIGHTS, Try, run_seed
 from mitigate.bench.unlearn.world import UnlearnWorld, deal_people, find_people, make_unlearn_world, without_secrets
 from mitigate.cli.app import app
+from mitigate.detection.panel import with_column
 from mitigate.detection.record import Audit
 from mitigate.documents import Document, Documents, Span, read_documents
 from mitigate.documents.written import write_jsonl
@@ -122,7 +131,7 @@ def test_results_hold_every_method_in_both_scopes_with_its_figures(results: dict
         assert row["seconds"] > 0
         assert len(row["learning_rate"]) == len(row["stopped"]) == 1
         [entry] = row["tries"]["1"]
-        assert set(entry) == {"learning_rate", "criterion", "validation", "test"}
+        assert set(entry) == {"learning_rate", "anchor_weight", "criterion", "validation", "test"}
         assert set(entry["validation"]) == set(entry["test"]) == FIGURES
 
 
@@ -223,6 +232,20 @@ def test_a_run_is_kept_as_long_as_its_settings_are_the_same(seed: Seed) -> None:
     assert (first.record["steps"], other.record["steps"]) == (4, 1)
 
 
+def test_where_the_audit_selects_nothing_the_target_is_measured_as_it_is(seed: Seed) -> None:
+    none = seed.audits["found"]
+    tokens = with_column(none.tokens, "selected", np.zeros(len(none.tokens), dtype=bool))
+    blind = replace(seed, audits={**seed.audits, "found": replace(none, tokens=tokens)})
+    run = run_method(blind, "default", "token", factor=1.0)
+    assert run.record["steps"] == 0
+    assert run.record["stopped"].startswith("no token is selected")
+    assert run.record["selected_secret_share"] == 0
+    assert run.record["figures"]["test"]["secret_distance_ratio"]["value"] == pytest.approx(1.0)
+    retrained = run_retrain(blind, "mask")
+    assert retrained.measured is None
+    assert "selected" in retrained.record["error"]
+
+
 def test_a_run_that_fails_is_never_chosen_and_only_the_chosen_one_keeps_its_adapter(seed: Seed) -> None:
     tries = [run_method(seed, "ascent", "sequence", factor=factor) for factor in (1.0, 1e-3, 1e38)]
     failed = tries[2]
@@ -238,8 +261,9 @@ def test_a_run_that_fails_is_never_chosen_and_only_the_chosen_one_keeps_its_adap
     assert all((runs / run.record["name"] / "measured.npz").is_file() for run in tries[:2])
 
 
-def test_rates_are_chosen_on_the_first_seed_and_taken_on_the_others(seed: Seed) -> None:
+def test_rates_and_weights_are_chosen_on_the_first_seed_and_taken_on_the_others(seed: Seed) -> None:
     pairs, settings = [("default", "token"), ("npo", "sequence")], SETTINGS.model_copy(update={"unlearn": ONE_STEP})
+    pairs.append(("undial", "sequence"))
     first = run_seed(replace(seed, settings=settings), pairs, tries=(1 / 3, 1.0), retrain=False, first=None)
     later = replace(seed, settings=settings, directory=seed.directory.with_name("seed-1"))
     later.directory.mkdir()
@@ -247,10 +271,19 @@ def test_rates_are_chosen_on_the_first_seed_and_taken_on_the_others(seed: Seed) 
     other = run_seed(later, pairs, tries=(1 / 3, 1.0), retrain=False, first=first)
     for tried, again in ((first.methods[pair], other.methods[pair]) for pair in pairs):
         assert tried.chosen.criterion == min(run.criterion for run in tried.tries.values())
-        assert {1 / 3, 1.0} < set(tried.tries), "of two rates the best lies at an edge"
-        assert len(tried.tries) <= 4
-        assert list(again.tries) == [tried.factor]
-        assert again.chosen.record["learning_rate"] == tried.chosen.record["learning_rate"]
+        assert {Try(1 / 3), Try(1.0)} < set(tried.tries), "of two rates the best lies at an edge"
+        assert len(tried.tries) <= 6
+        assert list(again.tries) == [tried.best]
+        for name in ("learning_rate", "anchor_weight"):
+            assert again.chosen.record[name] == tried.chosen.record[name]
+    for pair, weight in zip(pairs, (10.0, 1.0, 0.0), strict=True):
+        weights = [run.record["anchor_weight"] for run in first.methods[pair].tries.values()]
+        if weight:
+            assert sorted(set(weights)) == pytest.approx([weight / 3, weight, 3 * weight])
+            assert [weights.count(factor * weight) for factor in WEIGHTS] == [1, 1]
+        else:
+            assert set(weights) == {0.0}
+            assert len(weights) >= 2 + len(BETWEEN), "as many tries, of other rates"
     rows = summarize_seeds([first, other])["methods"]["npo"]["sequence"]
     counts = sorted(len(entries) for entries in rows["tries"].values())
     assert counts == [1] * (len(counts) - 1) + [2]

@@ -12,7 +12,7 @@ from mitigate.bench.unlearn.evidence import KnownSecret, ModelLogProbs, UnlearnE
 from mitigate.bench.unlearn.figures import extraction, figures, floors, over_seeds, span_scores
 from mitigate.bench.unlearn.methods import Run, criterion, factors
 from mitigate.bench.unlearn.summary import equal_forgetting
-from mitigate.bench.unlearn.tries import SeedRuns, Tried, beyond_edge
+from mitigate.bench.unlearn.tries import SeedRuns, Tried, Try, beyond_edge
 from mitigate.statistics.intervals import clustered_share
 from mitigate.statistics.separation import auc, tpr_at_fpr
 
@@ -216,11 +216,10 @@ def test_rates_are_powers_of_three_around_the_common_one() -> None:
 
 
 def seed_runs(ours: Run, **sequence: list[Run]) -> SeedRuns:
-    methods = {("default", "token"): Tried({1.0: ours}, 1.0)}
-    methods |= {
-        (name, "sequence"): Tried(dict(zip(factors(len(runs)), runs, strict=True)), factors(len(runs))[0])
-        for name, runs in sequence.items()
-    }
+    methods = {("default", "token"): Tried({Try(1.0): ours}, Try(1.0))}
+    for name, runs in sequence.items():
+        tries = [Try(factor) for factor in factors(len(runs))]
+        methods[name, "sequence"] = Tried(dict(zip(tries, runs, strict=True)), tries[0])
     return SeedRuns(None, methods, methods["default", "token"], {})  # type: ignore[arg-type]
 
 

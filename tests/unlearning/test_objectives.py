@@ -12,15 +12,16 @@ from mitigate.errors import MitigateError
 from mitigate.unlearning.objectives import formulas as objectives
 from mitigate.unlearning.objectives.catalogue import (
     OBJECTIVES,
-    Objective,
     Parameters,
+    Retention,
     Selected,
-    anchor_of,
     arrived,
     needs_of,
+    retain_of,
 )
 from mitigate.unlearning.objectives.distributions import Kept, keep_likeliest
 from mitigate.unlearning.objectives.names import DEFAULT, OBJECTIVE_NAMES, SUBSTITUTES, parse_objective
+from mitigate.unlearning.settings import Retain
 
 VOCABULARY, WIDTH = 5, 3
 TOKENS = torch.tensor([0, 1, 4, 2])
@@ -78,10 +79,17 @@ def naive(name: str, s: Selected) -> list[float]:
         return now
     if name == "hinge":
         return [max(0.0, now[n] - out[n] - s.margin.tolist()[n]) for n in rows]
-    if name == "npo":
+    spans = ((0, 1), (3,), (2,))
+    if name == "npo_token":
         return [2 / beta * math.log(1 + (math.exp(now[n]) / math.exp(before[n])) ** beta) for n in rows]
-    if name == "simnpo":
+    if name == "npo":
+        likelier = [math.prod(math.exp(now[n]) / math.exp(before[n]) for n in span) for span in spans]
+        return [2 / beta * math.log(1 + ratio**beta) for ratio in likelier]
+    if name == "simnpo_token":
         return [2 / beta * math.log(1 + math.exp(beta * now[n] + p.delta)) for n in rows]
+    if name == "simnpo":
+        means = [sum(now[n] for n in span) / len(span) for span in spans]
+        return [2 / beta * math.log(1 + math.exp(beta * mean + p.delta)) for mean in means]
     if name == "wga":
         return [math.exp(now[n]) ** beta * now[n] for n in rows]
     if name == "satimp":
@@ -113,12 +121,13 @@ def naive(name: str, s: Selected) -> list[float]:
     assert s.substitute_log_prob_before is not None
     if name in ("idk", "substitute"):
         return [-value for value in s.substitute_log_prob.tolist()]
-    assert name == "dpo"
+    assert name in ("dpo", "dpo_token")
     new = [a - b for a, b in zip(s.substitute_log_prob.tolist(), s.substitute_log_prob_before.tolist(), strict=True)]
     old = [now[n] - before[n] for n in rows]
+    two = 2 if name == "dpo_token" else 1  # means, or sums as published
     advantages = [
-        new[0] - (old[0] + old[1]) / 2,
-        (new[1] + new[2]) / 2 - old[3],
+        new[0] - (old[0] + old[1]) / two,
+        (new[1] + new[2]) / two - old[3],
         0 - old[2],  # this span has no substitute
     ]
     return [2 / beta * math.log(1 + math.exp(-beta * advantage)) for advantage in advantages]
@@ -203,36 +212,44 @@ def test_matching_pulls_from_both_sides_and_no_harder_from_afar() -> None:
 
 def test_npo_with_a_small_beta_pushes_as_gradient_ascent_does() -> None:
     log_prob = torch.tensor([-0.3, -4.0], dtype=torch.float64, requires_grad=True)
-    [npo] = torch.autograd.grad(objectives.npo(log_prob, torch.tensor([-0.1, -3.0]), beta=1e-6).sum(), log_prob)
+    [npo] = torch.autograd.grad(objectives.npo(log_prob - torch.tensor([-0.1, -3.0]), beta=1e-6).sum(), log_prob)
     [ascent] = torch.autograd.grad(objectives.ascent(log_prob).sum(), log_prob)
     torch.testing.assert_close(npo, ascent, atol=1e-5, rtol=0)
 
 
-def test_dpo_without_substitutes_is_npo_of_spans(selected: Selected) -> None:
-    nothing, nowhere = torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.long)
-    ratio = selected.log_prob - selected.log_prob_before
-    got = objectives.dpo(ratio, torch.arange(4), nothing, nowhere, count=4, beta=0.7)
-    torch.testing.assert_close(got, objectives.npo(selected.log_prob, selected.log_prob_before, beta=0.7))
-
-
-def test_dpo_leaves_a_substitute_alone_whose_secret_is_not_there() -> None:
-    new = torch.tensor([0.25, 0.5], requires_grad=True)
-    ratio, spans = torch.tensor([0.5]), torch.tensor([1])
-    losses = objectives.dpo(ratio, spans, new, torch.tensor([0, 1]), count=2)
-    assert losses[0] == 0
-    assert losses[1].item() == pytest.approx(float(-2 * torch.nn.functional.logsigmoid(torch.tensor(0.5 - 0.5))))
-    losses.sum().backward()
-    assert new.grad is not None
-    assert (new.grad[0], new.grad[1] != 0) == (0, True)
-
-
-def test_dpo_does_not_depend_on_how_long_spans_and_substitutes_are() -> None:
-    ratio, new = torch.tensor([0.5, -1.5]), torch.tensor([0.25])
-    short = objectives.dpo(ratio, torch.tensor([0, 0]), new, torch.tensor([0]), count=1)
-    long = objectives.dpo(
-        ratio.repeat(3), torch.zeros(6, dtype=torch.long), new.repeat(4), torch.zeros(4).long(), count=1
+def test_dpo_without_substitutes_is_npo(selected: Selected) -> None:
+    nothing = torch.zeros(0, dtype=torch.float64)
+    alone = replace(
+        selected,
+        substitute_log_prob=nothing,
+        substitute_log_prob_before=nothing,
+        substitute_spans=torch.zeros(0, dtype=torch.long),
     )
-    torch.testing.assert_close(short, long)
+    got = OBJECTIVES["dpo"].loss(alone, PARAMETERS)
+    torch.testing.assert_close(got, OBJECTIVES["npo"].loss(selected, PARAMETERS))
+
+
+@pytest.mark.parametrize("name", ["dpo", "dpo_token", "npo", "simnpo"])
+def test_a_span_of_which_no_token_is_there_counts_nothing(selected: Selected, name: str) -> None:
+    more = replace(selected, span_count=4, substitute_spans=torch.tensor([0, 1, 3]))
+    losses = OBJECTIVES[name].loss(more, PARAMETERS)
+    assert losses[3] == 0
+    [gradient] = torch.autograd.grad(losses.sum(), more.substitute_log_prob, allow_unused=True)
+    if "dpo" in name:
+        assert [value != 0 for value in gradient.tolist()] == [True, True, False]
+
+
+def test_token_forms_do_not_depend_on_how_long_spans_are_and_published_ones_do(selected: Selected) -> None:
+    def twice(values: torch.Tensor | None) -> torch.Tensor:
+        assert values is not None
+        return values.repeat(2)
+
+    names = ("log_prob", "log_prob_before", "spans")
+    of_substitutes = ("substitute_log_prob", "substitute_log_prob_before", "substitute_spans")
+    long = replace(selected, **{name: twice(getattr(selected, name)) for name in names + of_substitutes})
+    for name, same in (("dpo_token", True), ("simnpo", True), ("dpo", False), ("npo", False)):
+        losses, longer = (OBJECTIVES[name].loss(one, PARAMETERS) for one in (selected, long))
+        assert torch.allclose(losses, longer) == same, name
 
 
 def test_the_anchor_of_hidden_states_is_their_mean_squared_distance(selected: Selected) -> None:
@@ -267,7 +284,7 @@ def tokens_at(ratios: list[float], spans: list[int], *, margin: float = 0.0) -> 
 def test_a_token_has_arrived_at_the_margin_and_below_it() -> None:
     for margin, rests in ((0.5, [False, True, True, True]), (-1.0, [False, False, False, True])):
         at = tokens_at([1.0, 0.5, 0.25, -4.0], [0, 0, 1, 1], margin=margin)
-        assert arrived(at, OBJECTIVES["npo"]).tolist() == rests
+        assert arrived(at, OBJECTIVES["npo_token"]).tolist() == rests
 
 
 def test_a_span_has_arrived_when_the_mean_of_its_tokens_has() -> None:
@@ -342,16 +359,32 @@ def test_objectives_that_cannot_be_meant_are_refused(written: str | dict[str, fl
 def test_a_mixture_needs_what_its_parts_need_and_holds_as_its_heaviest_part() -> None:
     assert needs_of({"undial": 1.0, "dpo": 0.1}) == {"before", "substitutes"}
     assert needs_of({"npo": 1.0}) == frozenset()
-    assert anchor_of({"npo": 0.3, "rmu": 0.7}) == "hidden"
-    assert anchor_of({"idk": 2.0, "ascent": 1.0}) == "nll"
+    assert retain_of(Retain(), {"npo": 0.3, "rmu": 0.7}).anchor == "hidden"
+    assert retain_of(Retain(), {"idk": 2.0, "ascent": 1.0}).anchor == "nll"
 
 
 def test_the_table_gives_every_objective_what_it_was_published_with() -> None:
-    anchors = {name: objective.anchor for name, objective in OBJECTIVES.items()}
-    assert anchors == {
-        **dict.fromkeys(("hinge", "distill", "match", "consensus", "npo", "undial", "dpo", "substitute"), "kl"),
-        **dict.fromkeys(("grad_diff", "simnpo", "wga", "satimp", "idk"), "nll"),
-        "ascent": "none",
-        "rmu": "hidden",
+    held = {name: objective.retention for name, objective in OBJECTIVES.items()}
+    ours = ("hinge", "distill", "match", "consensus", "npo_token", "simnpo_token", "dpo_token", "substitute")
+    assert held == {
+        **dict.fromkeys(ours, Retention("kl", 10.0, 4.0)),
+        **dict.fromkeys(("grad_diff", "npo", "wga", "dpo", "idk"), Retention("nll", 1.0, 1.0)),
+        **dict.fromkeys(("ascent", "undial"), Retention("none", 0.0, 1.0)),
+        "simnpo": Retention("nll", 1 / 0.1375, 1.0),
+        "satimp": Retention("nll", 10.0, 1.0),
+        "rmu": Retention("hidden", 1200.0, 1.0),
     }
-    assert all(isinstance(objective, Objective) for objective in OBJECTIVES.values())
+    assert (OBJECTIVES["npo"].beta, OBJECTIVES["dpo"].beta, OBJECTIVES["simnpo"].beta) == (0.1, 0.1, 2.5)
+
+
+def test_what_the_user_says_of_anchors_holds_and_the_rest_is_as_published() -> None:
+    def settled(objective: str, **given: object) -> tuple[object, ...]:
+        retain = retain_of(Retain.model_validate(given), {objective: 1.0})
+        return retain.anchor, retain.weight, retain.focus
+
+    assert settled("match") == ("kl", 10.0, 4.0)
+    assert settled("npo") == ("nll", 1.0, 1.0)
+    assert settled("npo", weight=0.0) == ("nll", 0.0, 1.0)
+    assert settled("npo", anchor="nll", focus=2.0) == ("nll", 1.0, 2.0)
+    assert settled("npo", anchor="kl") == ("kl", 10.0, 4.0), "published weights are of published anchors"
+    assert settled("undial", anchor="kl", weight=3.0) == ("kl", 3.0, 4.0)

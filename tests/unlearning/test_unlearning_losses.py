@@ -66,6 +66,10 @@ class Place:
     hidden_0: torch.Tensor
 
     @property
+    def own(self) -> float:
+        return self.log_p[self.token].item()
+
+    @property
     def change(self) -> float:
         return (self.log_p - self.log_p_0)[self.token].item()
 
@@ -147,6 +151,11 @@ class Dense:
                 rests = settings.stop_at_control and OBJECTIVES[name].one_sided and self.above(place) <= 0
                 if OBJECTIVES[name].over == "selected":
                     self.forgotten[name].append(0.0 if rests else weight * self.objective(name, place))
+        for span in inside:
+            rests = settings.stop_at_control and np.mean([self.above(place) for place in span]) <= 0
+            likelier, mean = sum(one.change for one in span), np.mean([one.own for one in span])
+            self.forgotten["npo"].append(0.0 if rests else 20 * math.log(1 + math.exp(0.1 * likelier)))
+            self.forgotten["simnpo"].append(0.0 if rests else 0.8 * math.log(1 + math.exp(2.5 * mean)))
         if self.kind is None:
             return
         text, pairs = replaced(document, document.spans, redact=self.kind, key=f"{self.audit.fingerprint}/0")
@@ -155,16 +164,17 @@ class Dense:
         spans = [range(len(made.ids))] if sequence else [span_tokens(made.offsets, n.start, n.end) for _, n in pairs]
         for old, new in zip(inside, ([learned[at] for at in span if at in learned] for span in spans), strict=True):
             self.forgotten["idk"] += [-place.log_p[place.token].item() for place in new]
-            advantage = np.mean([place.change for place in new]) - np.mean([place.change for place in old])
             rests = settings.stop_at_control and np.mean([self.above(place) for place in old]) <= 0
-            self.forgotten["dpo"].append(0.0 if rests else 2 * math.log(1 + math.exp(-advantage)))
+            for name, of_tokens, beta in (("dpo", sum, 0.1), ("dpo_token", np.mean, 1.0)):
+                apart = of_tokens([place.change for place in new]) - of_tokens([place.change for place in old])
+                self.forgotten[name].append(0.0 if rests else 2 / beta * math.log(1 + math.exp(-beta * apart)))
 
     def above(self, place: Place) -> float:
         """How far a token is above where never-seen ones of its kind lie."""
         return place.gap - float(self.levels.margin[place.row])
 
     def objective(self, name: str, place: Place) -> float:
-        p, own = self.loop.losses.parameters, place.log_p[place.token].item()
+        p, own = self.loop.losses.parameters, place.own
         if name == "hinge":
             return max(0.0, self.above(place))
         if name == "distill":
@@ -176,7 +186,7 @@ class Dense:
         if name == "consensus":
             consensus = torch.log_softmax(place.log_typical, -1)
             return (consensus.exp() * (consensus - place.log_p)).sum().item()
-        if name == "npo":
+        if name == "npo_token":
             return 2 * math.log(1 + math.exp(place.change))
         if name == "wga":
             return math.exp(own) * own
@@ -232,12 +242,15 @@ DENSE: dict[str, dict[str, Any]] = {
     "hinge and distill": {},
     "match and consensus": {"objective": "match=1,consensus=0.5"},
     "hinge and distill, all weights": {"method": "full"},
-    "npo, nll": {"objective": "npo", "retain": {"anchor": "nll", "focus": 1.0}},
-    "npo, sequence": {"objective": "npo", "scope": "sequence", "stop_at_control": True},
+    "npo": {"objective": "npo"},
+    "npo, sequence": {"objective": "npo", "scope": "sequence"},
+    "npo_token, sequence": {"objective": "npo_token", "scope": "sequence", "stop_at_control": True},
+    "simnpo": {"objective": "simnpo"},
     "wga, entropy": {"objective": "wga", "weighting": "entropy", "stop_at_control": True},
     "undial, hidden": {"objective": "undial", "retain": {"anchor": "hidden"}, "layer": 0},
     "dpo": {"objective": "dpo"},
-    "dpo and npo at the control": {"objective": "dpo=1,npo=0.5", "stop_at_control": True},
+    "dpo and npo at the control": {"objective": "dpo=1,npo_token=0.5", "stop_at_control": True},
+    "dpo_token": {"objective": "dpo_token"},
     "dpo, sequence": {"objective": "dpo", "scope": "sequence"},
     "idk": {"objective": "idk"},
     "rmu, all weights": {"objective": "rmu", "method": "full"},
@@ -333,7 +346,7 @@ def test_gradients_come_from_the_tokens_that_they_are_about(whole: Audit, tmp_pa
     by_objective, by_anchor, known = gradients(loop, loop.tasks(0))
     held = ~known.selected & ~known.substitute
     about = known.substitute if OBJECTIVES.get(objective, OBJECTIVES["hinge"]).over == "substitutes" else known.selected
-    about = known.selected | known.substitute if objective == "dpo" else about
+    about = known.selected | known.substitute if "dpo" in objective else about
     assert known.selected.sum() == 5 * 6, "six digits of five forget documents"
     assert (by_objective[~about] == 0).all()
     assert (by_objective[about] != 0).any(dim=1).sum() >= (1 if "hinge" in objective else about.sum())
@@ -364,7 +377,7 @@ def test_rmu_moves_hidden_states_of_selected_tokens_and_holds_those_of_others(wh
         assert torch.equal((gradient != 0).any(dim=2), mine)
 
 
-@pytest.mark.parametrize("objective", ["npo", "simnpo", "grad_diff", "undial", "dpo"])
+@pytest.mark.parametrize("objective", ["npo", "simnpo", "npo_token", "grad_diff", "undial", "dpo"])
 def test_what_has_arrived_gets_no_gradient(whole: Audit, tmp_path: Path, objective: str) -> None:
     ratio = (whole.columns["log_prob"] - whole.columns["log_prob_out"])[whole.columns["selected"].astype(bool)]
     median = float(np.median(ratio.reshape(5, 6).mean(axis=1)))  # of the spans' means

@@ -18,6 +18,7 @@ from mitigate.bench.cost import TRAINING, time_of
 from mitigate.bench.unlearn.methods import RETRAINED
 from mitigate.bench.unlearn.run import bench_unlearn, check_methods
 from mitigate.bench.unlearn.settings import METHODS, SCOPES, HardUnlearnBenchSettings, UnlearnBenchSettings
+from mitigate.bench.unlearn.tries import MORE_TRIES, WEIGHTS
 from mitigate.bench.unlearn.world import ORACLES, deal_people, find_people
 from mitigate.bench.world import sources
 from mitigate.errors import MitigateError
@@ -123,7 +124,8 @@ def _tell_cost(
     missing = [
         (epochs, size) for epochs, folder in folders for name, size in models.items() if not (folder / name).is_dir()
     ]
-    runs = len(settings.epochs) * runs * (tries + len(seeds) - 1)  # rates are chosen on the first seed
+    tried = tries + (MORE_TRIES + len(WEIGHTS) if tries > 1 else 0)
+    runs = len(settings.epochs) * runs * (tried + len(seeds) - 1)  # rates are chosen on the first seed
     runs += len(RETRAINED) * len(folders) if retrain else 0
     done = sum(len(list((folder / "runs").glob("*/run.json"))) for _, folder in folders)
     steps = max(0, runs - done) * settings.unlearn.max_steps

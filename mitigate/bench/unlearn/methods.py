@@ -28,11 +28,12 @@ from mitigate.detection.audit import audit
 from mitigate.detection.record import Audit
 from mitigate.detection.settings import Detect
 from mitigate.documents import Documents
-from mitigate.errors import MitigateError
+from mitigate.errors import MitigateError, NothingToUnlearnError
 from mitigate.models.store import ModelStore
 from mitigate.retraining.retrain import retrain
 from mitigate.runtime import process_state
 from mitigate.unlearning.material.forgetting import scope_tokens
+from mitigate.unlearning.objectives.catalogue import retain_of
 from mitigate.unlearning.objectives.names import parse_objective
 from mitigate.unlearning.settings import Unlearn
 from mitigate.unlearning.trainer import unlearn
@@ -40,6 +41,7 @@ from mitigate.unlearning.trainer import unlearn
 logger = logging.getLogger(__name__)
 FDR = 0.05
 SELECTIONS = {"found": Detect(fdr=FDR), "known": Detect(select="known", calibrate=True)}
+STEP = 3.0  # between two rates, and between two weights of anchors
 BLIND = ("found",)
 """Selections whose audit is not told where the secrets are: known spans would shape its detector and its stretches."""
 RETRAINED = {"mask": ("found", "mask"), "placeholder": ("found", "placeholder"), "fake": ("found", "fake")}
@@ -107,15 +109,11 @@ def criterion(validation: Mapping[str, Mapping[str, float | None]]) -> float:
 
 def factors(tries: int) -> tuple[float, ...]:
     """What the common rate is multiplied by: powers of 3 around 1."""
-    return tuple(3.0 ** (number - (tries - 1) / 2) for number in range(tries))
+    return tuple(STEP ** (number - (tries - 1) / 2) for number in range(tries))
 
 
 def make_audit(world: UnlearnWorld, selection: str, *, out: Path, seed: int, device: str) -> Audit:
-    """Audit the target with the references, or take the audit that is there.
-
-    Raises:
-        MitigateError: no token of a person to forget is selected.
-    """
+    """Audit the target with the references, or take the audit that is there."""
     detect = SELECTIONS[selection]
     documents = world.documents
     if selection in BLIND:
@@ -142,22 +140,20 @@ def make_audit(world: UnlearnWorld, selection: str, *, out: Path, seed: int, dev
         if state.is_main_process:
             found.save(out, replace=True)
         state.wait_for_everyone()
-    if not found.columns["selected"].any():
-        raise MitigateError(
-            f"{out}: the audit selects no token, so there is nothing to unlearn: the target did not memorize its "
-            "documents; train it for longer (--set schedule.epochs=N)"
-        )
     return found
 
 
-def run_method(seed: Seed, objective: str, scope: str, *, factor: float, selection: str = "found") -> Run:
-    """Unlearn once, and measure.
+def run_method(
+    seed: Seed, objective: str, scope: str, *, factor: float, hold: float = 1.0, selection: str = "found"
+) -> Run:
+    """Unlearn once, and measure; where the audit leaves nothing to unlearn, the target as it is.
 
     Args:
         seed: people, models, audits.
         objective: a name of `METHODS`.
         scope: of `SCOPES`; token scope stops at the control, sequence scope runs all its steps.
         factor: of the common learning rate.
+        hold (*optional*, defaults to 1): factor of the anchors' weight.
         selection (*optional*, defaults to `found`): whose spans are forgotten.
     """
     given = seed.settings.unlearn.model_dump()
@@ -165,29 +161,37 @@ def run_method(seed: Seed, objective: str, scope: str, *, factor: float, selecti
     own = {"objective": objective, "scope": scope, "stop_at_control": scope == "token", "learning_rate": rate}
     own |= {"keep_judges": False}  # the benchmark has judges of its own
     settings = Unlearn(**{**given, **own})
+    retain = retain_of(settings.retain, parse_objective(objective))
+    weight = hold * (retain.weight or 0.0)
+    settings = settings.model_copy(update={"retain": retain.model_copy(update={"weight": weight})})
     mark = {"settings": settings.model_dump(), "objectives": parse_objective(objective), "selection": selection}
 
     def work(directory: Path) -> tuple[Path, dict[str, Any]]:
         adapter = directory / "adapter"
         shutil.rmtree(adapter, ignore_errors=True)  # of a run that was cut short while it was measured
-        summary = unlearn(
-            seed.audits[selection],
-            out=adapter,
-            retain=seed.world.anchors,
-            settings=settings,
-            store=ModelStore(device=seed.device),
-            seed=seed.number,
-        ).summary
-        kept = ("steps", "stopped", "adapter_parameters", "model_parameters")
-        return adapter, {name: summary[name] for name in kept}
+        try:
+            summary = unlearn(
+                seed.audits[selection],
+                out=adapter,
+                retain=seed.world.anchors,
+                settings=settings,
+                store=ModelStore(device=seed.device),
+                seed=seed.number,
+            ).summary
+        except NothingToUnlearnError as error:
+            logger.warning("seed %d, %s: %s", seed.number, directory.name, error)
+            return Path(seed.world.target), {"steps": 0, "stopped": str(error), "adapter_parameters": 0}
+        return adapter, {name: summary[name] for name in ("steps", "stopped", "adapter_parameters")}
 
     facts = {
         "learning_rate": rate,
         "factor": factor,
+        "anchor_weight": weight,
         "selected_token_share": selected_share(seed, selection, scope=scope),
         "selected_secret_share": selected_share(seed, selection, scope=scope, secret=True),
     }
-    return _run(seed, f"{selection}-{objective}-{scope}-{factor:.3g}", mark, facts, work)
+    held = "" if hold == 1 else f"-{hold:.3g}"
+    return _run(seed, f"{selection}-{objective}-{scope}-{factor:.3g}{held}", mark, facts, work)
 
 
 def run_retrain(seed: Seed, name: str) -> Run:

@@ -5,7 +5,8 @@
 Protocol, each seed: people are dealt to forget, retain and holdout; a target is fine-tuned on forget and retain, and
 audited with cross-fitted references, without a word where the secrets are. Every objective forgets the audit's tokens
 (token scope) and whole documents (sequence scope: a fixed number of steps). On the first seed each runs
-at the same number of learning rates, and at up to two more where the best is the lowest or the highest of them. The
+at the same number of learning rates, at up to two more where the best is the lowest or the highest of them, and at the
+best of them with a third and three times the weight of its anchors (methods without anchors: at two more rates). The
 best by one half of the forget people (retain, holdout and prose are the same for both halves) is taken on all seeds;
 figures are of the other half. Judges that no method sees tell whether a secret looks seen. Exact retraining is measured
 beside them.
@@ -22,7 +23,7 @@ from mitigate.bench.unlearn.evidence import gather_evidence
 from mitigate.bench.unlearn.methods import ALLOWED, FDR, SELECTIONS, Seed, factors, make_audit
 from mitigate.bench.unlearn.settings import METHODS, SCOPES, UnlearnBenchSettings
 from mitigate.bench.unlearn.summary import summarize_seeds
-from mitigate.bench.unlearn.tries import MORE_TRIES, SeedRuns, run_seed
+from mitigate.bench.unlearn.tries import MORE_TRIES, WEIGHTS, SeedRuns, run_seed
 from mitigate.bench.unlearn.world import make_unlearn_world
 from mitigate.bench.world import sources
 from mitigate.errors import MitigateError
@@ -90,6 +91,7 @@ def bench_unlearn(
                 "seeds": list(seeds)[: len(done)],
                 "tries": [factor * settings.unlearn.learning_rate for factor in factors(tries)],
                 "more_tries_at_an_edge": MORE_TRIES,
+                "anchor_weights_at_the_best_rate": list(WEIGHTS) if tries > 1 else [],
                 "criterion": _CRITERION + ", ".join(f"{name} {allowed}" for name, allowed in ALLOWED.items()),
                 "fdr": FDR,
                 **sources(documents, base),

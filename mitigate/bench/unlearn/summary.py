@@ -144,8 +144,8 @@ def _of_method(evidence: Sequence[UnlearnEvidence], tried: Sequence[Tried]) -> d
 
     Returns:
         figures (none where a chosen run failed: `error` then), means of `seconds`, `steps`, shares and sizes, `stopped`
-        and `learning_rate` of each seed, and `tries`: for each factor of the common rate and each seed that ran it, the
-        rate, the criterion, and the figures of the validation and the test people (or the error).
+        `learning_rate` and `anchor_weight` of each seed, and `tries`: for each try and each seed that ran it, the rate,
+        the weight, the criterion, and the figures of the validation and the test people (or the error).
     """
     return {**_of_runs(evidence, [one.chosen for one in tried]), "tries": _tries(tried)}
 
@@ -156,7 +156,7 @@ def _of_runs(evidence: Sequence[UnlearnEvidence], runs: Sequence[Run]) -> dict[s
     if len(measured) < len(runs):
         return {"error": summarize(record["error"] for record in records if "error" in record)}
     averaged = ("seconds", "steps", "adapter_parameters", "selected_token_share", "selected_secret_share")
-    listed = ("learning_rate", "stopped", "exact")
+    listed = ("learning_rate", "anchor_weight", "stopped", "exact")
     return {
         **plain(figures(evidence, measured)),
         **{name: float(np.mean([r[name] for r in records])) for name in averaged if name in records[0]},
@@ -166,9 +166,9 @@ def _of_runs(evidence: Sequence[UnlearnEvidence], runs: Sequence[Run]) -> dict[s
 
 def _tries(tried: Sequence[Tried]) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
-    for factor in tried[0].tries:
-        for run in (one.tries[factor] for one in tried if factor in one.tries):
-            entry: dict[str, Any] = {"learning_rate": run.record["learning_rate"]}
+    for which in tried[0].tries:
+        for run in (one.tries[which] for one in tried if which in one.tries):
+            entry: dict[str, Any] = {name: run.record[name] for name in ("learning_rate", "anchor_weight")}
             if run.measured is None:
                 entry["error"] = run.record["error"]
             else:
@@ -177,7 +177,7 @@ def _tries(tried: Sequence[Tried]) -> dict[str, list[dict[str, Any]]]:
                     for half, of_half in run.record["figures"].items()
                 }
                 entry |= {"criterion": run.criterion, **values}
-            found.setdefault(f"{factor:.3g}", []).append(entry)
+            found.setdefault(str(which), []).append(entry)
     return found
 
 

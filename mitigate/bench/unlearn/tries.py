@@ -1,13 +1,26 @@
-"""Which learning rates every method of `mitigate bench unlearn` tries, and the one that it is measured at."""
+"""Which rates and weights every method of `mitigate bench unlearn` tries, and those that it is measured at."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from mitigate.bench.unlearn.methods import RETRAINED, Run, Seed, choose, run_method, run_retrain
+from mitigate.bench.unlearn.methods import RETRAINED, STEP, Run, Seed, choose, run_method, run_retrain
 
 MORE_TRIES = 2  # for a method whose best rate is the lowest or the highest of those tried
+WEIGHTS = (1 / STEP, STEP)  # of the anchors, tried at the best rate besides the method's own
+BETWEEN = (STEP**-0.5, STEP**0.5)  # times the best rate, for methods without anchors: as many tries as the others have
+
+
+class Try(NamedTuple):
+    """Factor of the common learning rate, and of the method's own weight of its anchors."""
+
+    rate: float
+    hold: float = 1.0
+
+    def __str__(self) -> str:
+        return f"{self.rate:.3g}" + ("" if self.hold == 1 else f", anchors {self.hold:.3g}")
 
 
 @dataclass(frozen=True)
@@ -15,17 +28,16 @@ class Tried:
     """One method on one seed.
 
     Attributes:
-        tries: factor of the common rate -> run; on all seeds but the first only the chosen one.
-        chosen: the best of the first seed's by its validation people.
-        factor: of the chosen one.
+        tries: what was tried -> run; on all seeds but the first only the chosen one.
+        best: of the first seed's by its validation people.
     """
 
-    tries: Mapping[float, Run]
-    factor: float
+    tries: Mapping[Try, Run]
+    best: Try
 
     @property
     def chosen(self) -> Run:
-        return self.tries[self.factor]
+        return self.tries[self.best]
 
 
 @dataclass(frozen=True)
@@ -41,19 +53,25 @@ class SeedRuns:
 def run_seed(
     seed: Seed, wanted: Iterable[tuple[str, str]], *, tries: Sequence[float], retrain: bool, first: SeedRuns | None
 ) -> SeedRuns:
-    """All runs of one seed: every try, or, after the first seed, each method at the rate chosen there."""
+    """All runs of one seed: every try, or, after the first seed, each method at the rate and weight chosen there."""
 
     def tried(objective: str, scope: str, selection: str, chosen: Tried | None) -> Tried:
-        def run(factor: float) -> Run:
-            return run_method(seed, objective, scope, factor=factor, selection=selection)
+        def run(one: Try) -> Run:
+            return run_method(seed, objective, scope, factor=one.rate, hold=one.hold, selection=selection)
 
         if chosen:
-            return Tried({chosen.factor: run(chosen.factor)}, chosen.factor)
-        runs = {factor: run(factor) for factor in tries}
-        while beyond := beyond_edge({f: one.criterion for f, one in runs.items()}, at_most=len(tries) + MORE_TRIES):
-            runs[beyond] = run(beyond)
+            return Tried({chosen.best: run(chosen.best)}, chosen.best)
+        runs = {Try(factor): run(Try(factor)) for factor in tries}
+        while beyond := beyond_edge({t.rate: r.criterion for t, r in runs.items()}, at_most=len(tries) + MORE_TRIES):
+            runs[Try(beyond)] = run(Try(beyond))
+        if len(tries) > 1:
+            rate, first_best = min(runs.items(), key=lambda item: item[1].criterion)
+            further = [Try(rate.rate, hold) for hold in WEIGHTS]
+            if not first_best.record.get("anchor_weight"):
+                further = [Try(rate.rate * factor) for factor in BETWEEN]
+            runs |= {one: run(one) for one in further}
         best = choose(seed, list(runs.values()))
-        return Tried(dict(sorted(runs.items())), next(factor for factor, one in runs.items() if one is best))
+        return Tried(dict(sorted(runs.items())), next(one for one, of_it in runs.items() if of_it is best))
 
     methods = {pair: tried(*pair, "found", first.methods[pair] if first else None) for pair in wanted}
     known = tried("default", "token", "known", first.known if first else None)
@@ -71,4 +89,4 @@ def beyond_edge(criteria: Mapping[float, float], *, at_most: int) -> float | Non
     low, high = min(criteria), max(criteria)
     if len(criteria) == 1 or len(criteria) >= at_most or best not in (low, high) or criteria[best] == float("inf"):
         return None
-    return high * 3.0 if best == high else low / 3.0
+    return high * STEP if best == high else low / STEP

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -20,10 +20,12 @@ from mitigate.unlearning.objectives.formulas import (
     satimp,
     simnpo,
     span_means,
+    span_sums,
     substitute,
     undial,
     wga,
 )
+from mitigate.unlearning.settings import Retain
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,29 @@ class Parameters:
     direction: torch.Tensor | None = None
 
 
+Loss = Callable[[Selected, Parameters], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Retention:
+    """How an objective holds the rest, where the user does not say: by default as ours does.
+
+    Attributes:
+        anchor: `kl`, `nll`, `hidden` or `none`.
+        weight: of the anchors' mean, the objective's mean counting 1.
+        focus: weight of kept tokens that the audit found memorized.
+    """
+
+    anchor: str = "kl"
+    weight: float = 10.0
+    focus: float = 4.0
+
+
+def _published(anchor: str, weight: float = 1.0) -> Retention:
+    """As the authors do, or their code: no kept token counts more than another."""
+    return Retention(anchor, weight, focus=1.0)
+
+
 @dataclass(frozen=True)
 class Objective:
     """An entry of `OBJECTIVES`.
@@ -93,15 +118,15 @@ class Objective:
         over: what the losses are of: `selected` tokens, `substitutes`' tokens, or `spans`.
         needs: which optional parts of `Selected` it reads: `before`, `out`, `typical`, `hidden`, `substitutes`.
         one_sided: pushes a token down without end, so tokens that have arrived must be taken out.
-        anchor: what it was published with to hold the rest: `kl`, `nll`, `hidden` or `none`.
+        retention: what it was published with to hold the rest.
     """
 
-    loss: Callable[[Selected, Parameters], torch.Tensor]
+    loss: Loss
     beta: float = 1.0
     over: str = "selected"
     needs: frozenset[str] = frozenset()
     one_sided: bool = True
-    anchor: str = "kl"
+    retention: Retention = field(default_factory=Retention)
 
 
 def needs_of(weights: Mapping[str, float]) -> frozenset[str]:
@@ -109,9 +134,17 @@ def needs_of(weights: Mapping[str, float]) -> frozenset[str]:
     return frozenset().union(*(OBJECTIVES[name].needs for name in weights))
 
 
-def anchor_of(weights: Mapping[str, float]) -> str:
-    """What holds the rest where the user does not say: as published with the objective of the largest weight."""
-    return OBJECTIVES[max(weights, key=lambda name: weights[name])].anchor
+def retain_of(retain: Retain, weights: Mapping[str, float]) -> Retain:
+    """The settings with all that they leave open: as published with the objective of the largest weight.
+
+    With anchors of another kind than that, what is left open is as with our own objectives.
+    """
+    own = OBJECTIVES[max(weights, key=lambda name: weights[name])].retention
+    if retain.anchor not in ("auto", own.anchor):
+        own = Retention(retain.anchor)
+    open_ones = {"weight": own.weight, "focus": own.focus}
+    settled = {name: value for name, value in open_ones.items() if getattr(retain, name) is None}
+    return retain.model_copy(update={"anchor": own.anchor, **settled})
 
 
 def arrived(selected: Selected, objective: Objective) -> torch.Tensor:
@@ -156,18 +189,33 @@ def _substitute(s: Selected, p: Parameters) -> torch.Tensor:
     return substitute(s.substitute_log_prob)
 
 
-def _dpo(s: Selected, p: Parameters) -> torch.Tensor:
-    assert s.substitute_log_prob is not None
-    assert s.substitute_log_prob_before is not None
-    assert s.substitute_spans is not None
-    return dpo(
-        s.log_prob - s.log_prob_before,
-        s.spans,
-        s.substitute_log_prob - s.substitute_log_prob_before,
-        s.substitute_spans,
-        count=s.span_count,
-        beta=_beta(p, "dpo"),
-    )
+def _npo(s: Selected, p: Parameters) -> torch.Tensor:
+    ratio = span_sums(s.log_prob - s.log_prob_before, s.spans, s.span_count)
+    return _of_present(npo(ratio, beta=_beta(p, "npo")), s)
+
+
+def _simnpo(s: Selected, p: Parameters) -> torch.Tensor:
+    means = span_means(s.log_prob, s.spans, s.span_count)
+    return _of_present(simnpo(means, beta=_beta(p, "simnpo"), delta=p.delta), s)
+
+
+def _dpo(name: str, of_spans: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]) -> Loss:
+    """DPO whose ratios are sums, as published, or means over the tokens of spans and substitutes."""
+
+    def loss(s: Selected, p: Parameters) -> torch.Tensor:
+        assert s.substitute_log_prob is not None
+        assert s.substitute_log_prob_before is not None
+        assert s.substitute_spans is not None
+        old = of_spans(s.log_prob - s.log_prob_before, s.spans, s.span_count)
+        new = of_spans(s.substitute_log_prob - s.substitute_log_prob_before, s.substitute_spans, s.span_count)
+        return _of_present(dpo(old, new, beta=_beta(p, name)), s)
+
+    return loss
+
+
+def _of_present(losses: torch.Tensor, s: Selected) -> torch.Tensor:
+    """The spans' losses; 0 for one none of whose tokens is there: its substitute alone is no preference."""
+    return losses.masked_fill(torch.bincount(s.spans, minlength=s.span_count) == 0, 0.0)
 
 
 def _beta(parameters: Parameters, name: str) -> float:
@@ -179,25 +227,37 @@ OBJECTIVES: dict[str, Objective] = {
     "distill": Objective(_distill, needs=frozenset({"out"}), one_sided=False),
     "match": Objective(lambda s, p: match(s.log_prob, s.log_prob_typical + p.level), one_sided=False),
     "consensus": Objective(_consensus, needs=frozenset({"typical"}), one_sided=False),
-    "ascent": Objective(lambda s, p: ascent(s.log_prob), anchor="none"),
-    "grad_diff": Objective(lambda s, p: ascent(s.log_prob), anchor="nll"),
-    "npo": Objective(lambda s, p: npo(s.log_prob, s.log_prob_before, beta=_beta(p, "npo"))),
-    "simnpo": Objective(
-        lambda s, p: simnpo(s.log_prob, beta=_beta(p, "simnpo"), delta=p.delta), beta=2.5, anchor="nll"
-    ),
-    "wga": Objective(lambda s, p: wga(s.log_prob, beta=_beta(p, "wga")), anchor="nll"),
+    "ascent": Objective(lambda s, p: ascent(s.log_prob), retention=_published("none", 0.0)),
+    "grad_diff": Objective(lambda s, p: ascent(s.log_prob), retention=_published("nll")),
+    "npo": Objective(_npo, beta=0.1, over="spans", retention=_published("nll")),
+    "npo_token": Objective(lambda s, p: npo(s.log_prob - s.log_prob_before, beta=_beta(p, "npo_token"))),
+    "simnpo": Objective(_simnpo, beta=2.5, over="spans", retention=_published("nll", 1 / 0.1375)),
+    "simnpo_token": Objective(lambda s, p: simnpo(s.log_prob, beta=_beta(p, "simnpo_token"), delta=p.delta), beta=2.5),
+    "wga": Objective(lambda s, p: wga(s.log_prob, beta=_beta(p, "wga")), retention=_published("nll")),
     "satimp": Objective(
-        lambda s, p: satimp(s.log_prob, beta_1=_beta(p, "satimp"), beta_2=p.beta_2), beta=5.0, anchor="nll"
+        lambda s, p: satimp(s.log_prob, beta_1=_beta(p, "satimp"), beta_2=p.beta_2),
+        beta=5.0,
+        retention=_published("nll", 10.0),
     ),
-    "undial": Objective(_undial, beta=10.0, needs=frozenset({"before"})),
-    "dpo": Objective(_dpo, over="spans", needs=frozenset({"substitutes"})),
+    "undial": Objective(_undial, beta=10.0, needs=frozenset({"before"}), retention=_published("none", 0.0)),
+    "dpo": Objective(
+        _dpo("dpo", span_sums),
+        beta=0.1,
+        over="spans",
+        needs=frozenset({"substitutes"}),
+        retention=_published("nll"),
+    ),
+    "dpo_token": Objective(_dpo("dpo_token", span_means), over="spans", needs=frozenset({"substitutes"})),
     "idk": Objective(
         _substitute,
         over="substitutes",
         needs=frozenset({"substitutes"}),
         one_sided=False,
-        anchor="nll",
+        retention=_published("nll"),
     ),
     "substitute": Objective(_substitute, over="substitutes", needs=frozenset({"substitutes"}), one_sided=False),
-    "rmu": Objective(_rmu, needs=frozenset({"hidden"}), anchor="hidden"),
+    "rmu": Objective(_rmu, needs=frozenset({"hidden"}), retention=_published("hidden", 1200.0)),
 }
+"""Weights of published objectives are those of their authors' code or, of `wga`, `satimp` and `undial`, of
+OpenUnlearning's, the objective's own taken as 1. Those whose names end in `_token`, `substitute` and the first four are
+ours."""

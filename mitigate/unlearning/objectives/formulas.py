@@ -1,8 +1,9 @@
 """Unlearning objectives: pure functions of tensors, one loss per token to forget (or per substitute, or per span).
 
 ℓ = log p_θ(x_t | x_<t) of a token to forget, ℓ⁰ before unlearning, ℓ̄ under the OUT references; p_0 is the model before
-unlearning, p̄ the mean of the OUT references' probabilities, p̃ their normalized geometric mean. Losses are per token,
-never sequence sums, so that hyper-parameters carry over span lengths. Nats. By name: `catalogue.OBJECTIVES`.
+unlearning, p̄ the mean of the OUT references' probabilities, p̃ their normalized geometric mean. NPO, SimNPO and DPO are
+of units: sequences as published (a selected span, or a whole document), or single tokens. Nats. By name:
+`catalogue.OBJECTIVES`.
 """
 
 from __future__ import annotations
@@ -24,23 +25,22 @@ def ascent(log_prob: torch.Tensor) -> torch.Tensor:
     return log_prob
 
 
-def npo(log_prob: torch.Tensor, log_prob_before: torch.Tensor, *, beta: float = 1.0) -> torch.Tensor:
-    """Negative preference optimization: −(2/β) log σ(−β(ℓ − ℓ⁰)) (Zhang et al., arXiv 2404.05868), per token.
+def npo(log_ratio: torch.Tensor, *, beta: float) -> torch.Tensor:
+    """Negative preference optimization: −(2/β) log σ(−βΔ) (Zhang et al., arXiv 2404.05868).
 
     Args:
-        log_prob: (N,).
-        log_prob_before: (N,).
-        beta (`float`, *optional*, defaults to 1.0): inverse temperature; β → 0 is gradient ascent.
+        log_ratio: (U,) Δ = log p_θ(y) − log p_0(y) of each unit y: as published a sequence, so the sum of its tokens'.
+        beta: inverse temperature; β → 0 is gradient ascent.
     """
-    return -(2 / beta) * F.logsigmoid(-beta * (log_prob - log_prob_before))
+    return -(2 / beta) * F.logsigmoid(-beta * log_ratio)
 
 
-def simnpo(log_prob: torch.Tensor, *, beta: float = 2.5, delta: float = 0.0) -> torch.Tensor:
-    """NPO without a reference model: −(2/β) log σ(−βℓ − δ) (Fan et al., SimNPO, arXiv 2410.07163), per token.
+def simnpo(log_prob: torch.Tensor, *, beta: float, delta: float = 0.0) -> torch.Tensor:
+    """NPO without a reference model: −(2/β) log σ(−β log p_θ(y) / |y| − δ) (Fan et al., SimNPO, arXiv 2410.07163).
 
     Args:
-        log_prob: (N,).
-        beta (`float`, *optional*, defaults to 2.5): inverse temperature.
+        log_prob: (U,) of each unit y, the mean over its tokens.
+        beta: inverse temperature.
         delta (`float`, *optional*, defaults to 0.0): margin, the paper's γ.
     """
     return -(2 / beta) * F.logsigmoid(-beta * log_prob - delta)
@@ -154,34 +154,17 @@ def substitute(log_prob: torch.Tensor) -> torch.Tensor:
     return -log_prob
 
 
-def dpo(
-    log_ratio: torch.Tensor,
-    spans: torch.Tensor,
-    substitute_log_ratio: torch.Tensor,
-    substitute_spans: torch.Tensor,
-    *,
-    count: int,
-    beta: float = 1.0,
-) -> torch.Tensor:
-    """Prefer the substitute to the secret: −(2/β) log σ(β(Δ' − Δ)) for each span (Rafailov et al., arXiv 2305.18290).
+def dpo(log_ratio: torch.Tensor, substitute_log_ratio: torch.Tensor, *, beta: float) -> torch.Tensor:
+    """Prefer the substitute to the secret: −(2/β) log σ(β(Δ' − Δ)) (Rafailov et al., arXiv 2305.18290).
 
-    Δ is the mean of ℓ − ℓ⁰ over the span's tokens, Δ' over its substitute's: means, so that lengths do not matter. The
-    factor 2/β is NPO's, whose limit without a substitute it is.
+    The factor 2/β is NPO's, whose limit without a substitute it is.
 
     Args:
-        log_ratio: (N,) ℓ − ℓ⁰.
-        spans: (N,) number of each token's span, from 0 to S − 1.
-        substitute_log_ratio: (M,) the same of the substitutes' tokens.
-        substitute_spans: (M,) the span that each stands for.
-        count: S.
-        beta (`float`, *optional*, defaults to 1.0): inverse temperature.
-
-    Returns:
-        (S,) losses; 0 for a span none of whose tokens is there: its substitute alone is no preference.
+        log_ratio: (S,) Δ = log p_θ(y) − log p_0(y) of each span y: as published the sum over its tokens.
+        substitute_log_ratio: (S,) Δ', the same of what stands in its place.
+        beta: inverse temperature.
     """
-    advantage = span_means(substitute_log_ratio, substitute_spans, count) - span_means(log_ratio, spans, count)
-    absent = torch.bincount(spans, minlength=count) == 0
-    return (-(2 / beta) * F.logsigmoid(beta * advantage)).masked_fill(absent, 0.0)
+    return -(2 / beta) * F.logsigmoid(beta * (substitute_log_ratio - log_ratio))
 
 
 def hidden_anchor(hidden: torch.Tensor, hidden_before: torch.Tensor) -> torch.Tensor:
@@ -193,8 +176,11 @@ def hidden_anchor(hidden: torch.Tensor, hidden_before: torch.Tensor) -> torch.Te
     return (hidden - hidden_before).square().mean(1)
 
 
+def span_sums(values: torch.Tensor, groups: torch.Tensor, count: int) -> torch.Tensor:
+    """(count,) sums of values by group, for instance of tokens by span."""
+    return torch.zeros(count, dtype=values.dtype, device=values.device).index_add(0, groups, values)
+
+
 def span_means(values: torch.Tensor, groups: torch.Tensor, count: int) -> torch.Tensor:
-    """(count,) means of values by group, for instance of tokens by span; 0 for a group without values."""
-    sums = torch.zeros(count, dtype=values.dtype, device=values.device).index_add(0, groups, values)
-    sizes = torch.bincount(groups, minlength=count).clamp_min(1)
-    return sums / sizes
+    """(count,) means of values by group; 0 for a group without values."""
+    return span_sums(values, groups, count) / torch.bincount(groups, minlength=count).clamp_min(1)

@@ -8,10 +8,11 @@ from mitigate.errors import MitigateError
 
 OBJECTIVE_NAMES = (
     *("hinge", "distill", "match", "consensus"),
-    *("ascent", "grad_diff", "npo", "simnpo", "wga", "satimp", "undial", "dpo", "idk", "substitute", "rmu"),
+    *("ascent", "grad_diff", "npo", "npo_token", "simnpo", "simnpo_token", "wga", "satimp", "undial"),
+    *("dpo", "dpo_token", "idk", "substitute", "rmu"),
 )
 DEFAULT: Mapping[str, float] = {"match": 1.0, "consensus": 0.5}
-SUBSTITUTES: Mapping[str, str] = {"dpo": "fake", "idk": "placeholder", "substitute": "fake"}
+SUBSTITUTES: Mapping[str, str] = {"dpo": "fake", "dpo_token": "fake", "idk": "placeholder", "substitute": "fake"}
 """Objective that learns another text in a secret's place -> which; see `secrets.redaction`."""
 
 

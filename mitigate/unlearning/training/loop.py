@@ -87,7 +87,7 @@ class Loop:
         self.rounds, self.added = list(rounds), list(added)
         self.checkpoints = Checkpoints(partial_of(partial))
         self.parameters = [p for p in trainable.module.parameters() if p.requires_grad]
-        self.dual = settings.retain.weight  # the anchors' weight
+        self.dual = settings.retain.weight or 0.0  # the anchors' weight
         self.held: float | None = None  # the anchors' mean at the last step
         self.share = 1.0  # of the learning rate that is left of it
         self.drift: float | None = None  # running mean of `held`

@@ -28,7 +28,6 @@ class Losses:
         trainable: the model.
         settings: of unlearning.
         weights: objective -> weight.
-        anchor: `kl`, `nll`, `hidden` or `none`.
         out_terms: p̄ at the tokens to forget, if an objective needs it.
         device: of the model.
         seed: of rmu's direction.
@@ -43,15 +42,15 @@ class Losses:
         settings: Unlearn,
         weights: Mapping[str, float],
         *,
-        anchor: str,
         out_terms: OutTerms | None,
         device: torch.device,
         seed: int,
     ) -> None:
-        self.trainable, self.weights, self.anchor, self.out_terms = trainable, weights, anchor, out_terms
+        self.trainable, self.weights, self.out_terms = trainable, weights, out_terms
+        self.anchor = settings.retain.anchor
         self.rest_on_arrival = settings.stop_at_control
         self.needs = needs_of(weights)
-        self.layer = self._layer(settings.layer) if "hidden" in self.needs or anchor == "hidden" else None
+        self.layer = self._layer(settings.layer) if "hidden" in self.needs or self.anchor == "hidden" else None
         self.module: torch.nn.Module = trainable.module  # the loop puts the wrapped one here
         self.mixed = mixed_dtype(trainable)
         self.batch_tokens = settings.batch_tokens or default_batch_tokens(
@@ -172,7 +171,7 @@ class Losses:
     def _needs_before(self) -> frozenset[str]:
         needs = {"distribution"} if self.anchor == "kl" or "before" in self.needs else set()
         needs |= {"hidden"} if self.layer is not None else set()
-        needs |= {"log_prob"} if "dpo" in self.weights else set()
+        needs |= {"log_prob"} if {"dpo", "dpo_token"} & set(self.weights) else set()
         return frozenset(needs)
 
 
