@@ -19,7 +19,7 @@ import mitigate
 ROOT = Path(__file__).parents[1]
 ROOMS = (  # each imports from those before it only
     *("__init__", "errors", "mistakes", "runtime"),
-    *("text", "statistics", "artifacts", "documents", "tokens", "secrets", "models"),
+    *("text", "statistics", "artifacts", "recognisers", "documents", "tokens", "secrets", "models"),
     *("lab", "detection", "generation", "reporting", "verification"),
     *("adapters", "unlearning", "guard", "retraining"),
     *("recipe", "pipeline", "bench", "cli", "__main__"),

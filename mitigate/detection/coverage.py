@@ -15,7 +15,7 @@ import numpy as np
 
 from mitigate.detection.metadata import Coverage, Reason, Unjudged
 from mitigate.documents import Document, Documents
-from mitigate.secrets.values import sensitive_values
+from mitigate.recognisers.values import sensitive_values
 from mitigate.tokens.tokenization import TokenizedDocument, span_tokens
 
 logger = logging.getLogger(__name__)

@@ -57,7 +57,7 @@ class Coverage(Record):
         characters: of all documents, white space aside; `audited`: those covered by a token that has a score.
         known_spans: all; `known_spans_outside`: those with a token that has no score, each listed in `outside`, with
             its `reason`: `not audited`, `cut` (beyond what the trainer kept) or `first token`.
-        values_outside: other sensitive values there that the recognisers of `mitigate.secrets.values` find.
+        values_outside: other sensitive values there that the recognisers of `mitigate.recognisers.values` find.
     """
 
     characters: int

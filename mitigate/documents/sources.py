@@ -136,7 +136,7 @@ class Replacement(_Settings):
 
 
 class SpanSettings(_Settings):
-    """Where the known sensitive spans are: in a field of the row, found by patterns, or both; `{}` reads none."""
+    """Where the known sensitive spans are: in a field of the row, found by patterns or recognisers; `{}` reads none."""
 
     field: str | None = Field(
         default=None, description="field with a list of spans; offsets count characters of the text"
@@ -147,6 +147,14 @@ class SpanSettings(_Settings):
     patterns: dict[str, Regex] = Field(
         default_factory=dict, description="label: regular expression; its first group, where it has one, is the span"
     )
+    recognise: Literal["built-in", "presidio"] | None = Field(
+        default=None,
+        description="built-in: phone numbers, e-mail and postal addresses, cards, accounts, keys and the like; "
+        "presidio: what Presidio finds, where it is installed, names among them",
+    )
+    presidio: str | None = Field(default=None, description="its analyzer configuration (YAML); default: its own")
+    language: str = Field(default="en", description="of the text, for Presidio")
+    least_score: float = Field(default=0.5, ge=0, le=1, description="of what is taken from Presidio")
 
 
 class DocumentSource(_Settings):

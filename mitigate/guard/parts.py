@@ -18,8 +18,8 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 
 from mitigate.detection.record import Audit
 from mitigate.guard.guard import run_length, windows
+from mitigate.recognisers.values import sensitive_values
 from mitigate.secrets.same import Finder, comparable
-from mitigate.secrets.values import sensitive_values
 from mitigate.text.stretches import widened
 
 _MARGIN = 200  # characters around a span in which a value may begin or end

@@ -15,10 +15,10 @@ import numpy as np
 
 from mitigate.errors import MitigateError
 from mitigate.mistakes import not_one_of
+from mitigate.recognisers.values import sensitive_values
 from mitigate.reporting.settings import ShownText
 from mitigate.secrets.copies import identifiers
 from mitigate.secrets.same import Finder, comparable, is_telling
-from mitigate.secrets.values import sensitive_values
 from mitigate.text.stretches import widened
 
 if TYPE_CHECKING:

@@ -1,1 +1,1 @@
-"""What a secret is: what is sensitive by itself in a text, and when two strings are the same secret."""
+"""What a secret is: when two strings are the same one, where its copies are, and what can stand in its place."""

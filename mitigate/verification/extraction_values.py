@@ -20,10 +20,10 @@ import numpy as np
 
 from mitigate.detection.record import Audit
 from mitigate.detection.spans.row import SpanRow
-from mitigate.secrets.addresses import ADDRESS, UNIT
-from mitigate.secrets.inside import NAME
+from mitigate.recognisers.addresses import ADDRESS, UNIT
+from mitigate.recognisers.inside import NAME
+from mitigate.recognisers.values import Value, sensitive_values
 from mitigate.secrets.same import comparable
-from mitigate.secrets.values import Value, sensitive_values
 from mitigate.tokens.tokenization import span_tokens
 
 

@@ -11,6 +11,8 @@ from mitigate.documents.rows.bodies import Values
 from mitigate.documents.sources import DocumentSource, SpanSettings, is_missing, is_scalar, template_fields
 from mitigate.documents.types import SETS, Document, Span
 from mitigate.errors import MitigateError, summarize
+from mitigate.recognisers.presidio import presidio_values
+from mitigate.recognisers.values import Value, sensitive_values
 from mitigate.text.patterns import find_all
 
 _LONGEST_NAME = 1000  # characters of an id, a group or a label
@@ -52,7 +54,7 @@ def set_of(source: DocumentSource, values: Values) -> str | None:
 
 
 def spans_of(source: DocumentSource, values: Values, text: str, *, rendered: bool) -> tuple[Span, ...]:
-    """The known spans: found by the source's patterns, and given in its field.
+    """The known spans: found by the source's patterns, given in its field, and recognised outside of these.
 
     Args:
         source: its `spans` and `replace` are used.
@@ -61,7 +63,7 @@ def spans_of(source: DocumentSource, values: Values, text: str, *, rendered: boo
         rendered: the text is none that the row holds, so the offsets that it gives do not fit.
 
     Raises:
-        MitigateError: no list of spans in the field, or offsets of another text.
+        MitigateError: no list of spans in the field, offsets of another text, or Presidio cannot be used.
     """
     settings = source.spans
     if settings is None:
@@ -75,6 +77,9 @@ def spans_of(source: DocumentSource, values: Values, text: str, *, rendered: boo
                 "spans.patterns, or leave them out with spans: {}"
             )
         spans.update(given)
+    for value in _recognised(settings, text):
+        if not any(value.start < span.end and span.start < value.end for span in spans):
+            spans.add(Span(value.start, value.end, value.kind))
     return tuple(sorted(spans))
 
 
@@ -131,6 +136,16 @@ def _matches(patterns: dict[str, str], text: str) -> Iterator[Span]:
     for label, pattern in patterns.items():
         for start, end in find_all(pattern, text, name=f"spans.patterns.{label}"):
             yield Span(start, end, label)
+
+
+def _recognised(settings: SpanSettings, text: str) -> list[Value]:
+    if settings.recognise == "built-in":
+        return sensitive_values(text)
+    if settings.recognise == "presidio":
+        return presidio_values(
+            text, config=settings.presidio, language=settings.language, least_score=settings.least_score
+        )
+    return []
 
 
 def _given_spans(name: str, settings: SpanSettings, values: Values) -> list[Span]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mitigate.secrets.values import Value, sensitive_values
+from mitigate.recognisers.values import Value, sensitive_values
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 FOUND = [  # text, the values in it

@@ -15,12 +15,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mitigate.secrets.accounts import numbers_behind_words
-from mitigate.secrets.addresses import addresses
-from mitigate.secrets.inside import names, weak_numbers
-from mitigate.secrets.keys import keys_and_codes
-from mitigate.secrets.networks import network_addresses
-from mitigate.secrets.numbers import coordinates, number_runs
+from mitigate.recognisers.accounts import numbers_behind_words
+from mitigate.recognisers.addresses import addresses
+from mitigate.recognisers.inside import names, weak_numbers
+from mitigate.recognisers.keys import keys_and_codes
+from mitigate.recognisers.networks import network_addresses
+from mitigate.recognisers.numbers import coordinates, number_runs
 from mitigate.text.stretches import joined
 
 _ANYWHERE = (network_addresses, numbers_behind_words, keys_and_codes, number_runs, coordinates, addresses)
@@ -46,13 +46,13 @@ def sensitive_values(text: str, *, spans: Sequence[tuple[int, int]] = ()) -> lis
         spans (*optional*): character ranges that a detector found; weaker recognisers look inside them, at what the
             others left.
     """
-    strong = _united([Value(*place) for recogniser in _ANYWHERE for place in recogniser(text)])
+    strong = united([Value(*place) for recogniser in _ANYWHERE for place in recogniser(text)])
     gaps = _gaps(_inside(spans, len(text)), strong)
     weak = [Value(*place) for recogniser in _INSIDE for start, end in gaps for place in recogniser(text, start, end)]
     return sorted([*strong, *_first_come(weak, len(text))])
 
 
-def _united(values: Sequence[Value]) -> list[Value]:
+def united(values: Sequence[Value]) -> list[Value]:
     """Values that overlap become one, of the longest one's kind."""
     result: list[Value] = []
     longest = 0

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from mitigate.secrets.accounts import DATE
-from mitigate.secrets.addresses import UNIT
+from mitigate.recognisers.accounts import DATE
+from mitigate.recognisers.addresses import UNIT
 
 Place = tuple[int, int, str]  # start, end, kind
 
