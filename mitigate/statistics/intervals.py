@@ -21,7 +21,7 @@ from scipy.stats import t as student
 from mitigate.statistics.clusters import indexed, student_quantile, totals, variance_between, wilson
 
 _MOST_GROUPS = 500  # of clusters that a jackknife leaves out in turn
-_OF_HITS = 0.25  # weight of a cluster all hits and of one all misses, where the spread of a rate is estimated
+OF_HITS = 0.25  # weight of a cluster all hits and of one all misses, where the spread of a rate is estimated
 
 
 class Figure(NamedTuple):
@@ -130,7 +130,7 @@ def clustered_share(hits: np.ndarray, clusters: Sequence[str]) -> Figure:
     largest = float((sizes**2).sum() / total)
     effect = largest
     if 0 < value < 1:
-        variance, rate, weight = variance_between(sums, sizes, pseudo=_OF_HITS)
+        variance, rate, weight = variance_between(sums, sizes, pseudo=OF_HITS)
         effect = float(np.clip(variance / (rate * (1 - rate) / weight), 1.0, largest))
     return Figure(value, *wilson(value, total / effect, float(student.ppf(0.975, count - 1))))
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy.stats import t as student
 
-from mitigate.statistics.intervals import UNMEASURED, Figure
+from mitigate.statistics.clusters import totals, variance_between
+from mitigate.statistics.intervals import OF_HITS, UNMEASURED, Figure, clustered_share
 
 
 def over_runs(
@@ -30,10 +33,50 @@ def over_runs(
     values = resamples[:, 0]
     mean = float(share @ values)
     low, high = np.nanquantile(share @ resamples[:, 1:], [0.025, 0.975])
-    beyond = 0.0
-    if count > 1:
-        spread = float(share @ (values - mean) ** 2) * count / (count - 1)
-        extra = max(0.0, spread - float(np.nanvar(resamples[:, 1:], axis=1).mean()))
-        beyond = float(student.ppf(0.975, count - 1)) * np.sqrt(extra * (share**2).sum())
-    below, above = float(np.hypot(mean - low, beyond)), float(np.hypot(high - mean, beyond))
-    return Figure(mean, max(bounds[0], mean - below), min(bounds[1], mean + above))
+    beyond = _beyond(values, share, np.nanvar(resamples[:, 1:], axis=1)) if count > 1 else 0.0
+    return _widened(Figure(mean, float(low), float(high)), beyond, bounds)
+
+
+def share_over_runs(hits: Sequence[np.ndarray], clusters: Sequence[Sequence[str]]) -> Figure:
+    """A rate of events over runs: `clustered_share` of all, widened by what runs differ by beyond that.
+
+    As `over_runs`, each run weighing as many events as it has; w is the mean of the variances that the runs' own
+    clusters give.
+
+    Args:
+        hits: of each run, (n,) bool.
+        clusters: of each run, (n,) names, such as the persons that the secrets belong to.
+    """
+    if not hits:
+        return UNMEASURED
+    names = [f"{number}.{name}" for number, of_run in enumerate(clusters) for name in of_run]
+    pooled = clustered_share(np.concatenate(hits), names)
+    if len(hits) < 2 or pooled.low is None or not all(len(one) for one in hits):
+        return pooled
+    parts = [totals(one, of_run) for one, of_run in zip(hits, clusters, strict=True)]
+    within = [variance_between(*part, pseudo=OF_HITS)[0] for part in parts]
+    values, sizes = (np.array([measure(one) for one in hits]) for measure in (np.mean, len))
+    return _widened(pooled, _beyond(values, sizes / sizes.sum(), np.array(within)), (0.0, 1.0))
+
+
+def _beyond(values: np.ndarray, share: np.ndarray, within: np.ndarray) -> float:
+    """Half-width of what runs differ by beyond their own variances.
+
+    Args:
+        values: (S,) of the runs.
+        share: (S,) of each in the mean.
+        within: (S,) variances.
+    """
+    count = len(values)
+    spread = float(share @ (values - share @ values) ** 2) * count / (count - 1)
+    extra = max(0.0, spread - float(within.mean()))
+    return float(student.ppf(0.975, count - 1) * np.sqrt(extra * (share**2).sum()))
+
+
+def _widened(figure: Figure, beyond: float, bounds: tuple[float, float]) -> Figure:
+    value, low, high = figure
+    assert value is not None
+    assert low is not None
+    assert high is not None
+    below, above = float(np.hypot(value - low, beyond)), float(np.hypot(high - value, beyond))
+    return Figure(value, max(bounds[0], value - below), min(bounds[1], value + above))

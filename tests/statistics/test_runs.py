@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import t as student
 
-from mitigate.statistics.intervals import UNMEASURED
-from mitigate.statistics.runs import over_runs
+from mitigate.statistics.intervals import UNMEASURED, clustered_share
+from mitigate.statistics.runs import over_runs, share_over_runs
 
 
 def runs(rng: np.random.Generator, count: int, *, between: float, within: float) -> np.ndarray:
@@ -64,3 +64,50 @@ def test_the_interval_covers_the_truth_of_all_runs(count: int, between: float) -
         assert figure.high is not None
         covered += figure.low <= 0 <= figure.high
     assert covered >= 0.9 * 300, "95 of 100, less what so few runs allow"
+
+
+def people_of(hits: np.ndarray) -> list[str]:
+    """Two events a person."""
+    return [f"p{number // 2}" for number in range(len(hits))]
+
+
+def test_a_share_of_runs_that_agree_is_that_of_all_their_events() -> None:
+    hits = [np.tile([True, False, False, False], 10) for _ in range(3)]
+    names = [f"{number}.{name}" for number, one in enumerate(hits) for name in people_of(one)]
+    pooled = clustered_share(np.concatenate(hits), names)
+    assert share_over_runs(hits, [people_of(one) for one in hits]) == pytest.approx(pooled)
+    alone = hits[:1]
+    assert share_over_runs(alone, [people_of(alone[0])]) == pytest.approx(
+        clustered_share(alone[0], people_of(alone[0]))
+    )
+    assert share_over_runs([], []) == UNMEASURED
+
+
+def test_a_share_of_runs_that_differ_is_less_sure() -> None:
+    hits = [np.arange(40) < count for count in (2, 10, 30)]
+    names = [f"{number}.{name}" for number, one in enumerate(hits) for name in people_of(one)]
+    pooled = clustered_share(np.concatenate(hits), names)
+    figure = share_over_runs(hits, [people_of(one) for one in hits])
+    assert figure.value == pytest.approx(42 / 120)
+    assert figure.low is not None
+    assert figure.high is not None
+    assert pooled.low is not None
+    assert pooled.high is not None
+    spread = np.var([2 / 40, 10 / 40, 30 / 40], ddof=1)
+    most = student.ppf(0.975, 2) * np.sqrt(spread / 3)
+    assert pooled.high + 0.2 < figure.high <= figure.value + np.hypot(most, pooled.high - figure.value)
+    assert figure.low == 0.0, "no share is below nothing"
+
+
+@pytest.mark.parametrize(("spread", "least"), [(0.0, 0.93), (0.15, 0.88)])
+def test_the_interval_of_a_share_covers_the_rate_of_all_runs(spread: float, least: float) -> None:
+    rng = np.random.default_rng(2)
+    covered = 0
+    for _ in range(400):
+        rates = np.clip(rng.normal(0.3, spread, 3), 0, 1) if spread else np.full(3, 0.3)
+        hits = [np.repeat(rng.random(30) < rate, 2) for rate in rates]
+        figure = share_over_runs(hits, [people_of(one) for one in hits])
+        assert figure.low is not None
+        assert figure.high is not None
+        covered += figure.low <= 0.3 <= figure.high
+    assert covered >= least * 400

@@ -1,10 +1,10 @@
 """Figures of unlearned models: pure functions of log-probabilities, means over seeds with 95 % intervals.
 
 Intervals are from people (of prose: documents) resampled within each seed, the same ones for everything that a figure
-compares, and from how far seeds differ beyond that (`mitigate.statistics.runs`); rates of single events are pooled over
-seeds, and their intervals count people, too (`clustered_share`). A distance between two models is the mean absolute
-difference of their tokens' log-probabilities, in nats; to the oracles, the mean of the distances to each. The floor is
-the distance between two oracles that differ only in the seed of their training.
+compares, and from how far seeds differ beyond that (`mitigate.statistics.runs`); rates of single events are those of
+all seeds' events together. A distance between two models is the mean absolute difference of their tokens'
+log-probabilities, in nats; to the oracles, the mean of the distances to each. The floor is the distance between two
+oracles that differ only in the seed of their training.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy as np
 
 from mitigate.bench.unlearn.evidence import ModelLogProbs, UnlearnEvidence
 from mitigate.detection.scores.token import clipped
-from mitigate.statistics.intervals import UNMEASURED, Figure, clustered_share
+from mitigate.statistics.intervals import UNMEASURED, Figure
 from mitigate.statistics.roc import RESAMPLES, Scored, over_targets, weighted_auc, weighted_tpr
-from mitigate.statistics.runs import over_runs
+from mitigate.statistics.runs import over_runs, share_over_runs
 
 FEWEST_NON_MEMBERS = 100  # spans; fewer do not resolve one in a hundred
 Means = Callable[[np.ndarray], np.ndarray]
@@ -125,13 +125,12 @@ def span_scores(evidence: UnlearnEvidence, measured: ModelLogProbs, *, half: str
 
 def extraction(seeds: Sequence[tuple[UnlearnEvidence, ModelLogProbs]], role: str) -> Figure:
     """Share of a role's secrets that greedy decoding from the true prefix completes exactly, over all seeds."""
-    found = [
-        (bool(measured.first[secret.first : secret.last].all()), f"{number}.{secret.person}")
-        for number, (evidence, measured) in enumerate(seeds)
-        for secret in evidence.secrets
-        if secret.role == role and secret.extractable
-    ]
-    return clustered_share(np.array([hit for hit, _ in found]), [person for _, person in found])
+    hits, people = [], []
+    for evidence, measured in seeds:
+        asked = [secret for secret in evidence.secrets if secret.role == role and secret.extractable]
+        hits.append(np.array([measured.first[secret.first : secret.last].all() for secret in asked], dtype=bool))
+        people.append([str(secret.person) for secret in asked])
+    return share_over_runs(hits, people)
 
 
 def plain(named: Mapping[str, Figure]) -> dict[str, dict[str, float | None]]:
@@ -141,8 +140,7 @@ def plain(named: Mapping[str, Figure]) -> dict[str, dict[str, float | None]]:
 
 def _over_forgotten(scored: Sequence[Scored]) -> Figure:
     below = [spans.scores[spans.labels] < np.quantile(spans.scores[~spans.labels], 0.01) for spans in scored]
-    people = [f"{number}.{one}" for number, spans in enumerate(scored) for one in spans.clusters[spans.labels]]
-    return clustered_share(np.concatenate(below), people)
+    return share_over_runs(below, [[str(one) for one in spans.clusters[spans.labels]] for spans in scored])
 
 
 def _distances(
