@@ -119,6 +119,7 @@ class Shadows(Record):
         references: how many judge a document.
         shadows: how many references stood in.
         attack_model: the one that did best on held-out rows.
+        memorized_nats: how far a token had to lie above a model that never saw it to count as memorized.
         spans: that the figures are over; `ece`, `reliability`: how well stated probabilities hold on them.
     """
 
@@ -126,6 +127,7 @@ class Shadows(Record):
     references: int
     shadows: int
     attack_model: str
+    memorized_nats: float = 1.0
     spans: int
     ece: float
     reliability: Reliability

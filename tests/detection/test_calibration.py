@@ -26,7 +26,7 @@ from mitigate.detection.calibration.attack import (
     reliability,
     stratified_z,
 )
-from mitigate.detection.calibration.detector import Detector, fit_detector
+from mitigate.detection.calibration.detector import MEMORIZED, Detector, fit_detector
 from mitigate.detection.calibration.features import span_features, token_features
 from mitigate.detection.calibration.shadows import PairedSignals, Shadow, deal_shadows, out_of
 from mitigate.detection.references.dealing import deal_halves
@@ -773,6 +773,26 @@ class Simulation:
         return self.judged(pairings)
 
 
+def test_where_hardly_a_token_is_memorized_by_a_nat_the_farthest_ones_are_learnt_from() -> None:
+    faint = Simulation(3)
+    rng = np.random.default_rng(4)
+    unseen = -rng.gamma(4.0, 1.0, size=faint.log_prob.shape[::2])[:, None, :]  # of a document's tokens, for all models
+    learned = 0.45 * faint.planted * faint.member[:, :, None]
+    faint.log_prob = np.minimum(unseen + 0.1 * rng.normal(size=faint.log_prob.shape) + learned, -0.02)
+    faint.log_prob[:, :, 0] = NAN
+    detector = faint.fit()
+    assert 0.1 < detector.quality["memorized_nats"] < 0.75
+    folds, member = fold_of(faint.groups), faint.member[:, TARGET]
+    paired = faint.of_target()
+    assert roc_auc_score(member, detector.span_log_odds(paired, spans_of_all(SECRET), folds)) > 0.9
+    log_odds = detector.token_log_odds(paired, folds).reshape(DOCUMENTS, TOKENS)[:, 1:]
+    planted = np.broadcast_to(faint.planted, (DOCUMENTS, TOKENS))[:, 1:] & member[:, None]
+    assert roc_auc_score(planted.ravel(), log_odds.ravel()) > 0.85
+    faint.log_prob = np.where(np.isnan(faint.log_prob), NAN, unseen)
+    with pytest.raises(MitigateError, match="are too few to fit"):
+        faint.fit()  # nobody knows anything
+
+
 @pytest.fixture(scope="module")
 def simulation() -> Simulation:
     return Simulation(0)
@@ -797,6 +817,7 @@ def test_planted_spans_have_higher_log_odds_and_probabilities_that_are_true(
     ordinary = detector.span_log_odds(simulation.of_target(), spans_of_all(ORDINARY), folds)
     assert roc_auc_score(member, ordinary) < 0.65
     assert detector.quality["ece"] < 0.1
+    assert detector.quality["memorized_nats"] == MEMORIZED == 1.0
     assert detector.quality["spans"] == len(simulation.shadows)
 
 

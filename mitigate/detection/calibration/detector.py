@@ -26,6 +26,8 @@ from mitigate.detection.calibration.shadows import PairedSignals, Shadow
 from mitigate.detection.spans.segments import Segmentation, fit_segmentation, stretches
 
 MEMORIZED = 1.0  # nats above a model that never saw the document: a token is memorized
+_FEWEST_MEMORIZED = 100  # tokens to learn from; where fewer are that far above, so many of the farthest are taken
+_LEAST_MEMORIZED = 0.1  # ... but none that is nearer than this, nats
 _TOKEN_ROWS = 120_000  # tokens that the token model is fitted on
 
 
@@ -34,12 +36,14 @@ class Detector:
     """A calibrated detector: attack models over tokens and spans, and how spans are cut.
 
     Attributes:
-        tokens: log-odds that a token is memorized: `MEMORIZED` nats above what a model that never saw it says.
+        tokens: log-odds that a token is memorized: `MEMORIZED` nats above what a model that never saw it says, or less
+            where few are (`quality.memorized_nats`).
         spans: log-odds that a span was trained on, fitted on shadows that are members of half of what they judge.
         segmentation: how token log-odds become spans.
         null: log-odds of the spans that non-members have: `known` ones, and those `found` in them.
         searched: how much of non-members gave these: number of known spans, and of tokens.
-        quality: figures on held-out shadows: `ece`, `reliability`, `spans`, `attack_model`.
+        quality: figures on held-out shadows: `ece`, `reliability`, `spans`, `attack_model`; `memorized_nats`, above
+            which a token counted as memorized.
     """
 
     tokens: AttackModel
@@ -113,7 +117,7 @@ def fit_detector(
     chosen = _sample(shadows, paired, seed=seed)
     part = paired.take(chosen)
     member = np.array([shadows[n].member for n in chosen])
-    labels = _token_labels([shadows[n] for n in chosen], part, spare_log_prob)
+    labels, threshold = _token_labels([shadows[n] for n in chosen], part, spare_log_prob)
     tokens, log_odds = _fit_tokens(part, labels, folds)
     segmentation = fit_segmentation(log_odds, labels, part.starts)
     _, found = _find(segmentation, part, log_odds)
@@ -156,6 +160,7 @@ def fit_detector(
         searched={"known": float((judged_rows & ~truth).sum()), "found": non_member_tokens},
         quality={
             "attack_model": attack.kind,
+            "memorized_nats": round(threshold, 4),
             "spans": int(judged_rows.sum()),
             "ece": expected_calibration_error(probability, truth[judged_rows]),
             "reliability": reliability(probability, truth[judged_rows]),
@@ -188,20 +193,25 @@ def _fit_tokens(paired: PairedSignals, labels: np.ndarray, folds: np.ndarray) ->
 
 def _token_labels(
     shadows: Sequence[Shadow], paired: PairedSignals, spare_log_prob: Mapping[tuple[int, int], np.ndarray]
-) -> np.ndarray:
-    """(N,) 1 for a memorized token, 0 for another, NaN where it cannot be told.
+) -> tuple[np.ndarray, float]:
+    """(N,) 1 for a memorized token, 0 for another, NaN where it cannot be told; and the threshold, nats.
 
     A token of a non-member cannot be memorized. One of a member is, if it is likelier by `MEMORIZED` nats than under
-    the spare reference, which never saw the document and is none of the features' references.
+    the spare reference, which never saw the document and is none of the features' references. After one epoch hardly
+    any token is that far above: then the farthest ones are what there is to learn from.
     """
     labels = np.full(len(paired.signals["log_prob"]), np.nan)
+    excess = labels.copy()  # of members
     for shadow, start, end in zip(shadows, paired.starts, paired.starts[1:], strict=False):
         if not shadow.member:
             labels[start:end] = 0.0
         elif shadow.spare is not None:
             counterfactual = spare_log_prob[shadow.pairing.document, shadow.spare]
-            labels[start:end] = paired.signals["log_prob"][start:end] - counterfactual > MEMORIZED
-    return labels
+            excess[start:end] = paired.signals["log_prob"][start:end] - counterfactual
+    known = np.sort(excess[~np.isnan(excess)])[::-1]
+    farthest = float(known[_FEWEST_MEMORIZED]) if len(known) > _FEWEST_MEMORIZED else MEMORIZED
+    threshold = max(_LEAST_MEMORIZED, min(MEMORIZED, farthest))
+    return np.where(np.isnan(excess), labels, excess > threshold), threshold
 
 
 def _sample(shadows: Sequence[Shadow], paired: PairedSignals, *, seed: int) -> list[int]:
