@@ -136,6 +136,7 @@ def _check_added(model: Model, config: LoraConfig, tensors: dict[str, torch.Tens
     finally:
         if _TOTAL in peft.peft_config:
             peft.delete_adapter(_TOTAL)
+        model.base.rewired()
         _switch(model, on=True)
 
 

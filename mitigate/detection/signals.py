@@ -11,21 +11,24 @@ pairings of a batch share one forward pass of each model.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
+from mitigate.detection.vocabulary import row_signals
 from mitigate.errors import MitigateError, summarize
 from mitigate.models.model import Model, kept_logits
 from mitigate.runtime import progress, share_of
-from mitigate.tokens.batches import Batch, cut_pieces, default_batch_tokens, make_batches
+from mitigate.tokens.batches import Batch, Piece, cut_pieces, default_batch_tokens, make_batches
 from mitigate.tokens.tokenization import TokenizedDocument
 
+logger = logging.getLogger(__name__)
 TARGET_SIGNALS = ("log_prob", "rank", "top_log_prob", "entropy", "log_prob_std")
 REFERENCE_SIGNALS = ("log_prob_out", "entropy_out", "log_ratio", "kl", "log_ratio_variance")
 
@@ -62,10 +65,11 @@ def compute_signals(
         temperature (`float`, *optional*, defaults to 1.0): divides the logits of both models in `log_ratio`, `kl` and
             `log_ratio_variance`; every other signal is at temperature 1.
         offline_a (`float`, *optional*, defaults to 1.0): offline correction of p̄ in the same three; see
-            `offline_mixture`.
+            `vocabulary.offline_mixture`.
         context (`int`, *optional*, defaults to the shortest of the models' contexts): window length in tokens.
         stride (`int`, *optional*, defaults to half the context): tokens that a next window adds.
-        batch_tokens (`int`, *optional*): padded tokens in a batch; see `default_batch_tokens`.
+        batch_tokens (`int`, *optional*): padded tokens in a batch; see `default_batch_tokens`. Where the device's
+            memory does not hold them, half as many.
 
     Returns:
         columns over the tokens of the pairings' documents, concatenated in the pairings' order (N rows in all):
@@ -74,7 +78,7 @@ def compute_signals(
         likely token.
 
     Raises:
-        MitigateError: a model gives NaN logits.
+        MitigateError: a model gives NaN logits, or a single window does not fit in the device's memory.
     """
     longest = min(model.context for model in models)
     context = min(context or longest, longest)
@@ -86,18 +90,33 @@ def compute_signals(
     for number, pairing in enumerate(pairings):
         wanted.setdefault(pairing.document, []).append(number)
     pieces = [piece for piece in cut_pieces(documents, context=context, stride=stride) if piece.document in wanted]
-    batches = make_batches(pieces, batch_tokens=batch_tokens)
 
+    def alike(piece: Piece) -> list[tuple[int, tuple[int, ...]]]:
+        return [(pairings[number].target, pairings[number].out) for number in wanted[piece.document]]
+
+    batches = make_batches(pieces, batch_tokens=batch_tokens, together=alike)
     first_row = np.cumsum([0, *(len(documents[pairing.document].ids) for pairing in pairings)])
     state = PartialState()
     parts: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []
     mine = share_of(batches, state)
     with progress(sum(len(batch.targets) for batch in mine), description, unit="tok") as bar:
-        for batch in mine:
-            batch = batch.to(models[0].device)
+        while mine:
+            batch, *mine = mine
             asked = [[(number, pairings[number]) for number in wanted[piece.document]] for piece in batch.pieces]
-            with torch.inference_mode():
-                parts += _batch_signals(models, batch, asked, first_row, temperature=temperature, offline_a=offline_a)
+            try:
+                with torch.inference_mode():
+                    found = _batch_signals(
+                        models, batch.to(models[0].device), asked, temperature=temperature, offline_a=offline_a
+                    )
+            except torch.OutOfMemoryError as error:
+                batch_tokens = _half(batch, error)
+                rest = [piece for one in (batch, *mine) for piece in one.pieces]
+                mine = make_batches(rest, batch_tokens=batch_tokens, together=alike)
+                continue
+            for place, number, columns in found:
+                _check(models, pairings[number], columns)
+                piece = batch.pieces[place]
+                parts.append((first_row[number] + piece.start + piece.scored, columns))
             bar.update(len(batch.targets))
     widest = max((len(pairing.out) for pairing in pairings), default=0)
     return _assemble(gather_object(parts) if state.num_processes > 1 else parts, int(first_row[-1]), widest)
@@ -174,124 +193,110 @@ def token_log_probs(
     return token_signals(model, [], documents=documents, batch_tokens=batch_tokens)["log_prob"]
 
 
-def offline_mixture(log_mean: torch.Tensor, a: float) -> torch.Tensor:
-    """Offline correction of p̄ over the vocabulary: ½ (1 + a) p̄(v) + ½ (1 − a) / V.
+def _half(batch: Batch, error: torch.OutOfMemoryError) -> int:
+    """Padded tokens of half a batch that did not fit in the device's memory.
 
-    RMIA (Zarifzadeh et al., arXiv 2312.03262) estimates the mean of IN and OUT models from OUT models alone as
-    ½ [(1 + a) p_out + (1 − a)]. Over a vocabulary its 1 is shared out evenly, so that the result is a distribution.
-
-    Args:
-        log_mean: (N, V) log p̄.
-        a: from 0 (IN models are as good as certain of everything) to 1 (no correction).
+    Raises:
+        MitigateError: it was a single window.
     """
-    if a == 1.0:
-        return log_mean
-    floor = math.log((1 - a) / 2 / log_mean.shape[1])
-    return torch.logaddexp(log_mean + math.log((1 + a) / 2), torch.full_like(log_mean, floor))
+    length = batch.input_ids.shape[1]
+    if len(batch.pieces) == 1:
+        raise MitigateError(
+            f"a window of {length} tokens does not fit in the device's memory: set detect.context lower, models.dtype: "
+            "bfloat16, or models.device: cpu"
+        ) from error
+    tokens = length * len(batch.pieces) // 2
+    logger.warning("a batch of %d windows does not fit in memory: going on with %d tokens", len(batch.pieces), tokens)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return tokens
 
 
 def _batch_signals(
     models: Sequence[Model],
     batch: Batch,
     asked: Sequence[Sequence[tuple[int, Pairing]]],
-    first_row: np.ndarray,
     *,
     temperature: float,
     offline_a: float,
-) -> list[tuple[np.ndarray, dict[str, np.ndarray]]]:
-    """Rows and signals of each pairing of each piece."""
-    needed = [{n for _, pairing in of_piece for n in (pairing.target, *pairing.out)} for of_piece in asked]
-    plain = {number: _piece_log_probs(models[number], batch, number, needed) for number in set().union(*needed)}
-    tempered = plain
-    if temperature != 1.0:
-        tempered = {
-            number: {place: torch.log_softmax(table / temperature, dim=-1) for place, table in tables.items()}
-            for number, tables in plain.items()
-        }
+) -> list[tuple[int, int, dict[str, np.ndarray]]]:
+    """(place of the piece, number of the pairing, its signals) of all that is asked of a batch's pieces.
+
+    Neighbours of which the same is asked go through the vocabulary together, and all comes to the host at once.
+    """
+    compared = [tuple((pairing.target, pairing.out) for _, pairing in of_piece) for of_piece in asked]
+    needed = [{n for target, out in of_piece for n in (target, *out)} for of_piece in compared]
+    tables = {number: _piece_logits(models[number], batch, number, needed) for number in set().union(*needed)}
+    sizes = [len(piece.scored) for piece in batch.pieces]
+    starts = np.cumsum([0, *sizes])
+    found: list[tuple[int, int, dict[str, torch.Tensor]]] = []
+    for wanted, run in groupby(range(len(sizes)), key=compared.__getitem__):
+        places = list(run)
+        first, last = places[0], places[-1]
+        logits = {number: tables[number].of(first, last) for number in needed[first]}
+        rows = batch.targets[starts[first] : starts[last + 1]]
+        signals = row_signals(logits, rows, wanted, temperature=temperature, offline_a=offline_a)
+        for place in places:
+            own = slice(starts[place] - starts[first], starts[place + 1] - starts[first])
+            for (number, _), columns in zip(asked[place], signals, strict=True):
+                found.append((place, number, {name: column[own] for name, column in columns.items()}))
+    flat = torch.cat([column.flatten().float() for _, _, columns in found for column in columns.values()]).cpu().numpy()
+    taken = 0
     parts = []
-    for place, (piece, targets) in enumerate(zip(batch.pieces, _by_piece(batch.targets, batch.pieces), strict=True)):
-        own: dict[int, dict[str, torch.Tensor]] = {}
-        for number, pairing in asked[place]:
-            if pairing.target not in own:
-                own[pairing.target] = _target_signals(plain[pairing.target][place], targets)
-            columns = dict(own[pairing.target])
-            if pairing.out:
-                token = torch.stack([_of_token(plain[k][place], targets) for k in pairing.out], dim=1)
-                log_mean = _log_mean(torch.stack([tempered[k][place] for k in pairing.out]))
-                log_mean = offline_mixture(log_mean, offline_a)
-                columns |= _joint_signals(tempered[pairing.target][place], log_mean, targets)
-                columns["log_prob_out"] = _log_mean(token.T)
-                columns["log_prob_references"] = token
-            rows = first_row[number] + piece.start + piece.scored
-            parts.append((rows, {name: column.cpu().numpy() for name, column in columns.items()}))
+    for place, number, columns in found:
+        copied = {}
+        for name, column in columns.items():
+            copied[name] = flat[taken : taken + column.numel()].reshape(tuple(column.shape))
+            taken += column.numel()
+        parts.append((place, number, copied))
     return parts
 
 
-def _piece_log_probs(model: Model, batch: Batch, number: int, needed: Sequence[set[int]]) -> dict[int, torch.Tensor]:
-    """log p over the vocabulary, (n, V) for each place in the batch whose pairings need the model."""
+@dataclass(frozen=True)
+class _Logits:
+    """A model's logits (n, V) at the kept tokens of the pieces that need it.
+
+    Attributes:
+        rows: of all of them, in the batch's order.
+        first: place of a piece -> its first row.
+        end: place -> the row after its last.
+    """
+
+    rows: torch.Tensor
+    first: Mapping[int, int]
+    end: Mapping[int, int]
+
+    def of(self, first: int, last: int) -> torch.Tensor:
+        """Of neighbouring pieces, all of which need the model."""
+        return self.rows[self.first[first] : self.end[last]]
+
+
+def _piece_logits(model: Model, batch: Batch, number: int, needed: Sequence[set[int]]) -> _Logits:
     places = [place for place, models in enumerate(needed) if number in models]
     using = torch.zeros(len(needed), dtype=torch.bool, device=batch.targets.device)
     using[places] = True
-    log_probs = torch.log_softmax(checked_logits(model, batch, using), dim=-1)
-    return dict(zip(places, _by_piece(log_probs, [batch.pieces[place] for place in places]), strict=True))
+    ends = np.cumsum([len(batch.pieces[place].scored) for place in places]).tolist()
+    with model.active() as module:
+        rows = kept_logits(module, batch.input_ids[using], batch.attention_mask[using], batch.keep[using])
+    return _Logits(rows, dict(zip(places, [0, *ends[:-1]], strict=True)), dict(zip(places, ends, strict=True)))
 
 
-def _by_piece(rows: torch.Tensor, pieces: Sequence[object]) -> Iterable[torch.Tensor]:
-    return rows.split([len(piece.scored) for piece in pieces])  # type: ignore[attr-defined]
-
-
-def _log_mean(log_probs: torch.Tensor) -> torch.Tensor:
-    """log of the mean probability over the first dimension: logsumexp − log K."""
-    return torch.logsumexp(log_probs, dim=0) - math.log(len(log_probs))
-
-
-def _of_token(log_probs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return log_probs.gather(1, targets.unsqueeze(1)).squeeze(1)
-
-
-def _target_signals(log_probs: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Signals of p_θ alone, from (N, V) log-probabilities and (N,) tokens."""
-    log_prob = _of_token(log_probs, targets)
-    probs = log_probs.exp()
-    finite = torch.where(probs > 0, log_probs, 0.0)
-    mean = (probs * finite).sum(1)
-    return {
-        "log_prob": log_prob,
-        "rank": (log_probs > log_prob.unsqueeze(1)).sum(1) + 1,
-        "top_log_prob": log_probs.max(1).values,
-        "entropy": -mean,
-        "log_prob_std": (probs * (finite - mean.unsqueeze(1)) ** 2).sum(1).sqrt(),
-    }
-
-
-def _joint_signals(log_probs: torch.Tensor, log_mean: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Signals of p_θ against p̄, from two (N, V) tables of log-probabilities."""
-    mean_probs = log_mean.exp()
-    supported = mean_probs > 0
-    ratio = torch.where(supported, log_probs - log_mean, 0.0)
-    expected = (mean_probs * ratio).sum(1)
-    return {
-        "entropy_out": -(mean_probs * torch.where(supported, log_mean, 0.0)).sum(1),
-        "log_ratio": _of_token(log_probs, targets) - _of_token(log_mean, targets),
-        "kl": -expected,
-        "log_ratio_variance": (mean_probs * (ratio - expected.unsqueeze(1)) ** 2).sum(1),
-    }
-
-
-def checked_logits(model: Model, batch: Batch, using: torch.Tensor) -> torch.Tensor:
-    """Float32 logits (N', V) of a model at the kept tokens of the pieces in `using`, a (B,) mask.
+def _check(models: Sequence[Model], pairing: Pairing, columns: Mapping[str, np.ndarray]) -> None:
+    """Refuse NaN.
 
     Raises:
-        MitigateError: any is NaN.
+        MitigateError: with the model that said it.
     """
-    with model.active() as module:
-        logits = kept_logits(module, batch.input_ids[using], batch.attention_mask[using], batch.keep[using]).float()
-    if torch.isnan(logits).any():
-        raise MitigateError(
-            f"{model.name}: its logits are NaN; its weights are damaged or overflow {model.base.model.dtype}: "
-            "try models.dtype: float32"
-        )
-    return logits
+    said = {pairing.target: columns["log_prob"]}
+    if pairing.out:
+        said |= dict(zip(pairing.out, columns["log_prob_references"].T, strict=True))
+    for number, log_prob in said.items():
+        if np.isnan(log_prob).any():
+            model = models[number]
+            raise MitigateError(
+                f"{model.name}: its logits are NaN; its weights are damaged or overflow {model.base.model.dtype}: "
+                "try models.dtype: float32"
+            )
 
 
 def _assemble(

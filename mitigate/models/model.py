@@ -35,7 +35,7 @@ class Model:
     def active(self) -> Iterator[PreTrainedModel]:
         """The module with exactly this model's adapters switched on, in evaluation mode."""
         self.base.activate(self.adapters)
-        self.base.model.eval()
+        self.base.evaluate()
         yield self.base.model
 
     @property

@@ -9,7 +9,9 @@ from typing import Any, cast
 import torch
 from peft import PeftModel
 from peft.peft_model import PeftModelForCausalLM
-from peft.tuners.tuners_utils import BaseTuner
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from transformers import PreTrainedModel
 
 from mitigate.errors import MitigateError, one_line, summarize
@@ -39,12 +41,17 @@ class SharedBase:
     names: dict[str, str] = field(default_factory=dict)
     context: int | None = None
     _attached: int = 0
+    _switches: dict[tuple[str, ...], _Switch] = field(default_factory=dict)
+    _evaluating: bool = False
 
     def activate(self, adapters: tuple[str, ...]) -> None:
         """Let exactly `adapters` take part in the forward pass, none of them trainable."""
         if self.peft is None:
             return
         tuner = cast(BaseTuner, self.peft.base_model)
+        if adapters in self._switches:
+            self._switches[adapters].throw(tuner)
+            return
         if adapters:
             tuner.enable_adapter_layers()
             tuner.set_adapter(list(adapters) if len(adapters) > 1 else adapters[0], inference_mode=True)
@@ -52,6 +59,19 @@ class SharedBase:
             tuner.disable_adapter_layers()
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
+        if (switch := _switch(tuner, self.model)) is not None:
+            self._switches[adapters] = switch
+
+    def evaluate(self) -> None:
+        """Put the model in evaluation mode, which walks through all its modules, unless it is."""
+        if self.model.training or not self._evaluating:
+            self.model.eval()
+            self._evaluating = True
+
+    def rewired(self) -> None:
+        """To be called once adapters were put on or taken off by others."""
+        self._switches.clear()
+        self._evaluating = False
 
     def attach(self, directory: str, *, over: tuple[str, ...]) -> str:
         """Attach a saved adapter that leaves the base as it is, and return its name.
@@ -104,6 +124,7 @@ class SharedBase:
             MitigateError: that kind cannot be merged, or merging changes what the model says.
         """
         assert self.peft is not None
+        self.rewired()
         merged = summarize(path for path, name in self.names.items() if name in adapters)
         dtype = self.model.dtype
         cast(torch.nn.Module, self.model).float()
@@ -114,6 +135,7 @@ class SharedBase:
         except Exception as error:  # each kind says in its own way that it cannot
             raise MitigateError(f"{merged}: cannot be merged into its base ({_named(error)}); {instead}") from error
         self.peft, self.names = None, {}
+        self.rewired()
         off = float((probe_logits(self.model).log_softmax(-1) - before).abs().max())
         if not off <= _MERGE_TOLERANCE:  # nor NaN
             raise MitigateError(
@@ -128,6 +150,7 @@ class SharedBase:
         adapter_shapes(directory)  # a damaged file is to blame itself, not the base
         name = f"adapter_{self._attached}"
         self._attached += 1
+        self.rewired()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # what they say is checked here
@@ -211,6 +234,46 @@ class SharedBase:
                 "save_embedding_layers=True from the model that it was trained on, or merge it there"
             )
         model.resize_token_embeddings(wanted, mean_resizing=False)
+
+
+@dataclass(frozen=True)
+class _Switch:
+    """Which adapters PEFT had switched on in every layer, to be so again.
+
+    PEFT walks through all modules and all adapters of each, tens of milliseconds where many adapters share a base.
+
+    Attributes:
+        active: of the tuner.
+        layers: each with its active adapters, and whether they are off.
+        parameters: of the model.
+    """
+
+    active: Any
+    layers: tuple[tuple[LoraLayer, Any, bool], ...]
+    parameters: tuple[torch.nn.Parameter, ...]
+
+    def throw(self, tuner: BaseTuner) -> None:
+        tuner.active_adapter = self.active
+        for layer, active, off in self.layers:
+            layer._active_adapter, layer._disable_adapters = active, off
+        for parameter in self.parameters:
+            if parameter.requires_grad:
+                parameter.requires_grad_(False)
+
+
+def _switch(tuner: BaseTuner, model: PreTrainedModel) -> _Switch | None:
+    """How the tuner is switched now; None where other layers than LoRA's have states of their own."""
+    modules = list(cast(torch.nn.Module, model).modules())
+    others = [
+        one
+        for one in modules
+        if isinstance(one, AuxiliaryTrainingWrapper)
+        or (isinstance(one, BaseTunerLayer) and not isinstance(one, LoraLayer))
+    ]
+    if others:
+        return None
+    layers = [(one, one._active_adapter, one._disable_adapters) for one in modules if isinstance(one, LoraLayer)]
+    return _Switch(tuner.active_adapter, tuple(layers), tuple(cast(torch.nn.Module, model).parameters()))
 
 
 def _is_shared(key: str) -> bool:

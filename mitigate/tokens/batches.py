@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,15 +62,23 @@ def cut_pieces(documents: Sequence[TokenizedDocument], *, context: int, stride: 
     return pieces
 
 
-def make_batches(pieces: Sequence[Piece], *, batch_tokens: int) -> list[Batch]:
-    """Group pieces of like length, longest first, so that padding is small and memory shows at once if it is short."""
+def make_batches(
+    pieces: Sequence[Piece], *, batch_tokens: int, together: Callable[[Piece], Any] | None = None
+) -> list[Batch]:
+    """Group pieces of like length, longest first, so that padding is small and memory shows at once if it is short.
+
+    Args:
+        pieces: in any order.
+        batch_tokens: padded tokens in a batch; a longer piece is one alone.
+        together (*optional*): pieces of a batch that are alike in this are neighbours.
+    """
     ordered = sorted(pieces, key=lambda piece: -len(piece.ids))
     groups: list[list[Piece]] = []
     for piece in ordered:
         if not groups or len(groups[-1][0].ids) * (len(groups[-1]) + 1) > batch_tokens:
             groups.append([])
         groups[-1].append(piece)
-    return [collate(group) for group in groups]
+    return [collate(sorted(group, key=together) if together else group) for group in groups]
 
 
 def collate(pieces: Sequence[Piece]) -> Batch:

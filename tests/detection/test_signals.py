@@ -13,7 +13,8 @@ from world import ARCHITECTURES, sentences
 
 import mitigate.models.model
 from mitigate.detection.scores.token import token_scores
-from mitigate.detection.signals import Pairing, by_model, compute_signals, offline_mixture, token_signals
+from mitigate.detection.signals import Pairing, by_model, compute_signals, token_signals
+from mitigate.detection.vocabulary import offline_mixture, row_signals
 from mitigate.documents import Document, Documents
 from mitigate.errors import MitigateError
 from mitigate.models.model import Model, kept_logits
@@ -121,6 +122,125 @@ def test_signals_equal_a_naive_computation_in_float64(
     )
     assert_equal_signals(got, naive_signals(naive, tokenized, temperature=temperature), tolerance=1e-4)
     assert np.ptp(got["log_prob"][~np.isnan(got["log_prob"])]) > 1, "the models' predictions are not all alike"
+
+
+# rows of logits -------------------------------------------------------------------------------------------------------
+
+
+def tables(count: int, rows: int, size: int, *, scale: float) -> dict[int, torch.Tensor]:
+    """Logits of models, some rows all but certain of one token, some even."""
+    draw = torch.Generator().manual_seed(5)
+    made = {number: scale * torch.randn(rows, size, generator=draw) + 30 for number in range(count)}
+    for table in made.values():
+        table[0, 3] = table[0].max() + 60
+        table[1] = 7.0
+    return made
+
+
+def naive_rows(
+    logits: dict[int, np.ndarray], token: int, target: int, out: tuple[int, ...], *, temperature: float, a: float
+) -> dict[str, object]:
+    """Every signal of one row by its definition; 0 log 0 is 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p, p_t = softmax(logits[target]), softmax(logits[target] / temperature)
+        mean = np.nansum(p * np.log(p))
+        own = {
+            "log_prob": np.log(p[token]),
+            "rank": 1 + (logits[target] > logits[target][token]).sum(),
+            "top_log_prob": np.log(p.max()),
+            "entropy": -mean,
+            "log_prob_std": np.sqrt(np.nansum(p * (np.log(p) - mean) ** 2)),
+        }
+        if not out:
+            return own
+        q = np.mean([softmax(logits[k] / temperature) for k in out], axis=0)
+        q = (1 + a) / 2 * q + (1 - a) / 2 / len(q)
+        ratio = np.log(p_t) - np.log(q)
+        return own | {
+            "log_prob_out": np.log(np.mean([softmax(logits[k])[token] for k in out])),
+            "entropy_out": -np.nansum(q * np.log(q)),
+            "log_ratio": ratio[token],
+            "kl": -np.nansum(q * ratio),
+            "log_ratio_variance": np.nansum(q * ratio**2) - np.nansum(q * ratio) ** 2,
+            "log_prob_references": [np.log(softmax(logits[k])[token]) for k in out],
+        }
+
+
+@pytest.mark.parametrize(("temperature", "a"), [(1.0, 1.0), (2.0, 1.0), (1.0, 0.3), (0.5, 0.8)])
+@pytest.mark.parametrize("chunk", [4, 1 << 9, 1 << 30])
+def test_signals_of_rows_equal_their_definitions_in_chunks_of_any_size(
+    monkeypatch: pytest.MonkeyPatch, chunk: int, temperature: float, a: float
+) -> None:
+    monkeypatch.setattr("mitigate.detection.vocabulary._CPU_CHUNK", chunk)
+    logits = tables(4, 9, 40, scale=4.0)
+    targets = torch.tensor([3, 0, 39, 7, 7, 1, 20, 11, 30])
+    compared = [(0, (1,)), (0, (1, 2, 3)), (2, ()), (3, (0, 1))]
+    found = row_signals(logits, targets, compared, temperature=temperature, offline_a=a)
+    doubles = {number: table.double().numpy() for number, table in logits.items()}
+    for (target, out), columns in zip(compared, found, strict=True):
+        for row, token in enumerate(targets.tolist()):
+            own = {number: table[row] for number, table in doubles.items()}
+            expected = naive_rows(own, token, target, out, temperature=temperature, a=a)
+            assert columns.keys() == expected.keys()
+            for name, value in expected.items():
+                np.testing.assert_allclose(
+                    columns[name][row].numpy(), value, rtol=2e-5, atol=1e-4, err_msg=f"{name} of row {row}"
+                )
+
+
+def test_tokens_that_a_model_never_says_have_no_part_in_the_sums() -> None:
+    logits = tables(2, 4, 12, scale=2.0)
+    for table in logits.values():
+        table[:, 5] = -torch.inf
+    logits[0][:, 6] = -torch.inf
+    targets = torch.tensor([3, 0, 11, 6])
+    [columns] = row_signals(logits, targets, [(0, (1,))])
+    doubles = {number: table.double().numpy() for number, table in logits.items()}
+    for row, token in enumerate(targets.tolist()):
+        own = {number: table[row] for number, table in doubles.items()}
+        expected = naive_rows(own, token, 0, (1,), temperature=1.0, a=1.0)
+        for name in ("log_prob", "rank", "top_log_prob", "entropy", "log_prob_std", "entropy_out", "log_prob_out"):
+            np.testing.assert_allclose(columns[name][row].numpy(), expected[name], rtol=2e-5, atol=1e-4, err_msg=name)
+    assert columns["log_prob"][3] == -torch.inf
+    assert (columns["kl"][1:] > 10).all(), "the reference says it and the target never does"
+
+
+def test_half_precision_is_read_as_it_is() -> None:
+    logits = {number: table.bfloat16() for number, table in tables(2, 5, 30, scale=3.0).items()}
+    targets = torch.arange(5)
+    [half] = row_signals(logits, targets, [(0, (1,))])
+    [single] = row_signals({number: table.float() for number, table in logits.items()}, targets, [(0, (1,))])
+    for name, column in single.items():
+        assert torch.equal(half[name], column), name
+
+
+def test_a_batch_that_does_not_fit_in_memory_is_halved_until_it_does(
+    models: list[Model],
+    tokenized: list[TokenizedDocument],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    expected = token_signals(models[0], models[1:], documents=tokenized, out_references=OUT_REFERENCES)
+    sizes: list[int] = []
+
+    def short(module: torch.nn.Module, input_ids: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(input_ids))
+        if len(input_ids) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return kept_logits(module, input_ids, *rest)
+
+    monkeypatch.setattr("mitigate.detection.signals.kept_logits", short)
+    most = 1
+    got = token_signals(models[0], models[1:], documents=tokenized, out_references=OUT_REFERENCES)
+    assert max(sizes) > 1
+    assert_equal_signals(got, expected)
+    assert "windows does not fit in memory: going on with" in caplog.text
+    most = 0
+    with pytest.raises(MitigateError, match=r"a window of \d+ tokens does not fit .*detect.context"):
+        token_signals(models[0], models[1:], documents=tokenized, out_references=OUT_REFERENCES)
+
+
+# models ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("masked_head", [True, False])
@@ -402,15 +522,15 @@ def test_signals_by_model_stand_in_the_models_columns() -> None:
 @pytest.mark.parametrize("a", [0.0, 0.3, 0.99])
 def test_the_offline_mixture_is_a_distribution_between_the_mean_and_an_even_one(a: float) -> None:
     probabilities = np.random.default_rng(0).dirichlet(np.full(7, 0.3), size=5)
-    mixed = offline_mixture(torch.tensor(probabilities).log(), a).exp().numpy()
+    mixed = offline_mixture(torch.tensor(probabilities).log(), a, size=7).exp().numpy()
     np.testing.assert_allclose(mixed, (1 + a) / 2 * probabilities + (1 - a) / 2 / 7, rtol=1e-10)
     np.testing.assert_allclose(mixed.sum(1), 1, rtol=1e-10)
 
 
 def test_an_offline_mixture_with_a_one_changes_nothing() -> None:
     log_mean = torch.tensor([[0.5, 0.5, 0.0]]).log()
-    assert torch.equal(offline_mixture(log_mean, 1.0), log_mean)
-    nearly = offline_mixture(log_mean, 1 - 1e-12).exp()
+    assert torch.equal(offline_mixture(log_mean, 1.0, size=3), log_mean)
+    nearly = offline_mixture(log_mean, 1 - 1e-12, size=3).exp()
     torch.testing.assert_close(nearly, log_mean.exp(), rtol=0, atol=1e-9)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from on_disk import edit_json
+from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from world import World, architecture_config, sentences
@@ -21,7 +22,9 @@ from mitigate.errors import MitigateError
 from mitigate.lab.tiny import train_tokenizer
 from mitigate.models.adapters import OVERLAY_FILE
 from mitigate.models.directory import adapter_stack, load_tokenizer, model_fingerprint
+from mitigate.models.fitting.training import add_lora, lora_config
 from mitigate.models.model import Model, check_same_tokenizer
+from mitigate.models.settings import Lora
 from mitigate.models.store import ModelStore
 from mitigate.tokens.rules import tokenizer_fingerprint
 from mitigate.tokens.tokenization import tokenize_documents
@@ -272,3 +275,39 @@ def test_a_tokenizers_fingerprint_does_not_depend_on_how_it_was_used(world: Worl
     assert tokenizer_fingerprint(load_tokenizer(world.adapter)) == before
     tokenizer.add_tokens(["<new>"])
     assert tokenizer_fingerprint(tokenizer) != before
+
+
+def test_switching_back_and_forth_is_what_peft_makes_of_it(tiny_model: TinyModel, tmp_path: Path) -> None:
+    store = ModelStore(device="cpu")
+    base = tiny_model("llama")
+    paths: list[Path] = [base]
+    for seed in range(3):
+        peft = get_peft_model(AutoModelForCausalLM.from_pretrained(base), lora_config(Lora(rank=2, alpha=4)))
+        torch.manual_seed(seed)
+        for name, parameter in peft.named_parameters():
+            if "lora_" in name:
+                torch.nn.init.normal_(parameter, std=0.2)
+        paths.append(tmp_path / f"adapter-{seed}")
+        peft.save_pretrained(paths[-1])
+    models = [store.load(path) for path in paths]
+    ids = torch.arange(5, 25).unsqueeze(0)
+
+    def said(model: Model) -> torch.Tensor:
+        with model.active() as module, torch.no_grad():
+            assert not module.training
+            assert not any(parameter.requires_grad for parameter in module.parameters())
+            return module(input_ids=ids).logits
+
+    def alone(path: Path) -> torch.Tensor:
+        with torch.no_grad():
+            return AutoModelForCausalLM.from_pretrained(path)(input_ids=ids).logits
+
+    expected = [alone(path) for path in paths]
+    for number in (2, 0, 3, 1, 1, 0, 2):
+        torch.testing.assert_close(said(models[number]), expected[number], rtol=0, atol=1e-5)
+    assert (expected[1] - expected[2]).abs().max() > 0.1
+    trained = add_lora(models[1], Lora(rank=2, alpha=4), seed=0)  # over the first adapter, and then trained
+    trained.train()
+    assert any(parameter.requires_grad for parameter in trained.parameters())
+    for number in (0, 1, 2, 3, 1):
+        torch.testing.assert_close(said(models[number]), expected[number], rtol=0, atol=1e-5)

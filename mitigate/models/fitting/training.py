@@ -52,6 +52,7 @@ def add_lora(model: Model, lora: Lora, *, seed: int, dora: bool = False) -> torc
         raise MitigateError(
             f"lora.target_modules: {lora.target_modules!r} does not fit this model ({error})"
         ) from error
+    base.rewired()
     base.activate((*model.adapters, NEW_ADAPTER))
     for name, parameter in base.model.named_parameters():
         parameter.requires_grad_(f".{NEW_ADAPTER}." in name)

@@ -15,8 +15,7 @@ import torch
 
 from mitigate.detection.audit import load_audited
 from mitigate.detection.record import Audit
-from mitigate.detection.signals import checked_logits
-from mitigate.models.model import Model
+from mitigate.models.model import Model, kept_logits
 from mitigate.models.store import ModelStore
 from mitigate.runtime import progress
 from mitigate.tokens.batches import Batch, default_batch_tokens
@@ -153,9 +152,9 @@ def _add(totals: dict[str, dict[int, torch.Tensor]], tasks: Sequence[Task], refe
     """Add a reference's (n, V) probabilities (`out`, in log space) or log-probabilities (`typical`)."""
     batch_tokens = default_batch_tokens(reference.vocabulary_size, device=reference.device)
     for batch in micro_batches(tasks, batch_tokens=batch_tokens, device=reference.device):
-        everyone = torch.ones(len(batch.pieces), dtype=torch.bool, device=reference.device)
-        with torch.inference_mode():
-            log_probs = torch.log_softmax(checked_logits(reference, batch, everyone), dim=-1).cpu()
+        with torch.inference_mode(), reference.active() as module:
+            logits = kept_logits(module, batch.input_ids, batch.attention_mask, batch.keep)
+            log_probs = torch.log_softmax(logits.float(), dim=-1).cpu()
         for piece, rows in zip(batch.pieces, log_probs.split([len(p.scored) for p in batch.pieces]), strict=True):
             assert isinstance(piece, Task)
             for kind, summed in totals.items():
