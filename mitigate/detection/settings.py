@@ -52,7 +52,10 @@ class Detect(Section):
     context: int | None = Field(None, ge=2, description="window length in tokens; default: the model's")
     stride: int | None = Field(None, ge=1, description="tokens a next window adds; default: half the context")
     batch_tokens: int | None = Field(
-        None, ge=1, description="padded tokens in a batch; default: as many as 256 MiB of logits, on a CPU 2,048"
+        None,
+        ge=1,
+        description="padded tokens in a batch; default: as many as 15 % of a GPU's memory holds logits of, on a CPU "
+        "of 256 MiB and at most 2,048",
     )
 
     @model_validator(mode="after")

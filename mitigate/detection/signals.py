@@ -84,7 +84,7 @@ def compute_signals(
     context = min(context or longest, longest)
     used = {number for pairing in pairings for number in (pairing.target, *pairing.out)}
     batch_tokens = batch_tokens or default_batch_tokens(
-        models[0].vocabulary_size, device=models[0].device, models=len(used)
+        models[0].vocabulary_size, device=models[0].device, tables=len(used)
     )
     wanted: dict[int, list[int]] = {}
     for number, pairing in enumerate(pairings):

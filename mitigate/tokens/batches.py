@@ -39,15 +39,29 @@ class Batch:
         return Batch(self.pieces, *moved)
 
 
-_LOGIT_BYTES = 1 << 28  # of the float32 logits of one batch
-_CPU_TOKENS = 2048  # a CPU is a fifth faster where a batch's activations stay in its caches
+_LOGIT_BYTES = 1 << 28  # of the float32 logits of one batch, where the device does not say how much it holds
+_LOGIT_SHARE = 0.15  # ... of its memory, where it does
+_MOST_TOKENS = {"cpu": 2048, "cuda": 16_384}  # a CPU is a fifth faster where a batch's activations stay in its caches
+TRAINED = 8  # tables of a batch's logits that a step of training holds: logits, their softmax, and gradients
 _TENSORS = ("input_ids", "attention_mask", "keep", "targets", "row_piece")
 
 
-def default_batch_tokens(vocabulary_size: int, *, device: torch.device, models: int = 1) -> int:
-    """Padded tokens in a batch: the logits of all models together fit in 256 MiB; on a CPU no more than 2,048."""
-    fitting = max(64, _LOGIT_BYTES // (4 * vocabulary_size * max(1, models)))
-    return min(fitting, _CPU_TOKENS) if device.type == "cpu" else fitting
+def default_batch_tokens(vocabulary_size: int, *, device: torch.device, tables: int = 1) -> int:
+    """Padded tokens in a batch: its logits fit in 15 % of a GPU's memory, elsewhere in 256 MiB.
+
+    No more than 16,384 on a GPU, and 2,048 on a CPU. Of the whole memory and not of what is free, so that all processes
+    cut the same batches.
+
+    Args:
+        vocabulary_size: V.
+        device: of the model.
+        tables (`int`, *optional*, defaults to 1): of logits that are held at once, such as one of each model.
+    """
+    held = _LOGIT_BYTES
+    if device.type == "cuda":
+        held = int(_LOGIT_SHARE * torch.cuda.get_device_properties(device).total_memory)
+    fitting = max(64, held // (4 * vocabulary_size * max(1, tables)))
+    return min(fitting, _MOST_TOKENS.get(device.type, fitting))
 
 
 def cut_pieces(documents: Sequence[TokenizedDocument], *, context: int, stride: int | None = None) -> list[Piece]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from mitigate.documents import Document, Documents
 from mitigate.errors import MitigateError
 from mitigate.models.model import Model, kept_logits
 from mitigate.models.store import ModelStore
-from mitigate.tokens.batches import collate, cut_pieces, make_batches
+from mitigate.tokens.batches import TRAINED, collate, cut_pieces, default_batch_tokens, make_batches
 from mitigate.tokens.tokenization import TokenizedDocument, tokenize_documents
 
 OUT_REFERENCES = [(0,), (1,), (0, 1), (1,)]  # of four documents
@@ -406,6 +407,20 @@ def test_nan_logits_are_refused_naming_the_model(
         models[broken].base.model.get_output_embeddings().weight[7].fill_(float("nan"))
     with pytest.raises(MitigateError, match=f"{culprit}: its logits are NaN.*float32"):
         token_signals(models[0], models[1:], documents=[whole_document("d", np.arange(9))])
+
+
+def test_a_batch_is_as_large_as_its_device_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = SimpleNamespace(total_memory=80 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
+    gpu, cpu, other = (torch.device(name) for name in ("cuda", "cpu", "meta"))
+    tokens = default_batch_tokens(128_256, device=gpu, tables=2)
+    assert 10_000 < tokens < 16_384
+    assert 0.14 < tokens * 2 * 4 * 128_256 / memory.total_memory <= 0.15
+    assert default_batch_tokens(8192, device=gpu) == 16_384
+    assert default_batch_tokens(128_256, device=gpu, tables=2 * TRAINED) < tokens / 7
+    assert default_batch_tokens(8192, device=cpu) == 2048
+    assert default_batch_tokens(8192, device=other) == 2**28 // (4 * 8192)
+    assert default_batch_tokens(2**28, device=cpu) == 64
 
 
 def test_batches_hold_every_piece_once_and_keep_to_their_bound(tokenized: list[TokenizedDocument]) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from mitigate.errors import MitigateError
 from mitigate.models.model import kept_logits
-from mitigate.tokens.batches import Batch, default_batch_tokens
+from mitigate.tokens.batches import TRAINED, Batch, default_batch_tokens
 from mitigate.unlearning.material.tasks import Facts, Task, facts
 from mitigate.unlearning.material.teachers import BeforeTerms, OutTerms
 from mitigate.unlearning.objectives.catalogue import OBJECTIVES, Parameters, Selected, arrived, needs_of
@@ -54,7 +54,7 @@ class Losses:
         self.module: torch.nn.Module = trainable.module  # the loop puts the wrapped one here
         self.mixed = mixed_dtype(trainable)
         self.batch_tokens = settings.batch_tokens or default_batch_tokens(
-            trainable.model.vocabulary_size, device=device
+            trainable.model.vocabulary_size, device=device, tables=TRAINED if device.type == "cuda" else 1
         )
         self.before = BeforeTerms(
             self.forward,
