@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -92,6 +92,22 @@ class HardWorldSettings(HardSettings, WorldSettings):
     )
 
 
+Shape = Literal["tiny", "gpt2", "1b"]
+Part = Literal["audit", "step"]  # of what is timed
+SHAPES: dict[str, dict[str, object]] = {
+    "tiny": {},
+    "gpt2": {
+        **{"model.vocabulary": 50_257, "model.hidden_size": 768, "model.layers": 12, "model.heads": 12},
+        **{"model.context": 1024, "tokens": 2000},
+    },
+    "1b": {
+        **{"model.vocabulary": 128_256, "model.hidden_size": 2048, "model.layers": 16, "model.heads": 32},
+        **{"model.context": 1024, "tokens": 60_000},
+    },
+}
+"""Shapes of `mitigate bench speed`, as settings: GPT-2 small's, and that of a Llama of about a billion parameters."""
+
+
 class SpeedSettings(Section):
     """Sizes of the measurement."""
 
@@ -99,6 +115,8 @@ class SpeedSettings(Section):
         default_factory=lambda: TinyModel(vocabulary=16_000, hidden_size=128, layers=4, heads=4, context=256),
         description="shape of the model; its schedule is not used",
     )
+    tokens: int = Field(20_000, ge=600, description="of the documents on which audits are timed")
+    turns: int = Field(3, ge=1, description="times that each way to audit is timed, after one that is not")
     forget: int = Field(8, ge=1, description="documents with tokens to forget")
     retain: int = Field(8, ge=1, description="documents to hold still")
     batch_size: int = Field(4, ge=1, description="documents of each kind in a step")

@@ -10,6 +10,7 @@ import typer
 
 from mitigate.cli.options import Device, Set, is_main_process, quiet, settings_from
 from mitigate.errors import MitigateError
+from mitigate.mistakes import not_one_of
 
 BenchSeeds = Annotated[
     list[int] | None, typer.Option("--seeds", min=0, help="Seeds, for instance --seeds 0 1 2.", show_default="0")
@@ -173,24 +174,40 @@ def bench_population(
 @bench.command("speed")
 def bench_speed(
     out: Annotated[Path, typer.Option("--out", help="Directory of the models and of speed.json.")] = Path("runs/speed"),
+    shape: Annotated[
+        str, typer.Option(help="Of the models, which have random weights: tiny, gpt2 (124 million) or 1b (for a GPU).")
+    ] = "tiny",
+    parts: Annotated[
+        str, typer.Option(help="audit: audits against bare forward passes; step: unlearning steps; or both.")
+    ] = "audit,step",
     steps: Annotated[int, typer.Option(min=1, help="Steps that are measured, after one that is not.")] = 5,
     settings: Set = None,
     device: Device = "auto",
 ) -> None:
-    """Time and memory of an unlearning step, against the computation without its savings; writes OUT/speed.json.
+    """What an audit and an unlearning step cost, as ratios measured in one run; writes OUT/speed.json.
 
-    --set takes model.vocabulary, model.hidden_size, model.layers, forget, retain, batch_size and lora.*.
+    An audit is timed against the bare forward passes of its models, and against going through the documents one by one;
+    a step against the computation without its savings, and its peak memory too.
 
-    Example: mitigate bench speed --steps 10 --set model.vocabulary=64000 --out runs/speed
+    --set takes model.vocabulary, model.hidden_size, model.layers, tokens, turns, forget, retain, batch_size and lora.*.
+
+    Example: mitigate bench speed --shape gpt2 --out runs/speed
+
+    Example: mitigate bench speed --parts step --steps 10 --set model.vocabulary=64000 --out runs/speed
     """
-    from mitigate.bench.settings import SpeedSettings
+    from mitigate.bench.settings import SHAPES, Part, Shape, SpeedSettings
 
-    chosen = settings_from(SpeedSettings, settings)
+    wanted = [part.strip() for part in parts.split(",")]
+    problems = [f"--shape: {wrong}"] if (wrong := not_one_of(Shape, shape)) else []
+    problems += [f"--parts: {wrong}" for part in wanted if (wrong := not_one_of(Part, part))]
+    if problems:
+        raise MitigateError("\n".join(problems))
+    chosen = settings_from(SpeedSettings, settings, **SHAPES[shape])
     quiet()
-    from mitigate.bench import speed
+    from mitigate.bench.speed import run
 
-    results = speed.bench_speed(out, steps=steps, settings=chosen, device=device)
-    echo([speed.speed_table(results)], out / "speed.json")
+    results = run.bench_speed(out, steps=steps, parts=wanted, settings=chosen, device=device)
+    echo([run.speed_table(results)], out / "speed.json")
 
 
 def is_hard(world: str) -> bool:

@@ -5,22 +5,33 @@ from __future__ import annotations
 import multiprocessing
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from mitigate.bench.settings import SpeedSettings
-from mitigate.bench.speed import (
+from mitigate.bench.speed.audits import (
+    audited,
+    bare,
+    measure_audits,
+    one_by_one,
+    random_adapters,
+    random_documents,
+    random_model,
+)
+from mitigate.bench.speed.run import speed_table
+from mitigate.bench.speed.steps import (
     dense_steps,
     document_order,
     make_speed_world,
     measure_variant,
     peak_resident_bytes,
     speed_loop,
-    speed_table,
 )
 from mitigate.detection.record import Audit
 from mitigate.errors import MitigateError
 from mitigate.lab.settings import TinyModel
-from mitigate.models.model import Model
+from mitigate.models.model import Model, kept_logits
 from mitigate.models.settings import Lora
 
 SETTINGS = SpeedSettings(
@@ -30,7 +41,10 @@ SETTINGS = SpeedSettings(
     batch_size=2,
     kept_entries=600,
     lora=Lora(rank=2, alpha=4),
+    tokens=600,
+    turns=1,
 )
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +106,52 @@ def test_peak_memory_is_this_processes_own() -> None:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.apply(len, (b"abc",)) == 3
         assert pool.apply(peak_resident_bytes) < peak_resident_bytes()
+
+
+@pytest.mark.parametrize("kind", ["models", "adapters"])
+def test_what_is_timed_computes_the_same_log_ratios(kind: str) -> None:
+    models = random_adapters(SETTINGS, count=3, device=CPU)
+    if kind == "models":
+        models = [random_model(SETTINGS, seed=seed, device=CPU) for seed in range(2)]
+    for lengths in ((16, 200), (8, 32)):
+        documents = random_documents(SETTINGS, lengths, seed=1)
+        assert {lengths[0] <= len(one.ids) <= lengths[1] for one in documents} == {True}
+        assert sum(len(one.ids) for one in documents) >= SETTINGS.tokens
+        ours, theirs = audited(models, documents), one_by_one(models, documents)
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)
+        assert np.nanstd(ours) > 1e-3, "the models differ"
+
+
+def test_the_bare_forwards_are_those_of_the_audit(monkeypatch: pytest.MonkeyPatch) -> None:
+    models = [random_model(SETTINGS, seed=seed, device=CPU) for seed in range(2)]
+    documents = random_documents(SETTINGS, (8, 32), seed=1)
+    seen: dict[str, list[tuple[int, ...]]] = {}
+    for place in ("mitigate.detection.signals", "mitigate.bench.speed.audits"):
+        shapes = seen.setdefault(place, [])
+
+        def watched(
+            module: torch.nn.Module, ids: torch.Tensor, *rest: torch.Tensor, shapes: list[tuple[int, ...]] = shapes
+        ) -> torch.Tensor:
+            shapes.append(tuple(ids.shape))
+            return kept_logits(module, ids, *rest)
+
+        monkeypatch.setattr(f"{place}.kept_logits", watched)
+    bare(models, documents)
+    audited(models, documents)
+    first, second = seen.values()
+    assert len(first) >= 2
+    assert sorted(first) == sorted(second)
+
+
+def test_audits_are_timed_in_turns_and_shown() -> None:
+    found = measure_audits(SETTINGS, device="cpu")
+    assert list(found["cases"]) == ["1 reference", "1 reference, short", "4 adapters"]
+    for case in found["cases"].values():
+        turns = {name: len(seconds) for name, seconds in case["seconds"].items()}
+        assert turns == dict.fromkeys(("bare", "audit", "one_by_one"), SETTINGS.turns)
+        assert case["ratios"]["audit_of_bare"] == case["seconds"]["audit"][0] / case["seconds"]["bare"][0]
+    assert found["switching"]["milliseconds"] > 0
+    table = speed_table({"audit": found})
+    assert "of bare forwards" in table
+    assert "switching among 9 adapters of one base" in table
+    assert "dense" not in table

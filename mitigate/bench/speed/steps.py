@@ -1,6 +1,4 @@
-"""`mitigate bench speed`: time and memory of an unlearning step, against the computation without its savings.
-
-    mitigate bench speed --out runs/speed
+"""Time and memory of an unlearning step, against the computation without its savings.
 
 What is saved: the output head sees only tokens to forget and anchors, sequences end after the last of them, p_0 and the
 references' distributions are computed once and kept by their likeliest entries, and there is no second copy of the
@@ -29,7 +27,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from mitigate.artifacts.files import write_json
 from mitigate.bench.settings import SpeedSettings
 from mitigate.detection.audit import audit
 from mitigate.detection.record import Audit
@@ -42,7 +39,7 @@ from mitigate.lab.writing import general_text
 from mitigate.models.fitting.pace import rate_factor
 from mitigate.models.fitting.training import add_lora
 from mitigate.models.store import ModelStore
-from mitigate.runtime import library_versions, process_state, progress, quiet_libraries
+from mitigate.runtime import process_state, progress, quiet_libraries
 from mitigate.tokens.batches import collate, cut_pieces
 from mitigate.unlearning.objectives.catalogue import Retention
 from mitigate.unlearning.preparation import prepare
@@ -55,41 +52,34 @@ PEAKED = 8.0
 VARIANTS = ("sparse", "sparse_checkpointed", "dense")
 
 
-def bench_speed(
-    out: Path, *, steps: int = 5, settings: SpeedSettings | None = None, device: str = "auto"
-) -> dict[str, Any]:
-    """Measure every variant and write `out/speed.json`.
+def measure_steps(out: Path, *, steps: int, settings: SpeedSettings, device: str) -> dict[str, Any]:
+    """Measure every variant, each in a process of its own.
 
     Args:
-        out: directory of the models and the result.
-        steps (`int`, *optional*, defaults to 5): measured steps, after one that is not.
-        settings (*optional*): sizes.
-        device (`str`, *optional*, defaults to `auto`): of the models.
+        out: directory of the models.
+        steps: measured ones, after one that is not.
+        settings: sizes.
+        device: of the models.
 
     Returns:
-        what `speed.json` holds: `variants.<name>` with `seconds_per_step` (median), `peak_bytes`, `loss` of the first
-        step; `ratios.<name>` of these two to the dense computation; `loss_difference` of sparse and dense, relative.
+        `variants.<name>` with `seconds_per_step` (median), `peak_bytes`, `loss` of the first step; `ratios.<name>` of
+        the first two to the dense computation; `loss_difference` of sparse and dense, relative.
     """
-    settings = settings or SpeedSettings()
     make_speed_world(out, settings, device=device)
     order = document_order(out, settings, steps, device=device)
     variants: dict[str, Any] = {}
-    with progress(len(VARIANTS), "Measuring", unit="variant") as bar:
+    with progress(len(VARIANTS), "Unlearning steps", unit="variant") as bar:
         for name in VARIANTS:
             with multiprocessing.get_context("spawn").Pool(1) as pool:
                 variants[name] = pool.apply(measure_variant, (out, name, settings, order, device))
             bar.update()
     dense = variants["dense"]
     keys = ("seconds_per_step", "peak_bytes")
-    results = {
+    return {
         "variants": variants,
         "ratios": {name: {key: found[key] / dense[key] for key in keys} for name, found in variants.items()},
         "loss_difference": abs(variants["sparse"]["loss"] - dense["loss"]) / abs(dense["loss"]),
-        "settings": {"steps": steps, "device": str(process_state(device).device), **settings.model_dump(mode="json")},
-        "versions": library_versions(),
     }
-    write_json(out / "speed.json", results)
-    return results
 
 
 def make_speed_world(out: Path, settings: SpeedSettings, *, device: str) -> None:
@@ -248,16 +238,3 @@ def dense_steps(
         return float(total.detach())
 
     return step
-
-
-def speed_table(results: dict[str, Any]) -> str:
-    """The results as lines of text."""
-    lines = [f"{'variant':<22}{'step':>10}{'peak':>10}{'against dense':>24}"]
-    for name, found in results["variants"].items():
-        ratio = results["ratios"][name]
-        lines.append(
-            f"{name:<22}{found['seconds_per_step']:>9.3f}s{found['peak_bytes'] / 2**20:>7.0f}MiB"
-            f"{ratio['seconds_per_step']:>14.2f} time {ratio['peak_bytes']:.2f} memory"
-        )
-    lines.append(f"relative difference of the loss, sparse against dense: {results['loss_difference']:.1e}")
-    return "\n".join(lines)

@@ -1,0 +1,80 @@
+"""`mitigate bench speed`: what an audit and an unlearning step cost, as ratios measured in one run.
+
+mitigate bench speed --shape gpt2 --out runs/speed
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from mitigate.artifacts.files import write_json
+from mitigate.bench.settings import Part, SpeedSettings
+from mitigate.bench.speed.audits import measure_audits
+from mitigate.bench.speed.steps import measure_steps
+from mitigate.runtime import library_versions, process_state
+
+PARTS: tuple[str, ...] = get_args(Part)
+
+
+def bench_speed(
+    out: Path,
+    *,
+    steps: int = 5,
+    parts: Sequence[str] = PARTS,
+    settings: SpeedSettings | None = None,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Measure and write `out/speed.json`.
+
+    Args:
+        out: directory of the models and the result.
+        steps (`int`, *optional*, defaults to 5): measured unlearning steps, after one that is not.
+        parts (*optional*, default to all): `audit`, `step`.
+        settings (*optional*): sizes.
+        device (`str`, *optional*, defaults to `auto`): of the models.
+
+    Returns:
+        what `speed.json` holds: `audit`, see `measure_audits`, and the keys of `measure_steps`.
+    """
+    settings = settings or SpeedSettings()
+    results: dict[str, Any] = {}
+    if "audit" in parts:
+        results["audit"] = measure_audits(settings, device=device)
+    if "step" in parts:
+        results |= measure_steps(out, steps=steps, settings=settings, device=device)
+    results["settings"] = {
+        "steps": steps,
+        "device": str(process_state(device).device),
+        **settings.model_dump(mode="json"),
+    }
+    results["versions"] = library_versions()
+    write_json(out / "speed.json", results)
+    return results
+
+
+def speed_table(results: dict[str, Any]) -> str:
+    """The results as lines of text."""
+    lines = []
+    if "audit" in results:
+        lines.append(f"{'audit':<26}{'tokens/s':>10}{'of bare forwards':>20}{'one by one / audit':>20}")
+        for name, found in results["audit"]["cases"].items():
+            ratios = found["ratios"]
+            lines.append(
+                f"{name:<26}{found['tokens_per_second']:>10,.0f}{ratios['audit_of_bare']:>20.2f}"
+                f"{ratios['one_by_one_of_audit']:>20.2f}"
+            )
+        switch = results["audit"]["switching"]
+        lines.append(f"switching among {switch['adapters']} adapters of one base: {switch['milliseconds']:.2f} ms each")
+    if "variants" in results:
+        lines += ["", f"{'unlearning step':<22}{'step':>10}{'peak':>10}{'against dense':>24}"]
+        for name, found in results["variants"].items():
+            ratio = results["ratios"][name]
+            lines.append(
+                f"{name:<22}{found['seconds_per_step']:>9.3f}s{found['peak_bytes'] / 2**20:>7.0f}MiB"
+                f"{ratio['seconds_per_step']:>14.2f} time {ratio['peak_bytes']:.2f} memory"
+            )
+        difference = results["loss_difference"]
+        lines.append(f"relative difference of the loss, sparse against dense: {difference:.1e}")
+    return "\n".join(lines).strip()
