@@ -1,20 +1,19 @@
 """Signals of rows of logits: what needs the whole vocabulary, in chunks of rows and a few passes over each.
 
 No table of log-probabilities is made. Of a chunk, every model's logits are centred on their largest and exponentiated
-once, whatever it is needed for; all else are sums over these. On a CPU a chunk stays in its caches. Notation as in
-`mitigate.detection.signals`.
+once, whatever it is needed for; all else are sums over these. On a CPU a chunk stays in its caches, in tables that are
+used again for the next one. Notation as in `mitigate.detection.signals`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 
-_CPU_CHUNK = 1 << 18  # bytes of one float32 table of a chunk: several of them fit in a core's cache
+_CPU_CHUNK = 1 << 19  # bytes of one float32 table of a chunk: several of them fit in a core's cache
 _GPU_CHUNK = 1 << 28
 _FAR = -1e4  # nats under the largest logit; what is farther has no part in any sum, and -inf times 0 is none
 _TINY = torch.finfo(torch.float32).tiny
@@ -41,122 +40,171 @@ def row_signals(
         for each of `compared`, the columns of `TARGET_SIGNALS` and, where it has references, `REFERENCE_SIGNALS` (n,)
         and `log_prob_references` (n, K). Rows of a model with NaN logits are NaN.
     """
-    size = next(iter(logits.values())).shape[1]
+    count, size = next(iter(logits.values())).shape
     most = _CPU_CHUNK if targets.device.type == "cpu" else _GPU_CHUNK
-    step = max(1, most // (4 * size))
-    parts: list[list[Columns]] = [[] for _ in compared]
-    for start in range(0, len(targets), step):
-        chunk = slice(start, start + step)
-        said = {number: _Said(table[chunk].float(), targets[chunk], temperature) for number, table in logits.items()}
-        own = {number: said[number].signals() for number in {target for target, _ in compared}}
-        means: dict[tuple[int, ...], _Mean] = {}
-        for part, (target, out) in zip(parts, compared, strict=True):
-            columns = dict(own[target])
-            if out:
-                if out not in means:
-                    means[out] = _Mean([said[number] for number in out], offline_a)
-                columns |= means[out].signals(said[target])
-            part.append(columns)
-    return [{name: torch.cat([columns[name] for columns in part]) for name in part[0]} for part in parts]
+    step = min(max(1, most // (4 * size)), count)
+    tables = _Tables(step, size, targets.device)
+    plain = {number: _Softmax(f"plain {number}", targets) for number in logits}
+    tempered = plain
+    if temperature != 1.0:
+        tempered = {number: _Softmax(f"tempered {number}", targets, temperature) for number in logits}
+    judged = {target for target, _ in compared}
+    means = {out: _Mean(out, count, offline_a, targets.device) for _, out in compared if out}
+    joint = {(target, out): torch.empty(2, count, device=targets.device) for target, out in compared if out}
+    for start in range(0, count, step):
+        rows = slice(start, min(count, start + step))
+        for number, table in logits.items():
+            for one in {id(one): one for one in (plain[number], tempered[number])}.values():
+                one.read(table[rows], rows, tables)
+        for target in judged:
+            plain[target].add_moments(rows, tables)
+        for out, mean in means.items():
+            mean.read([tempered[number] for number in out], rows, tables)
+            for target in judged:
+                if (target, out) in joint:
+                    mean.compare(tempered[target], joint[target, out], rows, tables)
+    own = {target: plain[target].signals() for target in judged}
+    alone = {out: means[out].signals(plain, tempered) for out in means}
+    found = []
+    for target, out in compared:
+        columns = dict(own[target])
+        if out:
+            expected, square = joint[target, out]
+            columns |= alone[out]
+            columns["log_ratio"] = tempered[target].log_prob - columns.pop("log_mean")
+            columns |= {"kl": -expected, "log_ratio_variance": (square - expected.square()).clamp_min(0)}
+        found.append(columns)
+    return found
 
 
-@dataclass(frozen=True)
-class _Softmax:
-    """A distribution p at n rows: p = e^z / total, z = logits less their largest (at a temperature).
+class _Tables:
+    """Tables (n, V) of a chunk, each made when it is first asked for: fresh memory costs more than what is done in it.
 
-    Attributes:
-        centred: (n, V) z, at least `_FAR`.
-        weights: (n, V) e^z.
-        total: (n,).
-        token: (n,) z of x_t.
+    Args:
+        rows: of the largest chunk.
+        size: V.
+        device: of the logits.
     """
 
-    centred: torch.Tensor
-    weights: torch.Tensor
-    total: torch.Tensor
-    token: torch.Tensor
+    def __init__(self, rows: int, size: int, device: torch.device) -> None:
+        self.rows, self.size, self.device = rows, size, device
+        self._made: dict[str, torch.Tensor] = {}
 
-    @classmethod
-    def of(cls, centred: torch.Tensor, token: torch.Tensor) -> _Softmax:
-        weights = centred.exp()
-        return cls(centred, weights, weights.sum(1), token)
+    def of(self, rows: slice, name: str) -> torch.Tensor:
+        """As many rows of a table as a chunk has, whatever is in it."""
+        if name not in self._made:
+            self._made[name] = torch.empty(self.rows, self.size, device=self.device)
+        return self._made[name][: rows.stop - rows.start]
 
-    @cached_property
-    def log_total(self) -> torch.Tensor:
-        return self.total.log()
+
+class _Softmax:
+    """What a model says at n rows: p = e^z / total, z = logits less their largest, divided by a temperature.
+
+    Tables of the chunk: `centred`, z, at least `_FAR`; `weights`, e^z. Of all rows (n,): `token`, z of x_t, `total`,
+    and, where they are asked for, `first` and `second`, Σ e^z z and Σ e^z z², and how many entries are `above` x_t.
+    """
+
+    def __init__(self, name: str, targets: torch.Tensor, temperature: float = 1.0) -> None:
+        self.name, self.targets, self.temperature = name, targets, temperature
+        self.token, self.total, self.first, self.second, self.above = torch.empty(
+            5, len(targets), device=targets.device
+        )
+
+    def read(self, logits: torch.Tensor, rows: slice, tables: _Tables) -> None:
+        """Take in a chunk."""
+        largest = logits.amax(1, keepdim=True).float()
+        self.token[rows] = (logits.gather(1, self.targets[rows].unsqueeze(1)).float() - largest).squeeze(1)
+        centred = torch.sub(logits, largest, out=self.centred(rows, tables)).clamp_min_(_FAR)
+        if self.temperature != 1.0:
+            self.token[rows] /= self.temperature
+            centred /= self.temperature
+        torch.exp(centred, out=self.weights(rows, tables))
+        torch.sum(self.weights(rows, tables), 1, out=self.total[rows])
+
+    def centred(self, rows: slice, tables: _Tables) -> torch.Tensor:
+        return tables.of(rows, f"centred {self.name}")
+
+    def weights(self, rows: slice, tables: _Tables) -> torch.Tensor:
+        return tables.of(rows, f"weights {self.name}")
+
+    def add_moments(self, rows: slice, tables: _Tables) -> None:
+        """What `signals` needs of the chunk that was read last."""
+        centred = self.centred(rows, tables)
+        work = torch.mul(self.weights(rows, tables), centred, out=tables.of(rows, "work"))
+        torch.sum(work, 1, out=self.first[rows])
+        torch.sum(work.mul_(centred), 1, out=self.second[rows])
+        token = self.token[rows].clamp_min(_FAR).unsqueeze(1)
+        torch.gt(centred, token, out=work)  # as numbers: sums of truth values are slow on a CPU
+        torch.sum(work, 1, out=self.above[rows])
 
     @cached_property
     def log_prob(self) -> torch.Tensor:
-        """(n,) log p(x_t)."""
-        return self.token - self.log_total
-
-
-class _Said:
-    """What a model says at n rows: its distribution, and the same at a temperature."""
-
-    def __init__(self, logits: torch.Tensor, targets: torch.Tensor, temperature: float) -> None:
-        largest = logits.amax(1, keepdim=True)
-        token = (logits.gather(1, targets.unsqueeze(1)) - largest).squeeze(1)
-        centred = (logits - largest).clamp_min_(_FAR)
-        self.plain = self.tempered = _Softmax.of(centred, token)
-        if temperature != 1.0:
-            self.tempered = _Softmax.of(centred / temperature, token / temperature)
+        """(n,) log p(x_t), once all chunks were read."""
+        return self.token - self.total.log()
 
     def signals(self) -> Columns:
         """Signals of p_θ alone."""
-        own = self.plain
-        table = own.weights * own.centred
-        mean = table.sum(1) / own.total
-        square = table.mul_(own.centred).sum(1) / own.total
-        token = own.token.clamp_min(_FAR).unsqueeze(1)
-        torch.gt(own.centred, token, out=table)  # as numbers: sums of truth values are slow on a CPU
+        mean, log_total = self.first / self.total, self.total.log()
         return {
-            "log_prob": own.log_prob,
-            "rank": table.sum(1) + 1,
-            "top_log_prob": -own.log_total,
-            "entropy": own.log_total - mean,
-            "log_prob_std": (square - mean.square()).clamp_min(0).sqrt(),
+            "log_prob": self.log_prob,
+            "rank": self.above + 1,
+            "top_log_prob": -log_total,
+            "entropy": log_total - mean,
+            "log_prob_std": (self.second / self.total - mean.square()).clamp_min(0).sqrt(),
         }
 
 
 class _Mean:
-    """p̄ of some references at n rows, with the offline correction."""
+    """p̄ of some references at n rows, with the offline correction: tables of the chunk, and its entropy (n,).
 
-    def __init__(self, references: Sequence[_Said], a: float) -> None:
-        size = references[0].plain.centred.shape[1]
-        tempered = [one.tempered for one in references]
-        share = (1 + a) / 2 / len(references)
-        self.probs = tempered[0].weights * (share / tempered[0].total).unsqueeze(1)
-        for one in tempered[1:]:
-            self.probs += one.weights * (share / one.total).unsqueeze(1)
-        if a != 1.0:
-            self.probs += (1 - a) / 2 / size
-        if len(references) == 1 and a == 1.0:
-            self.log_probs = tempered[0].centred - tempered[0].log_total.unsqueeze(1)
+    Args:
+        out: the references.
+        count: n.
+        a: of the correction.
+        device: of the logits.
+    """
+
+    def __init__(self, out: Sequence[int], count: int, a: float, device: torch.device) -> None:
+        self.out, self.a = tuple(out), a
+        self.entropy = torch.empty(count, device=device)
+        self.size = 0
+
+    def read(self, references: Sequence[_Softmax], rows: slice, tables: _Tables) -> None:
+        """Take in a chunk that the references have read."""
+        probs, log_probs = (tables.of(rows, what) for what in ("mean", "log mean"))
+        work, self.size = tables.of(rows, "work"), tables.size
+        share = (1 + self.a) / 2 / len(references)
+        for place, one in enumerate(references):
+            weights, scale = one.weights(rows, tables), (share / one.total[rows]).unsqueeze(1)
+            if place:
+                probs += torch.mul(weights, scale, out=work)
+            else:
+                torch.mul(weights, scale, out=probs)
+        if self.a != 1.0:
+            probs += (1 - self.a) / 2 / self.size
+        if len(references) == 1 and self.a == 1.0:
+            [one] = references
+            torch.sub(one.centred(rows, tables), one.total[rows].log().unsqueeze(1), out=log_probs)
         else:
-            self.log_probs = self.probs.clamp_min_(_TINY).log()
-        self.log_prob = offline_mixture(_log_mean([one.log_prob for one in tempered]), a, size=size)
-        self.alone = torch.stack([one.plain.log_prob for one in references], dim=1)
-        self.log_prob_plain = _log_mean(self.alone.unbind(1))
+            torch.log(probs.clamp_min_(_TINY), out=log_probs)
+        torch.sum(torch.mul(probs, log_probs, out=work), 1, out=self.entropy[rows])
 
-    @cached_property
-    def entropy(self) -> torch.Tensor:
-        return -(self.probs * self.log_probs).sum(1)
+    def compare(self, target: _Softmax, sums: torch.Tensor, rows: slice, tables: _Tables) -> None:
+        """Put Σ p̄ L and Σ p̄ L² of the chunk that was read last into (2, n) sums."""
+        probs, log_probs, work, ratio = (tables.of(rows, what) for what in ("mean", "log mean", "work", "ratio"))
+        torch.sub(target.centred(rows, tables), target.total[rows].log().unsqueeze(1), out=ratio).sub_(log_probs)
+        torch.sum(torch.mul(probs, ratio, out=work), 1, out=sums[0, rows])
+        torch.sum(work.mul_(ratio), 1, out=sums[1, rows])
 
-    def signals(self, target: _Said) -> Columns:
-        """Signals of p_θ against p̄."""
-        own = target.tempered
-        ratio = (own.centred - own.log_total.unsqueeze(1)).sub_(self.log_probs)
-        table = self.probs * ratio
-        expected = table.sum(1)
-        square = table.mul_(ratio).sum(1)
+    def signals(self, plain: Mapping[int, _Softmax], tempered: Mapping[int, _Softmax]) -> Columns:
+        """What needs no target; `log_mean` is log p̄(x_t) at the temperature and corrected."""
+        alone = torch.stack([plain[number].log_prob for number in self.out], dim=1)
+        mean = _log_mean([tempered[number].log_prob for number in self.out])
         return {
-            "entropy_out": self.entropy,
-            "log_ratio": own.log_prob - self.log_prob,
-            "kl": -expected,
-            "log_ratio_variance": (square - expected.square()).clamp_min(0),
-            "log_prob_out": self.log_prob_plain,
-            "log_prob_references": self.alone,
+            "entropy_out": -self.entropy,
+            "log_prob_out": _log_mean(alone.unbind(1)),
+            "log_prob_references": alone,
+            "log_mean": offline_mixture(mean, self.a, size=self.size),
         }
 
 
