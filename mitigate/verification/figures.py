@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mitigate.detection.record import Audit
+from mitigate.detection.spans.alike import never_seen_stretches
 from mitigate.secrets.same import comparable
 from mitigate.statistics.intervals import UNMEASURED, Figure, clustered_mean, flat
 from mitigate.statistics.separation import FEWEST_CLUSTERS, clustered_auc, clustered_tpr, rank_among
@@ -269,12 +270,19 @@ def utility(view: View, audits: Mapping[str, Audit | None], oracle: np.ndarray |
 
 
 def over_forgotten(view: View, after: Audit | None) -> Figure:
-    """Share of the selected spans that now score below the 1 % quantile of non-members' spans."""
+    """Share of the selected spans that now score below the 1 % quantile of never-seen known spans.
+
+    Where no span is known, of never-seen stretches that are like the selected ones.
+    """
     if after is None:
         return UNMEASURED
-    source = "known" if any(span.source == "known" for span in view.spans) else "found"
-    non_members, people = view.span_scores(after, member=False, source=source)
     chosen = [span for span in after.span_rows if span.selected]
+    if any(span.source == "known" for span in view.spans):
+        non_members, people = view.span_scores(after, member=False, source="known")
+    else:
+        places = never_seen_stretches(view.audit, chosen)
+        non_members = np.array([np.nanmean(after.columns["score"][rows]) for _, rows in places])
+        people = [view.groups[doc_id] for doc_id, _ in places]
     scores, groups = np.array([span.score for span in chosen]), [view.groups[span.doc_id] for span in chosen]
     return clustered_tpr((-scores, groups), (-non_members, people), fpr=0.01)
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from mitigate.detection.record import Audit
 from mitigate.detection.scores.token import clipped, typical
+from mitigate.detection.spans.alike import never_seen_stretches
 
 FEWEST_KNOWN_TOKENS = 100  # of never-seen secrets, to tell where such tokens lie
 
@@ -111,16 +112,19 @@ class Limits:
 
 
 def span_limits(audit: Audit) -> Limits | None:
-    """The limits of the holdout documents' spans; None under 20 of them. Known spans count where there are any.
+    """The limits of the holdout documents' known spans, else of stretches like those to forget; None under 20 of them.
 
     A span to forget that ends below them stands out by how unlikely it is, one above them by how likely.
     """
-    spans = [span for span in audit.span_rows if audit.sets[span.doc_id] == "holdout"]
-    spans = [span for span in spans if span.source == "known"] or spans
-    if len(spans) < 20:
+    known = [span for span in audit.span_rows if audit.sets[span.doc_id] == "holdout" and span.source == "known"]
+    places = [audit.rows_of(span) for span in known]
+    if not places:
+        chosen = [span for span in audit.span_rows if span.selected]
+        places = [rows for _, rows in never_seen_stretches(audit, chosen)]
+    if len(places) < 20:
         return None
     ratio = clipped(audit.columns["log_prob"] - audit.columns["log_prob_out"])
-    means = [float(np.nanmean(ratio[audit.rows_of(span)])) for span in spans]
+    means = [float(np.nanmean(ratio[rows])) for rows in places]
     low, high = np.quantile(means, [0.01, 0.99]).tolist() if len(means) >= 100 else (None, None)
     return Limits(tuple(means), low, high)
 
