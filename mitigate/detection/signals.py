@@ -12,6 +12,7 @@ pairings of a batch share one forward pass of each model.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -98,10 +99,10 @@ def compute_signals(
     first_row = np.cumsum([0, *(len(documents[pairing.document].ids) for pairing in pairings)])
     state = PartialState()
     parts: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []
-    mine = share_of(batches, state)
+    mine = deque(share_of(batches, state))
     with progress(sum(len(batch.targets) for batch in mine), description, unit="tok") as bar:
         while mine:
-            batch, *mine = mine
+            batch = mine.popleft()
             asked = [[(number, pairings[number]) for number in wanted[piece.document]] for piece in batch.pieces]
             try:
                 with torch.inference_mode():
@@ -111,7 +112,7 @@ def compute_signals(
             except torch.OutOfMemoryError as error:
                 batch_tokens = _half(batch, error)
                 rest = [piece for one in (batch, *mine) for piece in one.pieces]
-                mine = make_batches(rest, batch_tokens=batch_tokens, together=alike)
+                mine = deque(make_batches(rest, batch_tokens=batch_tokens, together=alike))
                 continue
             for place, number, columns in found:
                 _check(models, pairings[number], columns)

@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 
 _CPU_CHUNK = 1 << 19  # bytes of one float32 table of a chunk: several of them fit in a core's cache
-_GPU_CHUNK = 1 << 28
+_GPU_CHUNK = 1 << 26
 _FAR = -1e4  # nats under the largest logit; what is farther has no part in any sum, and -inf times 0 is none
 _TINY = torch.finfo(torch.float32).tiny
 Columns = dict[str, torch.Tensor]

@@ -78,6 +78,25 @@ def test_found_stretches_that_are_left_hold_no_selected_token(whole: Audit) -> N
         assert np.nanmean(np.where(chosen, np.nan, score)) > 0
 
 
+def test_at_a_false_discovery_rate_only_what_never_seen_text_does_not_hold_is_left(whole: Audit) -> None:
+    some = with_selected(whole, {known_to_forget(whole)[0].span_id})
+    log_prob, out = whole.columns["log_prob"].astype(np.float64), whole.columns["log_prob_out"]
+    for doc_id, rows in whole.rows.items():  # never-seen text stands out as often, by a nat and a half
+        if whole.sets[doc_id] == "holdout":
+            middle = slice(rows.start + 4, rows.start + 8)
+            log_prob[middle] = out[middle] + 1.5
+    kept: list[list[float]] = []
+    for fdr in (None, 0.3, 0.02):
+        audit = with_metadata(some, detect_fdr=fdr)
+        found = [row for row in what_is_left(audit, log_prob, keep_judges=True).added if row.source == "found"]
+        assert [row.span_id for row in found] == list(range(len(whole.spans), len(whole.spans) + len(found)))
+        kept.append(sorted(row.score for row in found))
+    every, some_of_them, none = kept
+    assert len(every) > len(some_of_them) > 0
+    assert some_of_them == every[-len(some_of_them) :], "the strongest"
+    assert none == [], "of five never-seen documents nothing so rare can be told"
+
+
 def test_nothing_is_left_where_the_model_says_what_the_references_say(whole: Audit) -> None:
     some = with_selected(whole, {known_to_forget(whole)[0].span_id})
     left = what_is_left(some, whole.columns["log_prob_out"].astype(np.float64), keep_judges=True)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mitigate.detection.calibration.attack import q_values
 from mitigate.detection.panel import by_judges, by_teachers, judges_of, known_mean, with_column
 from mitigate.detection.record import Audit
 from mitigate.detection.scores.token import clipped, typical
@@ -110,6 +111,9 @@ def _faint(audit: Audit) -> list[SpanRow]:
 def _found(audit: Audit, *, first: int) -> tuple[list[SpanRow], dict[str, float | None]]:
     """Stretches that the bare rule finds now and that are not selected yet, unless never-seen text holds as many.
 
+    Where the audit was asked for a false discovery rate, only those at which never-seen text, searched alike, holds as
+    few as that.
+
     Returns:
         the spans, numbered from `first`, and the shares of tokens that such stretches hold: `found_share` of the
         documents to forget, `found_share_never_seen` of the holdout documents.
@@ -118,6 +122,7 @@ def _found(audit: Audit, *, first: int) -> tuple[list[SpanRow], dict[str, float 
     scored, selected = view.scored, view.selected
     offsets = np.stack([columns["char_start"], columns["char_end"]], axis=1)
     rows: list[SpanRow] = []
+    null: list[float] = []
     counted = {True: [0, 0], False: [0, 0]}
     for doc_id, own in audit.rows.items():
         member = view.is_forget(doc_id)
@@ -127,10 +132,18 @@ def _found(audit: Audit, *, first: int) -> tuple[list[SpanRow], dict[str, float 
         found = find_spans(score, offsets=offsets[own], text=audit.texts[doc_id], rule=audit.metadata.detect.spans)
         counted[member][0] += sum(int((~np.isnan(score[one.token_start : one.token_end])).sum()) for one in found)
         counted[member][1] += int((scored[own] & ~selected[own]).sum())
+        null += [one.score for one in found if not member]
         for one in found if member else ():
             limits = (one.char_start, one.char_end, one.token_start, one.token_end)
-            rows.append(SpanRow(first + len(rows), doc_id, *limits, "", "found", one.score, selected=True))
+            rows.append(SpanRow(0, doc_id, *limits, "", "found", one.score, selected=True))
     shares = {member: part / whole if whole else None for member, (part, whole) in counted.items()}
+    fdr = audit.metadata.detect.fdr
     if (shares[True] or 0.0) <= (shares[False] or 0.0):
         rows = []
+    elif fdr is not None and counted[False][1]:
+        scores = np.array([row.score for row in rows])
+        searched, null_searched = (float(counted[member][1]) for member in (True, False))
+        rate = q_values(scores, np.array(null), searched=searched, null_searched=null_searched)
+        rows = [row for row, own in zip(rows, rate, strict=True) if own <= fdr]
+    rows = [replace(row, span_id=first + number) for number, row in enumerate(rows)]
     return rows, {"found_share": shares[True], "found_share_never_seen": shares[False]}
