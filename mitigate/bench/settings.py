@@ -102,7 +102,7 @@ SHAPES: dict[str, dict[str, object]] = {
     },
     "1b": {
         **{"model.vocabulary": 128_256, "model.hidden_size": 2048, "model.layers": 16, "model.heads": 32},
-        **{"model.context": 1024, "tokens": 60_000},
+        **{"model.context": 1024, "tokens": 30_000, "turns": 2},
     },
 }
 """Shapes of `mitigate bench speed`, as settings: GPT-2 small's, and that of a Llama of about a billion parameters."""

@@ -114,9 +114,9 @@ def test_what_is_timed_computes_the_same_log_ratios(kind: str) -> None:
     if kind == "models":
         models = [random_model(SETTINGS, seed=seed, device=CPU) for seed in range(2)]
     for lengths in ((16, 200), (8, 32)):
-        documents = random_documents(SETTINGS, lengths, seed=1)
+        documents = random_documents(SETTINGS, lengths, tokens=600, seed=1)
         assert {lengths[0] <= len(one.ids) <= lengths[1] for one in documents} == {True}
-        assert sum(len(one.ids) for one in documents) >= SETTINGS.tokens
+        assert sum(len(one.ids) for one in documents) >= 600
         ours, theirs = audited(models, documents), one_by_one(models, documents)
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)
         assert np.nanstd(ours) > 1e-3, "the models differ"
@@ -124,7 +124,7 @@ def test_what_is_timed_computes_the_same_log_ratios(kind: str) -> None:
 
 def test_the_bare_forwards_are_those_of_the_audit(monkeypatch: pytest.MonkeyPatch) -> None:
     models = [random_model(SETTINGS, seed=seed, device=CPU) for seed in range(2)]
-    documents = random_documents(SETTINGS, (8, 32), seed=1)
+    documents = random_documents(SETTINGS, (8, 32), tokens=600, seed=1)
     seen: dict[str, list[tuple[int, ...]]] = {}
     for place in ("mitigate.detection.signals", "mitigate.bench.speed.audits"):
         shapes = seen.setdefault(place, [])

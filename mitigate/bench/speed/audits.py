@@ -28,6 +28,7 @@ from mitigate.tokens.batches import cut_pieces, default_batch_tokens, make_batch
 from mitigate.tokens.tokenization import TokenizedDocument
 
 LENGTHS = {"long": (16, 512), "short": (8, 32)}  # tokens of a document, drawn evenly
+_FEWER = {"long": 1, "short": 5}  # so many times fewer tokens: one by one, short documents take longest
 SWITCHED = 9  # adapters
 _SWITCHES = 20  # rounds
 
@@ -51,7 +52,8 @@ def measure_audits(settings: SpeedSettings, *, device: str) -> dict[str, Any]:
     found = {}
     with progress(len(cases), "Audits", unit="case") as bar:
         for name, (models, lengths) in cases.items():
-            documents = random_documents(settings, LENGTHS[lengths], seed=0)
+            tokens = settings.tokens // _FEWER[lengths]
+            documents = random_documents(settings, LENGTHS[lengths], tokens=tokens, seed=0)
             found[name] = _measured(models, documents, turns=settings.turns)
             bar.update()
     return {"cases": found, "switching": {"adapters": SWITCHED, "milliseconds": _switching(adapted)}}
@@ -95,18 +97,20 @@ def _named(name: str, base: SharedBase, adapters: tuple[str, ...] = ()) -> Model
     return Model(name, name, name, base, adapters, cast(Any, None))  # ids are given, so nothing is tokenized
 
 
-def random_documents(settings: SpeedSettings, lengths: tuple[int, int], *, seed: int) -> list[TokenizedDocument]:
-    """Documents of random tokens, until there are as many tokens as the settings say."""
+def random_documents(
+    settings: SpeedSettings, lengths: tuple[int, int], *, tokens: int, seed: int
+) -> list[TokenizedDocument]:
+    """Documents of random tokens, until there are so many tokens."""
     rng = np.random.default_rng(seed)
     documents: list[TokenizedDocument] = []
-    tokens = 0
-    while tokens < settings.tokens:
+    made = 0
+    while made < tokens:
         length = int(rng.integers(lengths[0], lengths[1] + 1))
         audited = np.arange(length) > 0
         ids = rng.integers(settings.model.vocabulary, size=length)
         offsets = np.stack([np.arange(length), np.arange(1, length + 1)], axis=1)
         documents.append(TokenizedDocument(str(len(documents)), ids, offsets, audited))
-        tokens += length
+        made += length
     return documents
 
 
