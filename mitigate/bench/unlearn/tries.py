@@ -65,10 +65,9 @@ def run_seed(
         while beyond := beyond_edge({t.rate: r.criterion for t, r in runs.items()}, at_most=len(tries) + MORE_TRIES):
             runs[Try(beyond)] = run(Try(beyond))
         if len(tries) > 1:
-            rate, first_best = min(runs.items(), key=lambda item: item[1].criterion)
-            further = [Try(rate.rate, hold) for hold in WEIGHTS]
-            if not first_best.record.get("anchor_weight"):
-                further = [Try(rate.rate * factor) for factor in BETWEEN]
+            at, nearest = min(runs.items(), key=lambda item: item[1].criterion)
+            held = nearest.record["anchor_weight"] > 0
+            further = [Try(at.rate, hold) for hold in WEIGHTS] if held else [Try(at.rate * step) for step in BETWEEN]
             runs |= {one: run(one) for one in further}
         best = choose(seed, list(runs.values()))
         return Tried(dict(sorted(runs.items())), next(one for one, of_it in runs.items() if of_it is best))

@@ -9,7 +9,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from mitigate.models.model import Model, kept_logits
 from mitigate.models.settings import Lora, Method, Schedule
 from mitigate.models.store import ModelStore
 from mitigate.runtime import progress, seed_everything
-from mitigate.tokens.batches import Batch, Piece, collate, cut_pieces, default_batch_tokens, make_batches
+from mitigate.tokens.batches import TRAINED, Batch, Piece, cut_pieces, default_batch_tokens, make_batches
 from mitigate.tokens.tokenization import TokenizedDocument, tokenize_documents
 
 logger = logging.getLogger(__name__)
@@ -156,10 +156,12 @@ def fit(
     seed: int,
     description: str = "Training",
     pace: Pace | None = None,
+    batch_tokens: int | None = None,
 ) -> list[float]:
     """Minimize the mean negative log-likelihood of the documents' audited tokens.
 
-    Documents longer than the context are cut into pieces that follow one another.
+    Documents longer than the context are cut into pieces that follow one another. A batch that would not fit in memory
+    goes through the model in parts, which give the same gradient.
 
     Args:
         module: the model; parameters that require gradients are trained.
@@ -168,6 +170,7 @@ def fit(
         context: longest piece in tokens.
         seed: of the order of the documents.
         pace (*optional*): how fast, and when it ends; by default as the schedule says.
+        batch_tokens (*optional*): padded tokens in one forward; see `default_batch_tokens`.
 
     Returns:
         the loss of every step, nats per token.
@@ -181,6 +184,9 @@ def fit(
         parameters, lr=schedule.learning_rate, weight_decay=schedule.weight_decay, betas=(0.9, 0.95)
     )
     device = parameters[0].device
+    if batch_tokens is None:
+        size = cast(Any, module).config.get_text_config().vocab_size
+        batch_tokens = default_batch_tokens(size, device=device, tables=TRAINED if device.type == "cuda" else 1)
     losses: list[float] = []
     batches = _endless(pieces, size=schedule.batch_size, seed=seed)
     module.train()
@@ -189,12 +195,17 @@ def fit(
             bar.total = pace.expected
             for group in optimizer.param_groups:
                 group["lr"] = schedule.learning_rate * pace.factor(len(losses))
-            loss = -batch_log_probs(module, next(batches).to(device)).mean()
-            loss.backward()
+            chosen = next(batches)
+            count = sum(len(piece.scored) for piece in chosen)
+            loss = 0.0
+            for batch in make_batches(chosen, batch_tokens=batch_tokens):
+                part = -batch_log_probs(module, batch.to(device)).sum() / count
+                part.backward()
+                loss += float(part.detach())
             torch.nn.utils.clip_grad_norm_(parameters, schedule.max_gradient_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            losses.append(float(loss.detach()))
+            losses.append(loss)
             bar.update()
             bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
             if not math.isfinite(losses[-1]):
@@ -205,13 +216,13 @@ def fit(
     return losses
 
 
-def _endless(pieces: Sequence[Piece], *, size: int, seed: int) -> Iterator[Batch]:
-    """Batches of the pieces, each epoch in another order."""
+def _endless(pieces: Sequence[Piece], *, size: int, seed: int) -> Iterator[list[Piece]]:
+    """The pieces of each step, each epoch in another order."""
     order = np.random.default_rng(seed)
     while True:
         shuffled = order.permutation(len(pieces))
         for start in range(0, len(pieces), size):
-            yield collate([pieces[i] for i in shuffled[start : start + size]])
+            yield [pieces[i] for i in shuffled[start : start + size]]
 
 
 def document_losses(module: torch.nn.Module, documents: Sequence[TokenizedDocument], *, model: Model) -> np.ndarray:
