@@ -78,7 +78,9 @@ def test_the_summary_says_what_was_done_and_holds_no_text(
     assert (summary["scope"], summary["method"], summary["anchor"]) == ("token", "lora", "kl")
     assert (summary["steps"], summary["stopped"], summary["processes"]) == (30, "step limit", 1)
     assert (summary["audit"], summary["seed"], summary["retain"]) == (before.fingerprint, 0, None)
-    assert summary["settings"] == THOROUGH.model_dump()
+    settled = {"anchor": "kl", "weight": 10.0, "focus": 4.0}  # what was left open, as our objectives have it
+    given = THOROUGH.model_dump()
+    assert summary["settings"] == {**given, "retain": {**given["retain"], **settled}}
     tensors = load_file(result.directory / "adapter_model.safetensors").values()
     assert summary["adapter_parameters"] == sum(tensor.numel() for tensor in tensors)
     assert summary["model_parameters"] == AutoModelForCausalLM.from_pretrained(world.target).num_parameters()

@@ -357,7 +357,8 @@ def test_nobody_is_asked_for_distributions_that_no_objective_needs(whole: Audit,
 
 
 def test_the_model_before_is_asked_once_about_each_token(layered: Audit, tmp_path: Path) -> None:
-    loop = loop_of(layered, changed(QUICK, objective="dpo", kept_entries=10**4), tmp_path / "out")
+    settings = changed(QUICK, objective="dpo", retain={"anchor": "kl"}, kept_entries=10**4)
+    loop = loop_of(layered, settings, tmp_path / "out")
     before, tasks = loop.losses.before, [*loop.data.forget, *loop.data.hold]
     before.fill(tasks)
     lower = cpu().load(layered.metadata.target.source)

@@ -86,12 +86,21 @@ def test_spans_that_fell_too_low_end_it_only_where_no_more_stand_out(
 def test_spans_that_all_lie_lower_than_never_seen_ones_end_it_unless_they_rise() -> None:
     low: dict[str, Any] = {"below": None, "above": None}
     told = "never-seen spans lay above those to forget (AUC 0.30), and it got no better"
-    cases = ((0.2, (1.0, 0.9), False), (0.6, (1.0, 0.9), False), (0.4, (1.0, 0.9), True), (0.2, (1.0, 1.1), True))
-    for before, distances, ends in cases:
-        history = looks(*distances, **low, auc=0.3)
-        history[0]["span_auc"] = before
+    nearer, farther = (1.0, 0.9, 0.8, 0.7), (1.0, 0.9, 0.8, 0.85)
+    for aucs, distances, ends in (
+        ((0.9, 0.6, 0.3), nearer[:3], False),
+        ((0.9, 0.4, 0.3), nearer[:3], False),  # what it is off by is taken off the level: it has time to rise
+        ((0.9, 0.25, 0.2, 0.3), nearer, False),
+        ((0.9, 0.4, 0.35, 0.3), nearer, True),
+        ((0.9, 0.3, 0.35, 0.3), nearer, True),
+        ((0.9, 0.5, 0.35, 0.3), nearer, False),
+        ((0.9, 0.2, 0.2, 0.3), farther, True),
+    ):
+        history = looks(*distances, **low)
+        for look, auc in zip(history, aucs, strict=True):
+            look["span_auc"] = auc
         reason = reason_to_stop(history, CONTROL)
-        assert reason == (f"at step 20 {told}" if ends else None)
+        assert reason == (f"at step {20 * (len(aucs) - 1)} {told}" if ends else None), aucs
 
 
 # The level of `match`

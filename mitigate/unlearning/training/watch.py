@@ -110,9 +110,9 @@ def reason_to_stop(history: Sequence[dict[str, Any]], control: Control) -> str |
             f"at step {now['step']} {below:.0%} of the spans were below text that the target never saw, {above:.0%} "
             "above it, and it got no better"
         )
-    before = history[-2]["span_auc"]
-    falling = before is not None and before < LEAST_AUC and (now["span_auc"] or 0.5) <= before
-    if (now["span_auc"] or 0.5) < LEAST_AUC and (no_better or falling):
+    lately = [0.5 if entry["span_auc"] is None else entry["span_auc"] for entry in history[-PATIENCE:]]
+    falling = len(history) > PATIENCE and max(lately) < LEAST_AUC and lately[-1] <= lately[0]
+    if lately[-1] < LEAST_AUC and (no_better or falling):
         return (
             f"at step {now['step']} never-seen spans lay above those to forget (AUC {now['span_auc']:.2f}), and it got "
             "no better"
