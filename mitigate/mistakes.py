@@ -162,7 +162,7 @@ def _explain(place: Sequence[str | int], problem: Mapping[str, Any], known: Sequ
     got = problem.get("input")
     shown = repr(got) if not isinstance(got, (dict, list)) else f"a {type(got).__name__}"
     if problem["type"] == "literal_error" and problem["loc"] == tuple(place):  # not of a union, nor of a dict's key
-        choices = ", ".join(re.findall(r"'(\w+)'", problem["ctx"]["expected"]))
+        choices = ", ".join(re.findall(r"'([^']+)'", problem["ctx"]["expected"]))
         return [f"{key}: is not one of {choices}; got {shown}"]
     message = re.sub(r"^(Input|Value|String|Keys?) should ", "should ", problem["msg"])
     message = re.sub(r"valid dictionary( or instance of \w+)?", "section with keys", message)

@@ -25,6 +25,7 @@ from mitigate.documents.tails import with_tails
 from mitigate.documents.types import Document, Documents
 from mitigate.documents.written import FIELD, as_written
 from mitigate.errors import MitigateError, summarize
+from mitigate.recognisers.presidio import NoPresidioError
 from mitigate.text.patterns import SlowPatternError
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ class _Reader:
                 documents += self._documents(row)
             except SlowPatternError as error:
                 raise MitigateError(f"{row.where}: {error}") from None
-            except _NoTokenizerError:  # no fault of the row
+            except (_NoTokenizerError, NoPresidioError):  # no fault of the row
                 raise
             except MitigateError as error:
                 self._bad(row, str(error))

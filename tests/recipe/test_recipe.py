@@ -255,6 +255,10 @@ def test_a_value_of_the_wrong_type_is_one_mistake_that_says_what_is_allowed(over
     [
         (["unlearn.objective=forget"], "'forget' is not one of default, hinge, distill"),
         (["unlearn.objective={npo: -1}"], "the weight of npo is -1.0; give a positive number"),
+        (
+            ["data.documents.0.spans={recognise: presido}"],
+            "spans.recognise: is not one of built-in, presidio; got 'presido'",
+        ),
         (["references.count=3"], "references.count: 3 is odd; each document is in half of the references"),
         (["references.count=0"], "references: none; set references.count"),
         (["models.base=null"], "models.base: missing; cross-fitted references are trained on it"),

@@ -102,8 +102,11 @@ def test_presidio_gives_known_spans(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_presidio_that_cannot_be_used_is_named_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "presidio_analyzer", None)
-    with pytest.raises(MitigateError, match=r"presidio is not installed: pip install presidio-analyzer.*built-in"):
+    with pytest.raises(MitigateError, match=r"^spans.recognise: presidio is not installed: pip install.*built-in"):
         read(tmp_path / "a.jsonl", recognise="presidio")
+    skipping = DocumentSource(path=str(tmp_path / "a.jsonl"), spans={"recognise": "presidio"}, on_error="skip")
+    with pytest.raises(MitigateError, match="presidio is not installed"):
+        read_documents(skipping)  # which would pass over every row
     stand_in(monkeypatch, SystemExit(1))
     with pytest.raises(MitigateError, match=r"Presidio does not start \(SystemExit: 1\); install the language model"):
         read(tmp_path / "a.jsonl", recognise="presidio")
