@@ -145,10 +145,10 @@ def test_small_forwards_train_the_same_as_one(
         loop.optimizer = loop.accelerator.prepare(torch.optim.SGD(loop.parameters))
         losses.append([loop.step(step) for step in range(4)])
         trained.append([parameter.detach().clone() for parameter in loop.parameters])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     assert any(parameter.abs().max() > 1e-3 for parameter in trained[0][1::2]), "lora_B left zero"
     for one, many in zip(*trained, strict=True):
-        torch.testing.assert_close(many, one, rtol=0, atol=1e-5)
+        torch.testing.assert_close(many, one, rtol=0, atol=5e-5)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
