@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from mitigate.artifacts.files import new_directory, write_json
 from mitigate.documents import Document, Documents
@@ -40,11 +40,11 @@ def train_tokenizer(texts: Iterator[str] | Sequence[str], *, vocabulary: int) ->
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>")
 
 
-def new_llama(tokenizer: PreTrainedTokenizerBase, shape: TinyModel, *, seed: int) -> LlamaForCausalLM:
-    """An untrained Llama of the given shape for a tokenizer's vocabulary."""
+def new_llama(vocabulary: int, shape: TinyModel, *, seed: int) -> LlamaForCausalLM:
+    """An untrained Llama of the given shape that predicts so many tokens."""
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=vocabulary,
         hidden_size=shape.hidden_size,
         intermediate_size=shape.hidden_size * 8 // 3,
         num_hidden_layers=shape.layers,
@@ -66,7 +66,7 @@ def make_base(documents: Sequence[Document], *, out: Path, shape: TinyModel, see
     """
     seed_everything(seed)
     tokenizer = train_tokenizer((document.text for document in documents), vocabulary=shape.vocabulary)
-    model = new_llama(tokenizer, shape, seed=seed)
+    model = new_llama(len(tokenizer), shape, seed=seed)
     cast(torch.nn.Module, model).to(resolve_device(device))
     tokenized = tokenize_documents(Documents(tuple(documents)), tokenizer)
     losses = fit(

@@ -16,10 +16,10 @@ from typing import Any, cast
 import numpy as np
 import torch
 from peft import get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from mitigate.bench.settings import SpeedSettings
 from mitigate.detection.signals import token_signals
+from mitigate.lab.tiny import new_llama
 from mitigate.models.fitting.training import lora_config
 from mitigate.models.model import Model, kept_logits
 from mitigate.models.shared_base import SharedBase
@@ -61,20 +61,10 @@ def measure_audits(settings: SpeedSettings, *, device: str) -> dict[str, Any]:
 
 def random_model(settings: SpeedSettings, *, seed: int, device: torch.device) -> Model:
     """A model of random weights: the shape of the settings, half precision on a GPU."""
-    torch.manual_seed(seed)
-    shape = settings.model
-    config = LlamaConfig(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.hidden_size,
-        intermediate_size=shape.hidden_size * 8 // 3,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.heads,
-        max_position_embeddings=max(shape.context, LENGTHS["long"][1]),
-        tie_word_embeddings=True,
-        dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
-    )
-    module = cast(Any, LlamaForCausalLM(config)).to(device=device, dtype=config.dtype).eval().requires_grad_(False)
+    shape = settings.model.model_copy(update={"context": max(settings.model.context, LENGTHS["long"][1])})
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    model = cast(Any, new_llama(shape.vocabulary, shape, seed=seed))
+    module = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
     return _named(f"random {seed}", SharedBase(f"random {seed}", str(seed), module))
 
 

@@ -90,7 +90,7 @@ def make_speed_world(out: Path, settings: SpeedSettings, *, device: str) -> None
     text = [*people, *general_text(2000, seed="speed")]
     tokenizer = train_tokenizer((document.text for document in text), vocabulary=settings.model.vocabulary)
     for number in range(1 + REFERENCES):
-        model = new_llama(tokenizer, settings.model, seed=number)
+        model = new_llama(len(tokenizer), settings.model, seed=number)
         model.resize_token_embeddings(settings.model.vocabulary)  # a small corpus has fewer words than a vocabulary
         model.get_output_embeddings().weight.data.mul_(PEAKED)
         model.save_pretrained(out / f"model-{number}")
