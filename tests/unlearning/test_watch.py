@@ -91,6 +91,7 @@ def test_spans_that_all_lie_lower_than_never_seen_ones_end_it_unless_they_rise()
         ((0.9, 0.6, 0.3), nearer[:3], False),
         ((0.9, 0.4, 0.3), nearer[:3], False),  # what it is off by is taken off the level: it has time to rise
         ((0.9, 0.25, 0.2, 0.3), nearer, False),
+        ((0.9, 0.4, 0.2, 0.3), nearer, False),  # it has turned
         ((0.9, 0.4, 0.35, 0.3), nearer, True),
         ((0.9, 0.3, 0.35, 0.3), nearer, True),
         ((0.9, 0.5, 0.35, 0.3), nearer, False),

@@ -111,7 +111,7 @@ def reason_to_stop(history: Sequence[dict[str, Any]], control: Control) -> str |
             "above it, and it got no better"
         )
     lately = [0.5 if entry["span_auc"] is None else entry["span_auc"] for entry in history[-PATIENCE:]]
-    falling = len(history) > PATIENCE and max(lately) < LEAST_AUC and lately[-1] <= lately[0]
+    falling = len(history) > PATIENCE and max(lately) < LEAST_AUC and lately[-1] <= min(lately)
     if lately[-1] < LEAST_AUC and (no_better or falling):
         return (
             f"at step {now['step']} never-seen spans lay above those to forget (AUC {now['span_auc']:.2f}), and it got "
