@@ -140,14 +140,15 @@ def test_token_features_equal_naive_loops(references: int) -> None:
 
 
 SPANS = np.array([[1, 5], [20, 34], [2, 3], [3, 9], [10, 15], [1, 5], [0, 9]])  # in no order, some overlap
+WHOLE = np.array([[np.flatnonzero(DOCUMENT == DOCUMENT[n])[at] for at in (0, -1)] for n, _ in SPANS]) + [0, 1]
 
 
 @pytest.mark.parametrize("references", [1, 2])
 def test_span_features_equal_naive_loops(references: int) -> None:
     signals = drawn_signals(3, references=references)
     signals = {name: np.where(np.isnan(column), NAN, column) for name, column in signals.items()}
-    got, names = span_features(signals, SPANS)
-    for span, values in zip(SPANS, got, strict=True):
+    got, names = span_features(signals, SPANS, documents=WHOLE)
+    for span, (first, end), values in zip(SPANS, WHOLE, got, strict=True):
         rows = [naive_columns(signals, row) for row in range(*span) if not np.isnan(signals["log_prob"][row])]
         expected = {"log_length": math.log(len(rows))}
         for name in rows[0]:
@@ -157,9 +158,16 @@ def test_span_features_equal_naive_loops(references: int) -> None:
         expected["ratio sum"] = sum(row["ratio"] for row in rows)
         expected["share top"] = sum(row["log_rank"] == 0 for row in rows) / len(rows)
         expected["share above"] = sum(row["ratio"] > 0 for row in rows) / len(rows)
+        for size in (8, 32, 128):
+            near = [*range(max(first, span[0] - size), span[0]), *range(span[1], min(end, span[1] + size))]
+            around = [naive_columns(signals, row) for row in near if not np.isnan(signals["log_prob"][row])]
+            for name in ("ratio_clipped", "informia_z"):
+                own = [row[name] for row in around]
+                expected[f"{name} around {size}"] = sum(own) / len(own) if own else NAN
         assert sorted(names) == sorted(expected)
         for name, value in zip(names, values, strict=True):
-            assert value == pytest.approx(expected[name], rel=1e-4, abs=1e-4), (span, name)
+            assert value == pytest.approx(expected[name], rel=1e-4, abs=1e-4, nan_ok=True), (span, name)
+    assert np.isnan(got).sum(1).tolist() == [0, 0, 0, 0, 6, 0, 6], "nothing is around a whole document"
 
 
 def test_a_tokens_features_look_at_no_other_document() -> None:
@@ -176,29 +184,34 @@ def test_a_tokens_features_look_at_no_other_document() -> None:
     np.testing.assert_array_equal(token_features(signals, DOCUMENT)[0][inside], alone[0])
 
 
-def test_a_spans_features_depend_on_its_own_tokens_only() -> None:
+@pytest.mark.parametrize("around", [False, True])
+def test_a_spans_features_depend_on_its_own_tokens_and_apart_from_them_on_its_documents(around: bool) -> None:
     signals, noise = drawn_signals(0), drawn_signals(1)
-    together = span_features(signals, SPANS)[0]
+    together, names = span_features(signals, SPANS, documents=WHOLE)
+    compared = [number for number, name in enumerate(names) if around or " around " not in name]
     for number, (start, end) in enumerate(SPANS):
-        inside = np.isin(np.arange(len(DOCUMENT)), np.arange(start, end))
+        first, last = WHOLE[number] if around else (start, end)
+        inside = np.isin(np.arange(len(DOCUMENT)), np.arange(first, last))
         others = {
             name: np.where(inside if column.ndim == 1 else inside[:, None], column, noise[name])
             for name, column in signals.items()
         }
-        np.testing.assert_allclose(span_features(others, SPANS[number : number + 1])[0][0], together[number], rtol=1e-5)
+        one = slice(number, number + 1)
+        [alone] = span_features(others, SPANS[one], documents=WHOLE[one])[0]
+        np.testing.assert_allclose(alone[compared], together[number, compared], rtol=1e-5, atol=1e-7)
 
 
 def test_one_reference_cannot_disagree() -> None:
     for references in (1, 2):
         names = token_features(drawn_signals(0, references=references), DOCUMENT)[1]
-        names += span_features(drawn_signals(0, references=references), SPANS)[1]
+        names += span_features(drawn_signals(0, references=references), SPANS, documents=WHOLE)[1]
         found = [name for name in names if "disagreement" in name or "to_highest" in name]
         assert bool(found) == (references > 1)
 
 
 def test_a_span_without_a_scored_token_has_no_features() -> None:
     with pytest.raises(AssertionError, match="a span without a scored token"):
-        span_features(drawn_signals(0), np.array([[0, 1]]))
+        span_features(drawn_signals(0), np.array([[0, 1]]), documents=np.array([[0, 9]]))
 
 
 # p-values, q-values, z ------------------------------------------------------------------------------------------------
@@ -815,7 +828,7 @@ def test_planted_spans_have_higher_log_odds_and_probabilities_that_are_true(
     assert roc_auc_score(member, log_odds) > 0.97
     assert expected_calibration_error(1 / (1 + np.exp(-log_odds)), member) < 0.1
     ordinary = detector.span_log_odds(simulation.of_target(), spans_of_all(ORDINARY), folds)
-    assert roc_auc_score(member, ordinary) < 0.65
+    assert roc_auc_score(member, ordinary) > 0.97, "the secret beside it tells that its document was seen"
     assert detector.quality["ece"] < 0.1
     assert detector.quality["memorized_nats"] == MEMORIZED == 1.0
     assert detector.quality["spans"] == len(simulation.shadows)

@@ -93,7 +93,7 @@ def measure_target(evidence: Evidence, target: int, *, copies: Mapping[str, int]
     )
     log_odds = detector.token_log_odds(paired, folds)
     scores_of["spans"]["calibrated"] = detector.span_log_odds(paired, spans, folds)
-    scores_of["documents"]["calibrated"] = _means(log_odds, starts)
+    scores_of["documents"]["calibrated"] = detector.span_log_odds(paired, whole, folds)
     tokens["calibrated"] = log_odds
     result.seconds["calibrated"] = time.monotonic() - started
 
@@ -303,10 +303,3 @@ def _bag_of_words(
         raw = blind.decision_function(counts[here])
         scores[here] = (raw - raw.mean()) / max(raw.std(), 1e-9)  # folds are not to differ as a whole
     return Scored(scores, member, clusters[documents])
-
-
-def _means(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    known = ~np.isnan(values)
-    total = np.concatenate([[0.0], np.cumsum(np.where(known, values, 0.0))])
-    count = np.concatenate([[0], np.cumsum(known)])
-    return np.diff(total[starts]) / np.maximum(np.diff(count[starts]), 1)

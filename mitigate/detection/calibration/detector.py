@@ -138,7 +138,7 @@ def fit_detector(
     spans = _scored(np.array(rows, dtype=int).reshape(-1, 3), paired)
     rows_array, kept = spans
     known_mask = np.array(is_known, dtype=bool)[kept]
-    features, _ = span_features(paired.signals, _rows_of(rows_array, paired))
+    features = _features_of(rows_array, paired)
     truth = np.array([shadow.member for shadow in shadows])[rows_array[:, 0]]
     span_folds = folds[np.array([pairing.document for pairing in paired.pairings], dtype=int)[rows_array[:, 0]]]
     attack = fit_attack_model(features, truth, span_folds)
@@ -241,9 +241,16 @@ def _token_log_odds(model: AttackModel, paired: PairedSignals, folds: np.ndarray
 def _span_log_odds(model: AttackModel, paired: PairedSignals, spans: np.ndarray, folds: np.ndarray) -> np.ndarray:
     if not len(spans):
         return np.zeros(0)
-    features, _ = span_features(paired.signals, _rows_of(spans, paired))
+    features = _features_of(spans, paired)
     documents = np.array([pairing.document for pairing in paired.pairings], dtype=int)[spans[:, 0]]
     return model.log_odds(features, folds[documents])
+
+
+def _features_of(spans: np.ndarray, paired: PairedSignals) -> np.ndarray:
+    """(S, F) of (S, 3) spans of pairings."""
+    place = spans[:, 0]
+    documents = np.stack([paired.starts[place], paired.starts[place + 1]], axis=1)
+    return span_features(paired.signals, _rows_of(spans, paired), documents=documents)[0]
 
 
 def _rows_of(spans: np.ndarray, paired: PairedSignals) -> np.ndarray:

@@ -1,7 +1,9 @@
 """What a calibrated detector looks at: features of tokens and of spans, from the signals of one pairing or of many.
 
-Every feature is a function of the token's own neighbourhood, so that a span is judged by what was memorized there and
-not by the fame of its document. Rows of different documents never mix: `document` says where each token belongs.
+A token is judged by its own neighbourhood, since only where something was memorized is anything to be unlearned. A span
+is judged by itself and, apart from that, by the text around it: a document is trained on as a whole, so what was
+memorized beside a secret tells that the secret was seen, too, where it is hardly memorized itself. Rows of different
+documents never mix.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from mitigate.detection.scores.token import informia, informia_z, min_k_pp
 _LIMIT = 3.0  # nats at which ratios are clipped, so that one token cannot carry a span
 _OFFSETS = (-2, -1, 1, 2)
 _WINDOWS = (3, 7, 15)
+_AROUND = (8, 32, 128)  # tokens before a span, and as many after it
 
 
 def token_columns(signals: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -72,12 +75,16 @@ def token_features(signals: Mapping[str, np.ndarray], document: np.ndarray) -> t
     return np.stack([np.asarray(values, dtype=np.float32) for values in features.values()], axis=1), list(features)
 
 
-def span_features(signals: Mapping[str, np.ndarray], spans: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """(S, F) features of spans, and their names: mean, least and greatest of each token feature, and the length.
+def span_features(
+    signals: Mapping[str, np.ndarray], spans: np.ndarray, *, documents: np.ndarray
+) -> tuple[np.ndarray, list[str]]:
+    """(S, F) features of spans, and their names: mean, least and greatest of each token feature, the length, and ratios
+    of the text around it, NaN where there is none.
 
     Args:
         signals: columns of `compute_signals`.
         spans: (S, 2) first row and end row of each span in those columns; a span has at least one scored token.
+        documents: (S, 2) first row and end row of the document that it is in.
     """
     columns = token_columns(signals)
     lengths = spans[:, 1] - spans[:, 0]
@@ -99,6 +106,17 @@ def span_features(signals: Mapping[str, np.ndarray], spans: np.ndarray) -> tuple
     features["ratio sum"] = features["ratio mean"] * count
     features["share top"] = np.add.reduceat((columns["log_rank"][rows] == 0).astype(float), starts) / count
     features["share above"] = np.add.reduceat((columns["ratio"][rows] > 0).astype(float), starts) / count
+    for name in ("ratio_clipped", "informia_z"):
+        known = ~np.isnan(columns[name])
+        totals = np.concatenate([[0.0], np.cumsum(np.where(known, columns[name], 0.0))])
+        counts = np.concatenate([[0], np.cumsum(known)])
+        for size in _AROUND:
+            before = np.stack([np.maximum(documents[:, 0], spans[:, 0] - size), spans[:, 0]])
+            after = np.stack([spans[:, 1], np.minimum(documents[:, 1], spans[:, 1] + size)])
+            near, total = (
+                sum(sums[end] - sums[first] for first, end in (before, after)) for sums in (counts, totals)
+            )
+            features[f"{name} around {size}"] = np.where(near > 0, total / np.maximum(near, 1), np.nan)
     return np.stack([values.astype(np.float32) for values in features.values()], axis=1), list(features)
 
 
