@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
+from on_disk import write_lines
 from pydantic import ValidationError
-from test_documents import write_lines
 
 import mitigate.cli.app
 from mitigate.documents import DocumentSource, Request, read_documents, reading
