@@ -233,8 +233,37 @@ def detect(files: Files) -> Rows:
     return [["detector", *columns], *rows]
 
 
+def detect_hard(files: Files) -> Rows:
+    """Every detector in the hard world, by epochs; the best after the most of them first."""
+    (results,) = files.values()
+    by_epochs = list(results["epochs"].values())
+    columns = {"span AUC": ("span", "auc"), "TPR at 1 % FPR": ("span", "tpr_at_1pct_fpr")}
+    columns |= {"document AUC": ("document", "auc")}
+    names = [name for name in by_epochs[-1]["span"] if name != "informia_no_kl"]  # in order it is the log-ratio
+    names.sort(key=lambda name: -by_epochs[-1]["span"][name]["tpr_at_1pct_fpr"]["value"])
+
+    def cells(name: str, kind: str, key: str) -> str:
+        return ", ".join(number(one[kind].get(name, {}).get(key, {}).get("value")) for one in by_epochs)
+
+    titles = {"calibrated": "**`calibrated`**", "rmia": "`rmia` (γ = 2)"}
+    rows = [[titles.get(name, f"`{name}`"), *(cells(name, *at) for at in columns.values())] for name in names]
+    return [["detector", *(f"{title} after {', '.join(results['epochs'])} epochs" for title in columns)], *rows]
+
+
+def detect_hard_found(files: Files) -> Rows:
+    """`detect_found` in the hard world, by epochs."""
+    (results,) = files.values()
+    heads = [f"{epochs} epoch{'s' * (epochs != '1')}" for epochs in results["epochs"]]
+    return [["", *heads], *_found(list(results["epochs"].values()))]
+
+
 def detect_found(files: Files) -> Rows:
     """What the calibrated detector states, finds and takes for a memory that is none."""
+    return [["", "invented people", "LUME", "invented people, six models"], *_found(list(files.values()))]
+
+
+def _found(measured: list[Any]) -> Rows:
+    """The rows of `detect_found`; those that no file has are left out."""
 
     def best(results: Any) -> str:
         scores = {name: figures["tpr_at_1pct_fpr"]["value"] for name, figures in results["span"].items()}
@@ -258,9 +287,12 @@ def detect_found(files: Files) -> Rows:
         "tokens of found spans that are memorized": lambda r: percent(r["unaided"]["span_precision"]),
         "non-member spans of a target": lambda r: f"{r['non_member_spans']:,}",
         "controls' AUC (chance: 0.5)": controls,
+        "the tokens' log-ratio and what the truth models say they have too much: correlation": lambda r: number(
+            r.get("excess_correlation", {}).get("typical")
+        ),
     }
-    rows = [[label, *(shown(results) for results in files.values())] for label, shown in figures.items()]
-    return [["", "invented people", "LUME", "invented people, six models"], *rows]
+    rows = [[label, *(shown(results) for results in measured)] for label, shown in figures.items()]
+    return [row for row in rows if set(row[1:]) != {"–"}]
 
 
 def ablation(files: Files) -> Rows:

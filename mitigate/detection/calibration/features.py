@@ -113,9 +113,7 @@ def span_features(
         for size in _AROUND:
             before = np.stack([np.maximum(documents[:, 0], spans[:, 0] - size), spans[:, 0]])
             after = np.stack([spans[:, 1], np.minimum(documents[:, 1], spans[:, 1] + size)])
-            near, total = (
-                sum(sums[end] - sums[first] for first, end in (before, after)) for sums in (counts, totals)
-            )
+            near, total = (sum(sums[end] - sums[first] for first, end in (before, after)) for sums in (counts, totals))
             features[f"{name} around {size}"] = np.where(near > 0, total / np.maximum(near, 1), np.nan)
     return np.stack([values.astype(np.float32) for values in features.values()], axis=1), list(features)
 
