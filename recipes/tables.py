@@ -32,6 +32,8 @@ LUME = "mitigate run recipes/lume.yaml data.root=LUME"
 COMMANDS = {
     "quickstart": "make demo",
     "lume": f"{LUME} out=runs/lume",
+    "hard": "mitigate run recipes/hard.yaml data.root=DATA out=runs/hard 'data.documents.0.limit=200'"
+    " 'data.documents.0.sets={forget: 30, retain: 60, holdout: rest}'",
     "lume-hinge": f"{LUME} unlearn.objective='{{hinge: 1, distill: 0.5}}' out=runs/lume",
     "lume-retrain": f"{LUME} unlearn=null retrain.redact=placeholder out=runs/lume",
     "lume-erasure": f"{LUME} \"forget={{contains: ['Margarita Bronze']}}\" out=runs/lume",
@@ -74,6 +76,7 @@ class Table(NamedTuple):
 TABLES = {
     "headline": Table(rows_of.headline, ("quickstart", "lume")),
     "runs": Table(rows_of.runs, ("quickstart", "lume", "stories", "tofu")),
+    "run-hard": Table(rows_of.runs, ("hard",)),
     "lume-variants": Table(rows_of.runs, ("lume", "lume-hinge", "lume-retrain", "lume-erasure")),
     "tofu": Table(rows_of.tofu, ("tofu",)),
     "first-hour": Table(rows_of.first_hour, ("first-hour",)),
@@ -142,6 +145,14 @@ QUOTES = (
             Figure(file, f"retrain/mask_known/token_oracle_distance_ratio/{end}")
             for file in ("unlearn", "unlearn-lume")
             for end in ("low", "high")
+        ),
+    ),
+    Quote(
+        "docs/benchmarks.md",
+        "Of {} e-mail addresses {} came back word for word before and {} after; the retrained model guesses {}",
+        (
+            Figure("hard", "extraction/kinds/email/secrets", "d"),
+            *(Figure("hard", f"extraction/kinds/email/{side}", ".1%") for side in ("before", "after", "oracle")),
         ),
     ),
     Quote("docs/benchmarks.md", "the loss is within {} of its", (Figure("speed", "loss_difference", ".2%"),)),
