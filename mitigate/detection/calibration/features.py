@@ -78,8 +78,10 @@ def token_features(signals: Mapping[str, np.ndarray], document: np.ndarray) -> t
 def span_features(
     signals: Mapping[str, np.ndarray], spans: np.ndarray, *, documents: np.ndarray
 ) -> tuple[np.ndarray, list[str]]:
-    """(S, F) features of spans, and their names: mean, least and greatest of each token feature, the length, and ratios
-    of the text around it, NaN where there is none.
+    """(S, F) features of spans, and their names.
+
+    Mean, least and greatest of each token feature, the length, and mean ratios of the text around a span, NaN where
+    there is none.
 
     Args:
         signals: columns of `compute_signals`.
