@@ -5,7 +5,7 @@ Longer than other files, since it is a list: each function is read for itself, b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 Files = Mapping[str, Any]  # name of a results file, without .json -> its content
@@ -214,6 +214,20 @@ def stretched(files: Files) -> Rows:
 def detect(files: Files) -> Rows:
     """Every detector, the best first."""
     (results,) = files.values()
+    return _detectors([results], "", gamma=1)
+
+
+def detect_hard(files: Files) -> Rows:
+    """Every detector in the hard world, by epochs; the best after the most of them first."""
+    (results,) = files.values()
+    heads = f" after {', '.join(results['epochs'])} epochs"
+    return _detectors(
+        list(results["epochs"].values()), heads, gamma=2, left_out={"memorized tokens inside members, AUC"}
+    )
+
+
+def _detectors(measured: list[Any], heads: str, *, gamma: int, left_out: Collection[str] = ()) -> Rows:
+    """A row a detector, by the last of some measurements; a column's cells are all of theirs. `gamma` is RMIA's."""
     columns = {
         "span AUC": ("span", "auc"),
         "TPR at 1 % FPR": ("span", "tpr_at_1pct_fpr"),
@@ -221,33 +235,24 @@ def detect(files: Files) -> Rows:
         "memorized tokens inside members, AUC": ("localisation", "auc"),
         "document AUC": ("document", "auc"),
     }
-    names = [name for name in results["span"] if name != "informia_no_kl"]  # in order it is the log-ratio
-    names.sort(key=lambda name: -results["span"][name]["tpr_at_1pct_fpr"]["value"])
+    last = measured[-1]
+    names = [name for name in last["span"] if name != "informia_no_kl"]  # in order it is the log-ratio
+    names.sort(key=lambda name: -last["span"][name]["tpr_at_1pct_fpr"]["value"])
 
-    def value(name: str, kind: str, key: str) -> float | None:
-        return results[kind].get(name, {}).get(key, {}).get("value")
+    def values(name: str, kind: str, key: str) -> list[float | None]:
+        return [one[kind].get(name, {}).get(key, {}).get("value") for one in measured]
 
-    columns = {title: at for title, at in columns.items() if any(value(name, *at) is not None for name in names)}
-    titles = {"calibrated": "**`calibrated`**", "rmia": "`rmia` (γ = 1)"}
-    rows = [[titles.get(name, f"`{name}`"), *(number(value(name, *at)) for at in columns.values())] for name in names]
-    return [["detector", *columns], *rows]
-
-
-def detect_hard(files: Files) -> Rows:
-    """Every detector in the hard world, by epochs; the best after the most of them first."""
-    (results,) = files.values()
-    by_epochs = list(results["epochs"].values())
-    columns = {"span AUC": ("span", "auc"), "TPR at 1 % FPR": ("span", "tpr_at_1pct_fpr")}
-    columns |= {"document AUC": ("document", "auc")}
-    names = [name for name in by_epochs[-1]["span"] if name != "informia_no_kl"]  # in order it is the log-ratio
-    names.sort(key=lambda name: -by_epochs[-1]["span"][name]["tpr_at_1pct_fpr"]["value"])
-
-    def cells(name: str, kind: str, key: str) -> str:
-        return ", ".join(number(one[kind].get(name, {}).get(key, {}).get("value")) for one in by_epochs)
-
-    titles = {"calibrated": "**`calibrated`**", "rmia": "`rmia` (γ = 2)"}
-    rows = [[titles.get(name, f"`{name}`"), *(cells(name, *at) for at in columns.values())] for name in names]
-    return [["detector", *(f"{title} after {', '.join(results['epochs'])} epochs" for title in columns)], *rows]
+    columns = {
+        title: at
+        for title, at in columns.items()
+        if title not in left_out and any(value is not None for name in names for value in values(name, *at))
+    }
+    titles = {"calibrated": "**`calibrated`**", "rmia": f"`rmia` (γ = {gamma})"}
+    rows = [
+        [titles.get(name, f"`{name}`"), *(", ".join(map(number, values(name, *at))) for at in columns.values())]
+        for name in names
+    ]
+    return [["detector", *(f"{title}{heads}" for title in columns)], *rows]
 
 
 def detect_hard_found(files: Files) -> Rows:
