@@ -200,14 +200,16 @@ class Counts(TypedDict):
 class UnlearnRound(TypedDict):
     """One round of unlearning, and what its look at the whole text said.
 
-    `span_auc`: known spans to forget against never-seen ones, told `by_judges` that were kept out of unlearning or by
-    those that taught; `exposed`: whether it is above 0.55; `found_share`: of the tokens to forget that were not
-    selected, those in stretches that the detector's threshold finds now, and the same of never-seen text; `added`:
-    spans that the next round forgets besides; `undone`: it went too far, and the model is that of the round before.
+    `kept_step`: of its steps the one whose weights it ends with, nearest to the control; `span_auc`: known spans to
+    forget against never-seen ones, told `by_judges` that were kept out of unlearning or by those that taught;
+    `exposed`: whether it is above 0.55; `found_share`: of the tokens to forget that were not selected, those in
+    stretches that the detector's threshold finds now, and the same of never-seen text; `added`: spans that the next
+    round forgets besides; `undone`: it went too far, and the model is that of the round before.
     """
 
     steps: int
     stopped: str
+    kept_step: int
     span_auc: float | None
     span_auc_interval: Interval
     by_judges: bool

@@ -27,7 +27,7 @@ from mitigate.models.mixture import FOR_INFERENCE, Mixture
 from mitigate.models.model import Model
 from mitigate.models.store import ModelStore
 from mitigate.runtime import seed_everything
-from mitigate.unlearning.material.control import control_level, span_limits
+from mitigate.unlearning.material.control import control_level
 from mitigate.unlearning.material.data import unlearning_data
 from mitigate.unlearning.material.forgetting import scope_tokens
 from mitigate.unlearning.material.teachers import OutTerms
@@ -129,7 +129,6 @@ class Prepared:
             settings,
             data,
             control=control,
-            limits=span_limits(audit),
             seed=self.seed,
             plan=self.plan,
             partial=self.partial,
@@ -240,15 +239,18 @@ def train_rounds(prepared: Prepared, *, resume: bool) -> tuple[Loop, list[dict[s
         resume: go on from checkpoints.
 
     Returns:
-        the last round, and of each one `steps`, why it `stopped`, `history`, what `Left.figures` says, whether the
+        the last round, and of each one `steps`, why it `stopped`, `history`, the `kept_step` whose weights it ends
+        with, what `Left.figures` says, whether the
         spans are `exposed`, how many were `added` for the next, and whether it was `undone` since it went too far.
     """
     rounds, added = _finished(prepared, resume=resume)
     loop = prepared.loop(rounds, added)
     while True:
-        history, stopped = loop.train(resume=resume or bool(rounds))
+        history, stopped, kept_step = loop.train(resume=resume or bool(rounds))
         left = prepared.look_again(loop, added)
-        record = {"steps": history[-1]["step"], "stopped": stopped, "history": history}
+        steps = history[-1]["step"]
+        back = f"; back to step {kept_step}, which was nearer" if kept_step < steps else ""
+        record = {"steps": steps, "stopped": stopped + back, "history": history, "kept_step": kept_step}
         rounds.append({**record, **left.figures, "exposed": left.exposed, "added": len(left.added), "undone": False})
         if loop.kept and _fell_too_low(rounds):
             logger.info("round %d: what was to be forgotten fell below text never seen; it is undone", len(rounds))

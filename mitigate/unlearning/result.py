@@ -42,6 +42,7 @@ def write_result(loop: Loop, state: State, rounds: Sequence[dict[str, Any]], *, 
     if untrained := [name for name, changed in reached.items() if not changed]:
         logger.warning("unlearning left %d weights as they were: %s", len(untrained), summarize(untrained))
     kept = [one for one in rounds if not one["undone"]]
+    ends = next(look for look in kept[-1]["history"] if look["step"] == kept[-1]["kept_step"])
     summary = {
         "objective": loop.losses.weights,
         "scope": settings.scope,
@@ -53,8 +54,8 @@ def write_result(loop: Loop, state: State, rounds: Sequence[dict[str, Any]], *, 
         "rounds": [{name: value for name, value in one.items() if name != "history"} for one in rounds],
         "control": loop.control.log_ratio,
         "control_distance": loop.control.distance,
-        "over_forgotten": kept[-1]["history"][-1]["over_forgotten"],
-        "exposed": kept[-1]["history"][-1]["exposed"],
+        "over_forgotten": ends["over_forgotten"],
+        "exposed": ends["exposed"],
         "adapter_parameters": sum(tensor.numel() for tensor in state.values()),
         "model_parameters": sum(p.numel() for n, p in trainable.module.named_parameters() if "lora_" not in n),
         "processes": loop.accelerator.num_processes,

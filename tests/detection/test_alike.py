@@ -14,7 +14,7 @@ from mitigate.detection.record import Audit
 from mitigate.detection.spans.alike import ENOUGH, never_seen_stretches
 from mitigate.detection.spans.row import SpanRow, span_table
 from mitigate.statistics.separation import auc
-from mitigate.unlearning.material.control import span_limits
+from mitigate.unlearning.material.control import Limits, never_seen_numbers
 from mitigate.verification.figures import View, over_forgotten
 
 DOCUMENTS, WORDS = 80, 90
@@ -103,11 +103,12 @@ def test_spans_at_the_level_of_never_seen_text_are_neither_over_forgotten_nor_to
     tokens = with_column(tokens, "log_prob", (blind.columns["log_prob_out"] + now).astype(np.float32))
     rows = [replace(row, score=float(now[blind.rows_of(row)].mean())) for row in blind.span_rows]
     after = replace(blind, tokens=tokens, spans=span_table(rows))
-    limits = span_limits(blind)
-    assert limits is not None
+    numbers = never_seen_numbers(blind)
+    ratio = np.clip(blind.columns["log_prob"] - blind.columns["log_prob_out"], -3, 3)
+    limits = Limits.of(np.array([ratio[numbers == number].mean() for number in range(numbers.max() + 1)]))
     assert limits.low is not None
     means = np.array([row.score for row in rows if row.selected])
-    assert 0.42 < auc(means, np.array(limits.means)) < 0.58
+    assert 0.42 < auc(means, limits.means) < 0.58
     assert (means < limits.low).mean() < 0.04
     figure = over_forgotten(View(blind), after)
     assert figure.value is not None

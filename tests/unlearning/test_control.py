@@ -12,7 +12,15 @@ from world import World
 
 from mitigate.detection.record import Audit
 from mitigate.detection.spans.row import span_table
-from mitigate.unlearning.material.control import FEWEST_KNOWN_TOKENS, Control, control_level, span_limits, token_levels
+from mitigate.unlearning.material.control import (
+    FEWEST_KNOWN_TOKENS,
+    FEWEST_NEVER_SEEN,
+    Control,
+    Limits,
+    control_level,
+    never_seen_numbers,
+    token_levels,
+)
 
 
 @pytest.mark.parametrize("unseen", [2, 5])
@@ -108,25 +116,34 @@ def test_without_holdout_the_control_is_the_references_own_level(world: World) -
     assert control_level(replace(world, documents=members).audit()) == Control(0.0, None)
 
 
-def test_the_limits_are_the_first_and_the_last_percentile_of_unseen_spans(whole: Audit) -> None:
-    assert span_limits(whole) is None, "five spans tell nothing"
-    ratio, rows = log_ratio(whole), []
+def test_never_seen_spans_are_the_holdouts_known_ones_and_spread_evenly_where_there_are_many(
+    whole: Audit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (never_seen_numbers(whole) == -1).all(), "five spans tell nothing"
     like = next(row for row in whole.span_rows if row.source == "known")
-    for doc_id, place in whole.rows.items():
-        length = place.stop - place.start
-        rows += [replace(like, doc_id=doc_id, token_start=n, token_end=n + 3) for n in range(1, length - 3)]
+    rows = [
+        replace(like, doc_id=doc_id, token_start=n, token_end=n + 2)
+        for doc_id, place in whole.rows.items()
+        for n in range(1, place.stop - place.start - 2, 3)
+    ]
     found = [replace(row, source="found", token_end=row.token_start + 1) for row in rows]
     many = replace(whole, spans=span_table(rows + found))
-    means = sorted(
-        sum(float(ratio[whole.rows[row.doc_id].start + row.token_start + n]) for n in range(3)) / 3
-        for row in rows
-        if row.doc_id.startswith("holdout")
-    )
-    limits = span_limits(many)
-    assert limits is not None
-    some = span_limits(replace(whole, spans=span_table([row for row in rows if row.doc_id.startswith("holdout")][:30])))
-    assert some is not None
-    assert (len(some.means), some.low, some.high) == (30, None, None), "thirty spans tell no percentile"
+    holdout = [row for row in rows if many.sets[row.doc_id] == "holdout"]
+    assert len(holdout) >= FEWEST_NEVER_SEEN
+    numbers = never_seen_numbers(many)
+    for number, row in enumerate(holdout):
+        assert (numbers[many.rows_of(row)] == number).all()
+    assert (numbers >= 0).sum() == 2 * len(holdout), "and nowhere else"
+    monkeypatch.setattr("mitigate.unlearning.material.control._MOST_NEVER_SEEN", len(holdout) // 2)
+    half = never_seen_numbers(many)
+    documents = {row.doc_id for row in holdout if (half[many.rows_of(row)] >= 0).any()}
+    assert documents == set(list(dict.fromkeys(row.doc_id for row in holdout))[::2])
+
+
+def test_the_limits_are_the_first_and_the_last_percentile_of_unseen_spans() -> None:
+    means = np.sort(np.random.default_rng(0).normal(size=150))
+    limits = Limits.of(means)
+    assert (Limits.of(means[:30]).low, Limits.of(means[:30]).high) == (None, None), "thirty spans tell no percentile"
     for got, quantile in ((limits.low, 0.01), (limits.high, 0.99)):
         place = quantile * (len(means) - 1)
         low = int(place)

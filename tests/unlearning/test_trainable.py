@@ -84,7 +84,7 @@ def trained(request: pytest.FixtureRequest, world: World, tmp_path_factory: pyte
     weights = {name: parameter.detach().clone() for name, parameter in base.named_parameters()}
     inputs = files(world.base.parent)
     loop = loop_of(before, settings_of(method), directory, store=store)
-    history, _ = loop.train(resume=False)
+    history, _, _ = loop.train(resume=False)
     directory.mkdir()
     loop.trainable.save(loop.trainable.state(loop.accelerator, loop.module), directory)
     return Trained(before, loop, store, weights, inputs, history, directory)

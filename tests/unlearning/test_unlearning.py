@@ -94,6 +94,7 @@ def test_the_summary_says_what_was_done_and_holds_no_text(
         "over_forgotten",
         "exposed",
         "span_auc",
+        "never_seen_moved",
         "held",
         "anchor_weight",
         "rate_share",

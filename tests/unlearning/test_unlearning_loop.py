@@ -12,9 +12,11 @@ import torch
 from forgetting import QUICK, THOROUGH, changed, cpu, log_ratio, loop_of, selected_of
 from world import World, sentences
 
+from mitigate.detection.panel import with_column
 from mitigate.detection.record import Audit
 from mitigate.documents import Document, Documents
 from mitigate.models.fitting.pace import rate_factor
+from mitigate.unlearning.material import control
 from mitigate.unlearning.material.control import Control, Limits, control_level
 from mitigate.unlearning.material.tasks import Task, dealt, tasks_of_step
 from mitigate.unlearning.objectives.catalogue import OBJECTIVES
@@ -83,14 +85,27 @@ def test_processes_share_tasks_and_windows_with_the_same_substitutes_go_to_one()
 
 
 @pytest.mark.parametrize("batch_tokens", [None, 1])
-def test_the_watch_starts_at_the_audits_levels(audited: Audit, tmp_path: Path, batch_tokens: int | None) -> None:
+def test_the_watch_starts_at_the_audits_levels(
+    audited: Audit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_tokens: int | None
+) -> None:
+    monkeypatch.setattr(control, "FEWEST_NEVER_SEEN", 1)
     loop = loop_of(audited, changed(QUICK, batch_tokens=batch_tokens), tmp_path / "out")
     selected, ratio = selected_of(audited), log_ratio(audited)
     means = ratio[selected].reshape(5, 6).mean(axis=1)
     ordered = np.sort(means)
-    unseen = (-9.0, float(ordered[1:3].mean()), 9.0)
-    loop.limits = Limits(unseen, low=unseen[1], high=float(ordered[3:5].mean()))
+    unseen = np.array([-9.0, ordered[1:3].mean(), 9.0])
+    limits = Limits(unseen, low=float(unseen[1]), high=float(ordered[3:5].mean()))
+    numbers = control.never_seen_numbers(audited)
+    read = [ratio[numbers == number].mean() for number in range(numbers.max() + 1)]
+    assert len(read) > 1
+
+    def instead(means: np.ndarray) -> Limits:
+        assert means == pytest.approx(read, abs=2e-4), "never-seen spans are read as well"
+        return limits
+
+    monkeypatch.setattr(Limits, "of", instead)
     watched = loop._watch(step=0)
+    assert watched["never_seen_moved"] == pytest.approx(0.0, abs=2e-4)
     assert watched["selected_log_ratio"] == pytest.approx(ratio[selected].mean(), abs=2e-4)
     assert watched["selected_distance"] == pytest.approx(np.abs(ratio[selected]).mean(), abs=2e-4)
     assert watched["over_forgotten"] == pytest.approx(2 / 5), "two of the five spans are under that limit"
@@ -98,21 +113,66 @@ def test_the_watch_starts_at_the_audits_levels(audited: Audit, tmp_path: Path, b
     assert watched["span_auc"] == pytest.approx((1 + 3 / 5 + 0) / 3, abs=1e-4)
 
 
+def test_the_watch_reads_whole_known_spans_where_some_of_their_tokens_are_to_be_forgotten(
+    audited: Audit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "FEWEST_NEVER_SEEN", 1)
+    selected, ratio = selected_of(audited), log_ratio(audited)
+    places = np.flatnonzero(selected).reshape(5, 6)
+    chosen = selected.copy()
+    chosen[places[:, 4:]] = False
+    chosen[places[3]] = False  # a span that is not to be forgotten at all
+    part = replace(audited, tokens=with_column(audited.tokens, "selected", chosen))
+    loop = loop_of(part, QUICK, tmp_path / "out")
+    monkeypatch.setattr(Limits, "of", lambda _: Limits(np.linspace(-3, 3, 31), low=-9.0, high=9.0))
+    watched = loop._watch(step=0)
+    means = np.delete(ratio[places].mean(axis=1), 3)
+    told = np.mean([mean > other for mean in means for other in np.linspace(-3, 3, 31)])
+    assert watched["span_auc"] == pytest.approx(told, abs=1e-3)
+    assert watched["selected_log_ratio"] == pytest.approx(ratio[chosen].mean(), abs=2e-4), "of these tokens alone"
+
+
+def test_a_round_ends_with_the_weights_that_were_nearest(whole: Audit, tmp_path: Path) -> None:
+    settings = changed(QUICK, stop_at_control=True, max_steps=6, check_every=1)
+    loop = loop_of(whole, settings, tmp_path / "out")
+    ratios = iter([1.0, 0.8, 0.5, 0.7, 0.9, 0.9, 0.9])
+    states = {}
+
+    def watched(*, step: int) -> dict[str, object]:
+        states[step] = loop.trainable.state(loop.accelerator, loop.module)
+        far = next(ratios)
+        unknown = dict.fromkeys(("over_forgotten", "exposed", "span_auc", "held"))
+        return {"step": step, "selected_log_ratio": far, "selected_distance": far, "never_seen_moved": 0.0, **unknown}
+
+    loop.control = Control(-9.0, None)
+    loop._watch = watched  # type: ignore[method-assign]
+    history, _, step = loop.train(resume=False)
+    assert len(history) == 7
+    assert step == 2
+    ended = loop.trainable.state(loop.accelerator, loop.module)
+    assert all(torch.equal(tensor, states[2][name]) for name, tensor in ended.items())
+    assert not all(torch.equal(tensor, states[6][name]) for name, tensor in ended.items())
+
+
 def test_training_stops_at_the_first_look_at_the_control(whole: Audit, tmp_path: Path) -> None:
     loop = loop_of(whole, changed(QUICK, stop_at_control=True), tmp_path / "out")
     loop.control = Control(2.0, 9.0)
-    history, _ = loop.train(resume=False)
+    history, _, _ = loop.train(resume=False)
     assert [entry["selected_log_ratio"] <= 2.0 for entry in history] == [False] * (len(history) - 1) + [True]
 
 
-def test_training_stops_where_too_many_spans_are_below_unseen_text(whole: Audit, tmp_path: Path) -> None:
+def test_training_stops_where_too_many_spans_are_below_unseen_text(
+    whole: Audit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "FEWEST_NEVER_SEEN", 1)
+    monkeypatch.setattr(Limits, "of", lambda _: Limits(np.array([9.0, 10.0]), 9.0, 10.0))
     stops = {}
     for stop_at_control in (True, False):
         settings = changed(QUICK, stop_at_control=stop_at_control, max_steps=5, check_every=1)
         loop = loop_of(whole, settings, tmp_path / "out")
-        loop.control, loop.limits = Control(-99.0, 0.0), Limits((9.0, 10.0), 9.0, 10.0)
+        loop.control = Control(-99.0, 0.0)
         loop.settings = changed(settings, learning_rate=1e-12)  # it gets no better
-        history, stops[stop_at_control] = loop.train(resume=False)
+        history, stops[stop_at_control], _ = loop.train(resume=False)
         assert len(history) == (1 + PATIENCE if stop_at_control else 6)
     told = "100% of the spans were below text that the target never saw, 0% above it, and it got no better"
     assert stops[True] == f"at step {PATIENCE} {told}"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mitigate.unlearning.material.control import Control
-from mitigate.unlearning.training.watch import PATIENCE, corrected, reason_to_stop
+from mitigate.unlearning.training.watch import PATIENCE, corrected, off, reason_to_stop
 
 CONTROL = Control(log_ratio=0.0, distance=0.3)
 
@@ -27,6 +27,7 @@ def looks(
             "over_forgotten": below,
             "exposed": above,
             "span_auc": auc,
+            "never_seen_moved": 0.0,
         }
         for number, distance in enumerate(distances)
     ]
@@ -52,6 +53,24 @@ def test_spans_that_still_stand_out_go_on_until_it_gets_no_better() -> None:
     assert reason_to_stop(
         stuck, CONTROL
     ) == f"control level reached at step {stuck[-1]['step']}, and no nearer to it " + (f"for {PATIENCE} looks")
+
+
+def test_the_nearest_look_is_within_the_level_first_and_then_nearest_to_the_references() -> None:
+    [inside] = looks(0.5, auc=0.47)
+    [nearer] = looks(0.4, auc=0.52)
+    [low] = looks(0.1, auc=0.40)
+    [exposed] = looks(0.1, above=0.10)
+    [untold] = looks(0.2, auc=None, above=None, below=None)
+    assert off(nearer) < off(inside) < min(off(low), off(exposed))
+    assert off(untold) == (0.0, 0.2)
+
+
+def test_the_level_moves_with_never_seen_text() -> None:
+    [begun, now] = looks(2.0, 0.3, ratio=0.1)
+    assert reason_to_stop([begun, now], CONTROL) is None
+    assert reason_to_stop([begun, now | {"never_seen_moved": 0.1}], CONTROL) == "control level reached at step 20"
+    assert corrected(0.0, [now, now], CONTROL) == -0.05
+    assert corrected(0.0, [now, now | {"never_seen_moved": 0.3}], CONTROL) == pytest.approx(0.1)
 
 
 def test_without_never_seen_text_the_references_alone_tell_it() -> None:
@@ -108,7 +127,7 @@ def test_spans_that_all_lie_lower_than_never_seen_ones_end_it_unless_they_rise()
 
 
 def means(*ratios: float) -> list[dict]:
-    return [{"selected_log_ratio": ratio} for ratio in ratios]
+    return [{"selected_log_ratio": ratio, "never_seen_moved": 0.0} for ratio in ratios]
 
 
 def test_what_the_mean_is_off_by_is_taken_off_the_level_once_it_rests() -> None:

@@ -11,6 +11,8 @@ from mitigate.detection.scores.token import clipped, typical
 from mitigate.detection.spans.alike import never_seen_stretches
 
 FEWEST_KNOWN_TOKENS = 100  # of never-seen secrets, to tell where such tokens lie
+FEWEST_NEVER_SEEN = 20  # spans, to tell where such spans lie
+_MOST_NEVER_SEEN = 400  # ... that are looked at while training goes on
 
 
 @dataclass(frozen=True)
@@ -101,32 +103,43 @@ def token_levels(audit: Audit, chosen: np.ndarray, *, margin: float | None = Non
 class Limits:
     """Where never-seen spans lie, by mean log-ratio clipped to ±3 nats.
 
+    A span to forget that ends below them stands out by how unlikely it is, one above them by how likely.
+
     Attributes:
         means: of each of them, 20 or more.
         low, high: their 1 % and 99 % quantiles; None under 100 of them.
     """
 
-    means: tuple[float, ...]
+    means: np.ndarray
     low: float | None
     high: float | None
 
+    @classmethod
+    def of(cls, means: np.ndarray) -> Limits:
+        """The limits of spans with these means."""
+        low, high = np.quantile(means, [0.01, 0.99]).tolist() if len(means) >= 100 else (None, None)
+        return cls(means, low, high)
 
-def span_limits(audit: Audit) -> Limits | None:
-    """The limits of the holdout documents' known spans, else of stretches like those to forget; None under 20 of them.
 
-    A span to forget that ends below them stands out by how unlikely it is, one above them by how likely.
+def never_seen_numbers(audit: Audit) -> np.ndarray:
+    """(N,) for each token the number of the never-seen span that it is in; -1 outside of them.
+
+    They are the holdout documents' known spans, else stretches like those to forget. None where there are under 20; of
+    many, those of evenly spread documents, 400 or a few more.
     """
     known = [span for span in audit.span_rows if audit.sets[span.doc_id] == "holdout" and span.source == "known"]
-    places = [audit.rows_of(span) for span in known]
+    places = [(span.doc_id, audit.rows_of(span)) for span in known]
     if not places:
-        chosen = [span for span in audit.span_rows if span.selected]
-        places = [rows for _, rows in never_seen_stretches(audit, chosen)]
-    if len(places) < 20:
-        return None
-    ratio = clipped(audit.columns["log_prob"] - audit.columns["log_prob_out"])
-    means = [float(np.nanmean(ratio[rows])) for rows in places]
-    low, high = np.quantile(means, [0.01, 0.99]).tolist() if len(means) >= 100 else (None, None)
-    return Limits(tuple(means), low, high)
+        places = never_seen_stretches(audit, [span for span in audit.span_rows if span.selected])
+    documents = list(dict.fromkeys(doc_id for doc_id, _ in places))
+    kept = set(documents[:: max(1, len(places) // _MOST_NEVER_SEEN)])
+    numbers = np.full(len(audit.tokens), -1)
+    for number, (_, rows) in enumerate(place for place in places if place[0] in kept):
+        numbers[rows] = number
+    numbers[np.isnan(audit.columns["log_prob"]) | np.isnan(audit.columns["log_prob_out"])] = -1
+    if len(np.unique(numbers[numbers >= 0])) < FEWEST_NEVER_SEEN:
+        numbers[:] = -1
+    return numbers
 
 
 def known_numbers(audit: Audit) -> np.ndarray:

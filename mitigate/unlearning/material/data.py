@@ -14,6 +14,7 @@ from mitigate.models.model import Model
 from mitigate.secrets.redaction import replaced
 from mitigate.tokens.batches import Piece, cut_pieces
 from mitigate.tokens.tokenization import TokenizedDocument, span_tokens, tokenize_documents
+from mitigate.unlearning.material.control import never_seen_numbers
 from mitigate.unlearning.material.forgetting import DocumentFacts, document_facts
 from mitigate.unlearning.material.tasks import Task
 
@@ -26,12 +27,14 @@ class UnlearningData:
         forget: with tokens to forget.
         hold: without, of the audit's own documents.
         extra: without, of the retain documents that were given besides.
+        never_seen: of the holdout documents; their spans, as `selected`, are watched beside those to forget.
         spans: number of spans to forget, over all tasks.
     """
 
     forget: Sequence[Task]
     hold: Sequence[Task]
     extra: Sequence[Task]
+    never_seen: Sequence[Task]
     spans: int
 
 
@@ -107,7 +110,23 @@ def unlearning_data(
                 task = replace(task, weight=held[piece.document].weight[piece.start + piece.scored])
             kept[name].append(task)
             number += 1
-    return UnlearningData(tasks, kept["hold"], kept["extra"], numbering.count)
+    never_seen = _never_seen_tasks(audit, windows, first=number)
+    return UnlearningData(tasks, kept["hold"], kept["extra"], never_seen, numbering.count)
+
+
+def _never_seen_tasks(audit: Audit, windows: Mapping[str, Any], *, first: int) -> list[Task]:
+    """Windows of the holdout documents down to their never-seen spans; keys from `first`."""
+    numbers = never_seen_numbers(audit)
+    texts = [own for own in audit.tokenized() if (numbers[audit.rows[own.id]] >= 0).any()]
+    tasks: list[Task] = []
+    for piece in cut_pieces(texts, **windows):
+        doc_id = texts[piece.document].id
+        at = audit.rows[doc_id].start + piece.start + piece.scored
+        task = _blank(piece, key=first + len(tasks), doc_id=doc_id, span=numbers[at])
+        before, out = (audit.columns[name][at].astype(np.float32) for name in ("log_prob", "log_prob_out"))
+        if (numbers[at] >= 0).any():
+            tasks.append(replace(task, selected=numbers[at] >= 0, before=before, out=out).only(numbers[at] >= 0))
+    return tasks
 
 
 class _Numbering:

@@ -29,9 +29,9 @@ class DocumentFacts:
         selected: (T,) bool, to be forgotten.
         weight: (T,) float32, of a token among those to forget, or among those to keep.
         before: (T,) float32, ℓ⁰ of the tokens to forget, NaN elsewhere.
-        out: (T,) float32, ℓ̄ likewise.
-        typical: (T,) float32, ℓ̃ likewise: the mean of the OUT references' log-probabilities, and how far above it
-            never-seen tokens of its kind lie.
+        out: (T,) float32, ℓ̄ of these and of all tokens of known spans, NaN elsewhere.
+        typical: (T,) float32, ℓ̃ of the tokens to forget: the mean of the OUT references' log-probabilities, and how far
+            above it never-seen tokens of its kind lie.
         margin: (T,) float32, how far above ℓ̄ these lie.
         known: (T,) number of the known span that it is in, over all documents; -1 outside of them.
     """
@@ -73,11 +73,11 @@ def document_facts(
     weight = np.where(selected, token_weights(audit, selected, weighting), kept).astype(np.float32)
     levels = token_levels(audit, selected, margin=margin)
     alone = typical(audit.reference_log_probs) + levels.typical
-    before, out, alone, above = (
-        np.where(selected, values, np.nan).astype(np.float32)
-        for values in (columns["log_prob"], columns["log_prob_out"], alone, levels.margin)
+    before, alone, above = (
+        np.where(selected, values, np.nan).astype(np.float32) for values in (columns["log_prob"], alone, levels.margin)
     )
     known = known_numbers(audit)
+    out = np.where(selected | (known >= 0), columns["log_prob_out"], np.nan).astype(np.float32)
     spans: dict[str, list[Span]] = defaultdict(list)
     for span in audit.span_rows:
         if span.selected:

@@ -27,8 +27,9 @@ class Task(Piece):
         selected: (n,) bool, to be forgotten.
         weight: (n,) float32, of a token among those to forget, or among the anchors.
         before: (n,) ℓ⁰ of the tokens to forget, NaN elsewhere.
-        out: (n,) ℓ̄ likewise.
-        typical: (n,) ℓ̃ likewise: the mean of the OUT references' log-probabilities, and the control level above it.
+        out: (n,) ℓ̄ of these and of all tokens of known spans, NaN elsewhere.
+        typical: (n,) ℓ̃ of the tokens to forget: the mean of the OUT references' log-probabilities, and the control
+            level above it.
         margin: (n,) the control level above ℓ̄ likewise.
         known: (n,) number of the known span that a token is in; -1 outside of them.
         span: (n,) number of the span that a token to forget is in, or that a substitute's token stands for; else -1.
@@ -77,7 +78,7 @@ class Facts:
 
 def facts(batch: Batch) -> Facts:
     """The facts about a batch of tasks."""
-    tasks = _tasks(batch)
+    tasks = tasks_in(batch)
     device = batch.targets.device
 
     def joined(name: str) -> torch.Tensor:
@@ -144,7 +145,8 @@ def micro_batches(tasks: Iterable[Task], *, batch_tokens: int, device: torch.dev
     return [collate(group).to(device) for group in groups]
 
 
-def _tasks(batch: Batch) -> list[Task]:
+def tasks_in(batch: Batch) -> list[Task]:
+    """The tasks that a batch is made of, in the order of its rows."""
     assert all(isinstance(piece, Task) for piece in batch.pieces)
     return list(batch.pieces)  # type: ignore[arg-type]
 

@@ -20,7 +20,7 @@ from mitigate.errors import MitigateError, NothingToUnlearnError
 from mitigate.models.fitting.pace import rate_factor
 from mitigate.runtime import process_state, progress, together
 from mitigate.tokens.batches import Batch
-from mitigate.unlearning.material.control import Control, Limits
+from mitigate.unlearning.material.control import Control
 from mitigate.unlearning.material.data import UnlearningData
 from mitigate.unlearning.material.tasks import Task, dealt, micro_batches, tasks_of_step
 from mitigate.unlearning.settings import Unlearn
@@ -33,6 +33,7 @@ from mitigate.unlearning.training.checkpoints import (
     parts_named,
 )
 from mitigate.unlearning.training.losses import Losses, step_totals
+from mitigate.unlearning.training.nearest import Nearest
 from mitigate.unlearning.training.watch import corrected, look, no_higher, reason_to_stop
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,6 @@ class Loop:
         settings: schedule.
         data: the tasks.
         control: see `control_level`.
-        limits: see `span_limits`.
         seed: of the order.
         plan: all that decides the result.
         partial: the result's directory; checkpoints lie beside it.
@@ -73,7 +73,6 @@ class Loop:
         data: UnlearningData,
         *,
         control: Control,
-        limits: Limits | None,
         seed: int,
         plan: Mapping[str, Any],
         partial: Path,
@@ -82,7 +81,7 @@ class Loop:
         after: Loop | None = None,
     ) -> None:
         self.accelerator, self.trainable, self.losses = accelerator, trainable, losses
-        self.settings, self.data, self.control, self.limits = settings, data, control, limits
+        self.settings, self.data, self.control = settings, data, control
         self.seed, self.plan = seed, plan
         self.rounds, self.added = list(rounds), list(added)
         self.checkpoints = Checkpoints(partial_of(partial))
@@ -92,6 +91,7 @@ class Loop:
         self.share = 1.0  # of the learning rate that is left of it
         self.drift: float | None = None  # running mean of `held`
         self.kept: State = {}  # the trained weights before this round, to go back to; none before the first
+        self.nearest = Nearest(trainable)
         self.warned = False
         self.module: torch.nn.Module
         self.optimizer: AcceleratedOptimizer
@@ -106,8 +106,14 @@ class Loop:
             self.drift = after.drift
         losses.module = self.module
 
-    def train(self, *, resume: bool) -> tuple[list[dict[str, Any]], str]:
-        """Train to the control level or the step limit; returns the history of the watch and why it stopped."""
+    def train(self, *, resume: bool) -> tuple[list[dict[str, Any]], str, int]:
+        """Train to the control level or the step limit.
+
+        Where an adapter is trained, the weights are then those of the look that was nearest to the control.
+
+        Returns:
+            the history of the watch, why it stopped, and the step of the look whose weights these are.
+        """
         settings = self.settings
         if not self.trainable.can_step_back:
             visited = {task.key: task for step in range(settings.max_steps) for task in self.tasks(step)}
@@ -137,12 +143,13 @@ class Loop:
                     history.append(self._watch(step=step))
                     if settings.stop_at_control:
                         self.losses.level = corrected(self.losses.level, history, self.control)
+                        self.nearest.offer(history[-1], accelerator=self.accelerator, module=self.module)
                     self._warn_of_harm(step)
                 bar.update()
                 bar.set_postfix(loss=f"{loss:.3f}", leak=f"{history[-1]['selected_log_ratio']:.2f}", refresh=False)
                 if step % settings.checkpoint_every == 0 and step < settings.max_steps:
                     self._save(step, history)
-        return history, self._reason_to_stop(history) or STEP_LIMIT
+        return history, self._reason_to_stop(history) or STEP_LIMIT, self.nearest.back_from(history[-1])
 
     def keep(self) -> None:
         """Write a checkpoint of a round that has not begun."""
@@ -248,7 +255,7 @@ class Loop:
             forward=self.losses.forward,
             batched=self._micro_batches,
             accelerator=self.accelerator,
-            limits=self.limits,
+            never_seen=self.data.never_seen,
         )
         held = None if self.held is None else round(self.held, 6)
         weight, share = round(self.dual, 6), round(self.share, 4)
@@ -269,11 +276,13 @@ class Loop:
             "drift": self.drift,
             "level": self.losses.level,
             "held": self.held,
+            "nearest": self.nearest.look,
             "in_round": step,
             "rounds": self.rounds,
             "added": self.added,
         }
         tensors = {f"trained.{n}": t for n, t in trained.items()} | {f"kept.{n}": t for n, t in self.kept.items()}
+        tensors |= {f"nearest.{n}": t for n, t in self.nearest.state.items()}
         tensors |= {**moments, "random": torch.get_rng_state()}
         with together(process_state(self.accelerator.device.type)):
             if self.accelerator.is_main_process:
@@ -297,6 +306,7 @@ class Loop:
         self.optimizer.load_state_dict(optimizer_state(state["optimizer"], tensors))
         self.dual, self.share = state["dual"], state["share"]
         self.held, self.drift = state["held"], state["drift"]
+        self.nearest.look, self.nearest.state = state["nearest"], parts_named(tensors, "nearest")
         self.losses.level = state["level"]
         torch.set_rng_state(tensors["random"])
         if state["in_round"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from mitigate.statistics.separation import auc
 from mitigate.tokens.batches import Batch, cut_pieces, make_batches
 from mitigate.tokens.tokenization import TokenizedDocument
 from mitigate.unlearning.material.control import Control, Limits
-from mitigate.unlearning.material.tasks import Task, facts
+from mitigate.unlearning.material.tasks import Task, facts, tasks_in
 
 MOST_OVER_FORGOTTEN = 0.05  # share of the spans under the limit at which training that watches the control gives up
 MOST_EXPOSED = 0.03  # share of the spans over the upper limit, or under the lower one, and
@@ -27,59 +28,116 @@ def look(
     tasks: Sequence[Task],
     *,
     spans: int,
+    never_seen: Sequence[Task] = (),
     forward: Callable[[Batch], tuple[torch.Tensor, torch.Tensor | None]],
     batched: Callable[[Sequence[Task]], list[Batch]],
     accelerator: Accelerator,
-    limits: Limits | None,
 ) -> dict[str, Any]:
-    """Where the tokens to forget are now; every process must call it.
+    """Where the tokens to forget are now, beside never-seen ones; every process must call it.
+
+    Never-seen text is read anew each time: what takes the secrets away may move it as well, and an attacker sees it as
+    it is then.
 
     Args:
-        tasks: all of them.
+        tasks: with tokens to forget, all of them.
         spans: how many spans to forget there are.
+        never_seen (*optional*): tasks of never-seen spans.
         forward: logits of a batch.
         batched: batches of tasks.
         accelerator: the processes, which share the batches.
-        limits: of never-seen spans, see `span_limits`.
 
     Returns:
         `selected_log_ratio`: mean of log p_θ − log p̄, clipped to ±3 nats, over all of them, and `selected_distance`:
         that of its absolute value; compare with `control_level`. `over_forgotten`, `exposed`: share of the spans whose
-        mean is under the lower limit, over the upper one, and `span_auc`: how well their means are told from those of
-        never-seen spans; null without limits. The spans are the known ones among what is to be forgotten, where there
-        are any, else all.
+        mean is under the lower limit of never-seen ones, over the upper one, and `span_auc`: how well their means are
+        told from those of never-seen spans; null without these. `never_seen_moved`: how far the mean log-ratio of
+        never-seen spans' tokens has moved since the audit, nats. The spans are the known ones that hold a token to
+        forget, all tokens of each, as an attacker reads them, where there are any; else all spans to forget.
     """
-    known = 1 + max((int(task.known.max()) for task in tasks if len(task.known)), default=-1)
-    sums = torch.zeros(3, max(1, known or spans) + 1, device=accelerator.device, dtype=torch.float64)
+    read = {"forward": forward, "batched": batched, "accelerator": accelerator}
+    known = np.unique(np.concatenate([np.zeros(0, dtype=int), *(task.known[task.selected] for task in tasks)]))
+    known = known[known >= 0]  # that hold a token to forget
+    if len(known):
+        places = [np.where(np.isin(task.known, known), np.searchsorted(known, task.known), -1) for task in tasks]
+    else:
+        places = [task.span for task in tasks]
+    watched = [
+        replace(task.alone(), span=place).only(task.selected | (place >= 0))
+        for task, place in zip(tasks, places, strict=True)
+    ]
+    (total, distance, count), means = _read(watched, spans=len(known) or spans, **read)
+    found: dict[str, Any] = {
+        "selected_log_ratio": round(total / count, 4),
+        "selected_distance": round(distance / count, 4),
+        **dict.fromkeys(("over_forgotten", "exposed", "span_auc")),
+        "never_seen_moved": 0.0,
+    }
+    if not never_seen:
+        return found
+    (total, _, count), unseen = _read(never_seen, spans=1 + max(int(task.span.max()) for task in never_seen), **read)
+    limits = Limits.of(unseen)
+    before = np.concatenate([np.clip(task.before - task.out, -3.0, 3.0)[task.selected] for task in never_seen])
+    found["never_seen_moved"] = round(total / count - float(before.mean(dtype=np.float64)), 4)
+    if len(means):
+        found["span_auc"] = round(auc(means, limits.means), 4)
+        if limits.low is not None:
+            found["over_forgotten"] = round(float((means < limits.low).mean()), 4)
+            found["exposed"] = round(float((means > limits.high).mean()), 4)
+    return found
+
+
+def _read(
+    tasks: Sequence[Task],
+    *,
+    spans: int,
+    forward: Callable[[Batch], tuple[torch.Tensor, torch.Tensor | None]],
+    batched: Callable[[Sequence[Task]], list[Batch]],
+    accelerator: Accelerator,
+) -> tuple[list[float], np.ndarray]:
+    """Clipped log-ratios now: of selected tokens the sum, that of absolute values, and how many; each span's mean."""
+    of_all = torch.zeros(3, device=accelerator.device, dtype=torch.float64)
+    of_spans = torch.zeros(2, 1 + spans, device=accelerator.device, dtype=torch.float64)  # the first: of no span
     rank, world = accelerator.process_index, accelerator.num_processes
-    batches = batched([task.alone().only(task.selected) for task in tasks if task.selected.any()])
+    batches = batched([task for task in tasks if len(task.scored)])
     for number in range(math.ceil(len(batches) / world)):
         batch = batches[min(number * world + rank, len(batches) - 1)]
         weight = float(number * world + rank < len(batches))
         with torch.no_grad():
             logits, _ = forward(batch)
         log_prob = torch.log_softmax(logits, dim=-1).gather(1, batch.targets.unsqueeze(1)).squeeze(1)
-        own = [piece.known if known else piece.span for piece in batch.pieces if isinstance(piece, Task)]
-        ratio = (log_prob - facts(batch).out).double().clamp(-3.0, 3.0)
+        known = facts(batch)
+        ratio = (log_prob - known.out).double().clamp(-3.0, 3.0)
         counted = torch.stack([ratio, ratio.abs(), torch.ones_like(ratio)])
-        sums.index_add_(1, torch.from_numpy(np.concatenate(own)).to(sums.device) + 1, weight * counted)
-    totals, distances, counts = accelerator.reduce(sums, reduction="sum").cpu().numpy()
-    means = totals[1:][counts[1:] > 0] / counts[1:][counts[1:] > 0]  # the first are of tokens in no such span
-    low, high = (limits.low, limits.high) if limits is not None else (None, None)
-    told = limits is not None and len(means) > 0
-    return {
-        "selected_log_ratio": round(float(totals.sum() / counts.sum()), 4),
-        "selected_distance": round(float(distances.sum() / counts.sum()), 4),
-        "over_forgotten": round(float((means < low).mean()), 4) if told and low is not None else None,
-        "exposed": round(float((means > high).mean()), 4) if told and high is not None else None,
-        "span_auc": round(auc(means, np.array(limits.means)), 4) if limits is not None and told else None,
-    }
+        of_all += weight * counted[:, known.selected].sum(dim=1)
+        own = torch.from_numpy(np.concatenate([task.span for task in tasks_in(batch)])).to(ratio.device)
+        of_spans.index_add_(1, own + 1, weight * counted[::2])
+    totals, (sums, counts) = (accelerator.reduce(one, reduction="sum").cpu().numpy() for one in (of_all, of_spans))
+    sums, counts = sums[1:], counts[1:]
+    return totals.tolist(), sums[counts > 0] / counts[counts > 0]
+
+
+def control_now(now: Mapping[str, Any], control: Control) -> float:
+    """The control's log-ratio, moved as never-seen text has moved since the audit."""
+    return control.log_ratio + float(now["never_seen_moved"])
 
 
 def no_higher(now: Mapping[str, Any], control: Control) -> bool:
     """Whether what `look` said is no higher than text that the target never saw: in the mean, and span by span."""
     stand_out = (now["exposed"] or 0.0) > MOST_EXPOSED or (now["span_auc"] or 0.0) > MOST_AUC
-    return bool(now["selected_log_ratio"] <= control.log_ratio and not stand_out)
+    return bool(now["selected_log_ratio"] <= control_now(now, control) and not stand_out)
+
+
+def off(now: Mapping[str, Any]) -> tuple[float, float]:
+    """How far the tokens are from text that the target never saw, to compare looks by; the least is nearest.
+
+    Returns:
+        how far the spans are out of what `reason_to_stop` takes for the control level, in shares and AUC together; and
+        the tokens' distance, nats.
+    """
+    auc_now = now["span_auc"]
+    outside = 0.0 if auc_now is None else max(0.0, LEAST_AUC - auc_now, auc_now - MOST_AUC)
+    outside += sum(max(0.0, (now[share] or 0.0) - MOST_EXPOSED) for share in ("exposed", "over_forgotten"))
+    return round(outside, 4), now["selected_distance"]
 
 
 def reason_to_stop(history: Sequence[dict[str, Any]], control: Control) -> str | None:
@@ -98,7 +156,7 @@ def reason_to_stop(history: Sequence[dict[str, Any]], control: Control) -> str |
         return None
     below, above = now["over_forgotten"] or 0.0, now["exposed"] or 0.0
     stuck = len(distances) > PATIENCE and min(distances[-PATIENCE:]) > 0.99 * min(distances[:-PATIENCE])
-    if now["selected_log_ratio"] <= control.log_ratio:
+    if now["selected_log_ratio"] <= control_now(now, control):
         near = control.distance is not None and distances[-1] <= control.distance
         if near and no_higher(now, control) and below <= MOST_EXPOSED and (now["span_auc"] or 0.5) >= LEAST_AUC:
             return f"control level reached at step {now['step']}"
@@ -134,7 +192,7 @@ def corrected(level: float, history: Sequence[Mapping[str, Any]], control: Contr
     if control.distance is None or len(history) < 2:
         return level
     before, now = (entry["selected_log_ratio"] for entry in history[-2:])
-    gap = control.log_ratio - now
+    gap = control_now(history[-1], control) - now
     if abs(now - before) > abs(gap) / 2:
         return level  # still on its way
     return min(_MOST_CORRECTED, max(-_MOST_CORRECTED, level + gap / 2))
