@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import random
+import re
+import resource
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -128,6 +131,30 @@ def together(state: PartialState) -> Iterator[None]:
             raise MitigateError(others[0])
     if failure is not None:
         raise failure
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes in use so far: of a GPU those that torch allocated, else those that this process had resident."""
+    return int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else peak_resident_bytes()
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes that a GPU has in all, or that are to be had on this machine's host."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    memory = Path("/proc/meminfo")
+    if memory.is_file() and (found := re.search(r"MemAvailable:\s*(\d+) kB", memory.read_text(encoding="ascii"))):
+        return 1024 * int(found[1]) + peak_resident_bytes()
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def peak_resident_bytes() -> int:
+    """The most memory that this process had resident; `ru_maxrss`, where Linux says nothing, may be its parent's."""
+    status = Path("/proc/self/status")
+    if status.is_file() and (found := re.search(r"VmHWM:\s*(\d+) kB", status.read_text(encoding="ascii"))):
+        return 1024 * int(found[1])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def library_versions() -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -113,6 +114,40 @@ def run(
         print_loading(loaded.out / ("adapter" if loaded.unlearn is not None else "retrained"))
     if fail_on_leak:
         fail_unless_clean(comparison)
+
+
+@app.command()
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="YAML recipe, as for `mitigate run`.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as for `mitigate run`.")] = None,
+) -> None:
+    """Say what a run will cost before anything is spent: tokens, time, memory and disk of every stage.
+
+    A model's pace is measured here for about 20 seconds. Ends with status 1 where something would not fit.
+
+    Example: mitigate plan recipes/finetuned.yaml models.target=my-model models.base=its-base
+    """
+    from mitigate.recipe.loading import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    quiet()
+    from mitigate.pipeline.plan import plan as plan_recipe
+
+    found = plan_recipe(loaded)
+    typer.echo(f"{found}\n\nrun it with:\n    {_launch(recipe, overrides or [])}")
+    if found.problems:
+        raise typer.Exit(1)
+
+
+def _launch(recipe: Path, overrides: Sequence[str]) -> str:
+    """The command for `mitigate run` that uses all GPUs of this machine."""
+    from torch.cuda import device_count
+
+    command = shlex.join(["run", str(recipe), *overrides])
+    if device_count() < 2:
+        return f"mitigate {command}"
+    launcher = f"accelerate launch --config_file recipes/accelerate/ddp.yaml --num_processes {device_count()}"
+    return f"{launcher} -m mitigate {command}"
 
 
 for verb in (audit, references, unlearn, retrain):

@@ -14,6 +14,7 @@ from mitigate.models.directory import model_fingerprint
 from mitigate.models.fitting.training import fine_tune
 from mitigate.pipeline.inputs import Inputs
 from mitigate.pipeline.stages import Stages
+from mitigate.recipe.schema import Recipe
 
 
 def make_documents(inputs: Inputs, stages: Stages) -> None:
@@ -21,20 +22,33 @@ def make_documents(inputs: Inputs, stages: Stages) -> None:
     recipe, lab = inputs.recipe, inputs.recipe.lab
     if lab is None or lab.people is None:
         return
-    people = lab.people
 
     def make() -> None:
-        seed = recipe.seed
-        planting = plant(seed=seed, people_per_count=people.copies, forget_share=people.forget_share)
-        documents = planting.documents
-        if people.carriers:
-            carriers = read_documents(people.carriers, root=recipe.data.root)
-            documents = plant_in_text(planting, carriers, seed=seed)
         with new_directory(inputs.lab_documents.parent, replace=True) as directory:
-            write_jsonl(documents, directory / inputs.lab_documents.name)
+            write_jsonl(planted_documents(recipe), directory / inputs.lab_documents.name)
 
-    made_from = {"lab.people": people.model_dump(), "seed": recipe.seed}
+    made_from = {"lab.people": lab.people.model_dump(), "seed": recipe.seed}
     stages.run("lab.documents", made_from, make, inputs.lab_documents)
+
+
+def planted_documents(recipe: Recipe) -> Documents:
+    """The documents of a recipe's invented people."""
+    assert recipe.lab is not None
+    people = recipe.lab.people
+    assert people is not None
+    planting = plant(seed=recipe.seed, people_per_count=people.copies, forget_share=people.forget_share)
+    if not people.carriers:
+        return planting.documents
+    return plant_in_text(planting, read_documents(people.carriers, root=recipe.data.root), seed=recipe.seed)
+
+
+def base_text(recipe: Recipe) -> Documents:
+    """What a recipe's base is trained on from scratch."""
+    lab = recipe.lab
+    assert lab is not None
+    if lab.base_text:
+        return read_documents(lab.base_text, root=recipe.data.root)
+    return Documents(tuple(general_text(lab.base_documents, seed=recipe.seed)))
 
 
 def make_models(inputs: Inputs, stages: Stages) -> None:
@@ -75,17 +89,11 @@ def make_models(inputs: Inputs, stages: Stages) -> None:
 
 
 def _make_base(inputs: Inputs, stages: Stages, shape: TinyModel) -> None:
-    recipe, lab = inputs.recipe, inputs.recipe.lab
-    assert lab is not None
-    text = (
-        read_documents(lab.base_text, root=recipe.data.root).items
-        if lab.base_text
-        else tuple(general_text(lab.base_documents, seed=recipe.seed))
-    )
+    recipe, text = inputs.recipe, base_text(inputs.recipe)
     out = inputs.out / "lab/base"
     stages.run(
         "lab.base",
-        {"lab.base": shape.model_dump(), "text": Documents(text).fingerprint, "seed": recipe.seed},
-        lambda: make_base(text, out=out, shape=shape, seed=recipe.seed, device=recipe.models.device),
+        {"lab.base": shape.model_dump(), "text": text.fingerprint, "seed": recipe.seed},
+        lambda: make_base(text.items, out=out, shape=shape, seed=recipe.seed, device=recipe.models.device),
         out,
     )

@@ -25,7 +25,6 @@ from mitigate.bench.speed.steps import (
     document_order,
     make_speed_world,
     measure_variant,
-    peak_resident_bytes,
     speed_loop,
 )
 from mitigate.detection.record import Audit
@@ -33,6 +32,7 @@ from mitigate.errors import MitigateError
 from mitigate.lab.settings import TinyModel
 from mitigate.models.model import Model, kept_logits
 from mitigate.models.settings import Lora
+from mitigate.runtime import peak_resident_bytes
 
 SETTINGS = SpeedSettings(
     model=TinyModel(vocabulary=600, hidden_size=16, layers=1, heads=2, context=256),

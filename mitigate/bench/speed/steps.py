@@ -15,9 +15,6 @@ from __future__ import annotations
 import copy
 import logging
 import multiprocessing
-import re
-import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -39,7 +36,7 @@ from mitigate.lab.writing import general_text
 from mitigate.models.fitting.pace import rate_factor
 from mitigate.models.fitting.training import add_lora
 from mitigate.models.store import ModelStore
-from mitigate.runtime import process_state, progress, quiet_libraries
+from mitigate.runtime import peak_memory, process_state, progress, quiet_libraries
 from mitigate.tokens.batches import collate, cut_pieces
 from mitigate.unlearning.objectives.catalogue import Retention
 from mitigate.unlearning.preparation import prepare
@@ -147,17 +144,8 @@ def measure_variant(
         if on_gpu:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
-    peak = torch.cuda.max_memory_allocated() if on_gpu else peak_resident_bytes()
+    peak = peak_memory(process_state(device).device)
     return {"seconds_per_step": median(seconds), "seconds": seconds, "peak_bytes": int(peak), "loss": loss}
-
-
-def peak_resident_bytes() -> int:
-    """The most memory that this process had resident; `ru_maxrss`, where Linux says nothing, may be its parent's."""
-    status = Path("/proc/self/status")
-    if status.is_file() and (found := re.search(r"VmHWM:\s*(\d+) kB", status.read_text(encoding="ascii"))):
-        return 1024 * int(found[1])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def speed_loop(found: Audit, settings: SpeedSettings, *, device: str, checkpointed: bool, out: Path) -> Loop:
