@@ -74,6 +74,14 @@ def audit(
         Path | None,
         typer.Option(help="Re-audit: take documents, references, settings and spans from this earlier audit."),
     ] = None,
+    references_again: Annotated[
+        bool,
+        typer.Option(
+            "--references-again",
+            help="With --again: run the references again, too, for the signals that compare whole distributions (kl, "
+            "informia); without, what they said is taken from the audit where the score needs no more.",
+        ),
+    ] = False,
     forget_ids: ForgetIds = None,
     forget_contains: ForgetContains = None,
     forget_where: ForgetWhere = None,
@@ -117,6 +125,8 @@ def audit(
         raise MitigateError("--target: missing; give the model to audit, or a recipe that names one")
     if again is not None and (documents or reference or settings or generate):
         raise MitigateError("--again takes documents, references and settings from that audit; leave those options out")
+    if references_again and again is None:
+        raise MitigateError("--references-again: goes with --again DIR; an audit runs its references in any case")
     if generate and documents:
         raise MitigateError("--generate audits the model's own text: leave --documents out (--match links to it)")
     if not (again or generate or documents):
@@ -138,7 +148,7 @@ def audit(
     store = model_store(base, device, dtype, trust_remote_code, allow_pickle)
     references = reference or []
     if again is not None:
-        result = reaudit(Audit.load(again), target, store=store)
+        result = reaudit(Audit.load(again), target, store=store, references_again=references_again)
     elif documents is None:
         result = audit_generated(
             target, references, prompts=prompts, match=match, sampling=drawn, detect=detect, store=store, seed=seed

@@ -15,10 +15,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mitigate.detection.metadata import Calibration, Fit, Kind
+from mitigate.detection.record import Audit
 from mitigate.detection.references.fit import rate_warning, reference_fit
-from mitigate.detection.scores.token import token_scores
+from mitigate.detection.scores.token import WHOLE_SCORES, token_scores
 from mitigate.detection.settings import Detect
-from mitigate.detection.signals import Pairing, by_model, compute_signals
+from mitigate.detection.signals import Pairing, by_model, compute_signals, token_signals
 from mitigate.detection.spans.by_score import LEAST_NON_MEMBERS, by_score, false_discovery_by_non_members
 from mitigate.detection.spans.by_shadows import by_shadows, plan_shadows
 from mitigate.detection.spans.row import SpanRow
@@ -140,6 +141,55 @@ def assess_documents(
         fit=fit,
         warnings=tuple(warnings),
     )
+
+
+def assess_again(before: Audit, target: Model) -> Assessment:
+    """What an earlier audit's documents and spans look like under another target; no reference is run again.
+
+    What the references said of each token is in the audit. `kl` and `log_ratio_variance`, which compare their whole
+    distributions with the target's, are NaN. For audits of which `is_kept` holds.
+
+    Args:
+        before: the audit.
+        target: the model now.
+
+    Raises:
+        MitigateError: NaN logits.
+    """
+    detect, documents, tokenized = before.metadata.detect, before.document_list(), before.tokenized()
+    said = before.columns
+    own = token_signals(
+        target,
+        [],
+        documents=tokenized,
+        context=before.metadata.context,
+        stride=detect.stride,
+        batch_tokens=detect.batch_tokens,
+        description=f"Auditing {len(documents)} documents again",
+    )
+    own |= {name: said[name] for name in ("log_prob_out", "entropy_out")}
+    own |= {"log_ratio": own["log_prob"] - own["log_prob_out"], "log_prob_references": before.reference_log_probs}
+    own |= {name: np.full_like(own["log_ratio"], np.nan) for name in ("kl", "log_ratio_variance")}
+    score = token_scores(own, detect.score)
+    scored = ScoredDocuments(documents, tokenized, score, eligible_sets(documents))
+    kind = before.metadata.calibration.kind
+    findings = by_score(scored, own, kind, rule=detect.spans, given=before.span_rows)
+    return Assessment(tokenized, own, score, findings.log_odds, findings.memorized, findings.rows, findings.calibration)
+
+
+def is_kept(before: Audit) -> bool:
+    """Whether all that a re-audit needs of the references is in the audit.
+
+    It is not where the score compares whole distributions, or shadows calibrate, in which references judge each other.
+    """
+    detect = before.metadata.detect
+    plain = detect.temperature == 1.0 and detect.offline_a == 1.0  # log_ratio is at the audit's temperature
+    return plain and detect.score not in WHOLE_SCORES and before.metadata.calibration.kind != "shadows"
+
+
+def eligible_sets(documents: Documents) -> set[str | None]:
+    """The sets whose memorized spans are selected for unlearning."""
+    return {"forget"} if any(document.set == "forget" for document in documents) else {None}
 
 
 def check_calibration(documents: Documents, *, crossfitted: int, detect: Detect) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from mitigate import __version__
 from mitigate.artifacts.provenance import origin_of
-from mitigate.detection.assessment import Assessment, assess_documents
+from mitigate.detection.assessment import Assessment, assess_again, assess_documents, eligible_sets, is_kept
 from mitigate.detection.coverage import coverage, warn_of_gaps
 from mitigate.detection.metadata import AuditedModel, AuditMetadata
 from mitigate.detection.record import Audit
@@ -32,6 +32,7 @@ from mitigate.documents import Documents, Request, read_documents
 from mitigate.documents.erasure import apply_request
 from mitigate.errors import MitigateError
 from mitigate.models.compatible import check_tokenizers
+from mitigate.models.directory import model_fingerprint
 from mitigate.models.model import Model, check_same_tokenizer
 from mitigate.models.store import ModelStore
 from mitigate.runtime import library_versions
@@ -82,7 +83,7 @@ def audit(
         trained=references.trained_for(documents),
         crossfitted=references.crossfitted,
     )
-    eligible = _eligible_sets(documents)
+    eligible = eligible_sets(documents)
     for reference in reference_models:
         check_same_tokenizer(model, reference)
     assessed = assess_documents(model, reference_models, documents, membership, detect=detect, eligible=eligible)
@@ -104,18 +105,27 @@ def audit(
         assessed, erasure = with_linked(assessed, documents)
     settings = {"kind": references.kind, "detect": detect, "seed": seed, "warnings": tuple(warnings)}
     settings |= {"erasure": erasure, "fit": assessed.fit}
-    result = _assemble(model, reference_models, documents, membership, assessed, settings)
+    identities = [_identity(reference) for reference in reference_models]
+    context = min(detect.context or model.context, *(one.context for one in (model, *reference_models)))
+    result = _assemble(model, identities, documents, membership, assessed, context=context, settings=settings)
     warn_of_gaps(result.metadata.coverage, documents, assessed.tokenized)
     return result
 
 
-def reaudit(before: Audit, target: str | Path | Model, *, store: ModelStore | None = None) -> Audit:
+def reaudit(
+    before: Audit, target: str | Path | Model, *, store: ModelStore | None = None, references_again: bool = False
+) -> Audit:
     """Audit a mitigated model as `before` audited the leaky one: same documents, references, settings and spans.
+
+    What the references said of each token is in the audit, so they are run again only where the score or the
+    calibration needs their whole distributions beside the target's, or where that is asked for. Where they are not,
+    `kl`, `log_ratio_variance` and `informia` are null.
 
     Args:
         before: the earlier audit; its spans are scored again, not found anew.
         target: the mitigated model, for instance the adapter directory that `unlearn` made.
         store (*optional*): loads the models.
+        references_again (`bool`, *optional*, defaults to `False`): run them again in any case.
 
     Raises:
         MitigateError: a reference is no longer what it was, or the model has another tokenizer.
@@ -123,27 +133,36 @@ def reaudit(before: Audit, target: str | Path | Model, *, store: ModelStore | No
     store = store or ModelStore()
     model = target if isinstance(target, Model) else store.load(target)
     before.check_tokenizer(model.tokenizer, name=model.name, store=store)
-    reference_models = load_audited(before.metadata.references, store=store)
     documents, table = before.document_list(), before.documents
-    for reference in reference_models:
-        check_same_tokenizer(model, reference)
     membership = ReferenceMembership(
         out=table["out_references"].to_pylist(),
         trained=table["in_references"].to_pylist(),
         crossfitted=before.metadata.crossfitted,
     )
-    assessed = assess_documents(
-        model,
-        reference_models,
-        documents,
-        membership,
-        detect=before.metadata.detect,
-        eligible=_eligible_sets(documents),
-        given=before.span_rows,
-    )
+    if is_kept(before) and not references_again:
+        for audited in before.metadata.references:
+            store.check(audited.source)
+            _check_unchanged(audited, model_fingerprint(audited.source, base=store.base))
+        assessed = assess_again(before, model)
+    else:
+        reference_models = load_audited(before.metadata.references, store=store)
+        for reference in reference_models:
+            check_same_tokenizer(model, reference)
+        assessed = assess_documents(
+            model,
+            reference_models,
+            documents,
+            membership,
+            detect=before.metadata.detect,
+            eligible=eligible_sets(documents),
+            given=before.span_rows,
+        )
     kept = ("kind", "detect", "seed", "warnings", "erasure", "fit")
     settings = {name: getattr(before.metadata, name) for name in kept} | {"again": before.fingerprint}
-    again = _assemble(model, reference_models, documents, membership, assessed, settings)
+    context = min(before.metadata.context, model.context)
+    again = _assemble(
+        model, before.metadata.references, documents, membership, assessed, context=context, settings=settings
+    )
     marks = {name: again.tokens.column_names.index(name) for name in ("memorized", "selected")}
     tokens = again.tokens  # which tokens were memorized, and which were chosen, is the earlier audit's finding
     for name, place in marks.items():
@@ -159,17 +178,28 @@ def load_audited(audited: Sequence[AuditedModel], *, store: ModelStore) -> list[
     """
     models = [store.load(one.source, name=one.name) for one in audited]
     for one, model in zip(audited, models, strict=True):
-        if model.fingerprint != one.fingerprint:
-            raise MitigateError(f"{model.source}: not the model that the audit used (it changed since); audit again")
+        _check_unchanged(one, model.fingerprint)
     return models
+
+
+def _check_unchanged(audited: AuditedModel, fingerprint: str) -> None:
+    """Refuse a model whose fingerprint is no longer what an audit says.
+
+    Raises:
+        MitigateError: it changed.
+    """
+    if fingerprint != audited.fingerprint:
+        raise MitigateError(f"{audited.source}: not the model that the audit used (it changed since); audit again")
 
 
 def _assemble(
     model: Model,
-    references: Sequence[Model],
+    references: Sequence[AuditedModel],
     documents: Documents,
     membership: ReferenceMembership,
     assessed: Assessment,
+    *,
+    context: int,
     settings: Mapping[str, Any],
 ) -> Audit:
     return Audit(
@@ -186,13 +216,13 @@ def _assemble(
         metadata=AuditMetadata(
             target=_identity(model),
             origin=origin_of(model.source, fingerprint=model.fingerprint),
-            references=tuple(_identity(reference) for reference in references),
+            references=tuple(references),
             crossfitted=tuple(membership.crossfitted),
             tokenizer=tokenizer_fingerprint(model.tokenizer),
             documents=documents.fingerprint,
             skipped=documents.skipped,
             coverage=coverage(documents, assessed.tokenized),
-            context=min(settings["detect"].context or model.context, *(m.context for m in (model, *references))),
+            context=context,
             calibration=assessed.calibration,
             code=__version__,
             versions=library_versions(),
@@ -203,8 +233,3 @@ def _assemble(
 
 def _identity(model: Model) -> AuditedModel:
     return AuditedModel(name=model.name, source=model.source, fingerprint=model.fingerprint)
-
-
-def _eligible_sets(documents: Documents) -> set[str | None]:
-    """The sets whose memorized spans are selected for unlearning."""
-    return {"forget"} if any(document.set == "forget" for document in documents) else {None}

@@ -270,6 +270,7 @@ def test_the_base_of_an_adapter_that_moved_can_be_given(mitigate_: Mitigate) -> 
     [
         (AUDIT[:3] + AUDIT[5:], "no reference: memorization is measured against models that never saw the text"),
         (AUDIT[:5] + AUDIT[7:], "--documents: missing; give the text to judge, --again DIR"),
+        ((*AUDIT, "--references-again"), "--references-again: goes with --again DIR"),
         ((*AUDIT, "--again", "old"), "--again takes documents, references and settings from that audit"),
         (("audit", "--target", "target", "--again", "old", "--out", "new"), "old: holds no audit"),
         ((*AUDIT, "--set", "spans.treshold=1"), "spans.treshold: unknown key; did you mean spans.threshold?"),

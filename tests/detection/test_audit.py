@@ -7,6 +7,7 @@ import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -222,11 +223,49 @@ def test_auditing_the_same_model_again_gives_the_same_tables(
     known: Audit, found: Audit, world: World, select: str
 ) -> None:
     before = {"known": known, "found": found}[select]
-    after = reaudit(before, world.target, store=ModelStore(device="cpu"))
+    after = reaudit(before, world.target, store=ModelStore(device="cpu"), references_again=True)
     assert after.tokens.equals(before.tokens)
     assert after.documents.equals(before.documents)
     assert after.spans.equals(before.spans)
     assert after.metadata == before.metadata.model_copy(update={"again": before.fingerprint})
+
+
+@pytest.mark.parametrize("to_base", [True, False])
+def test_a_reaudit_runs_the_references_again_only_where_it_must(
+    found: Audit, world: World, monkeypatch: pytest.MonkeyPatch, to_base: bool
+) -> None:
+    target = world.base if to_base else world.target
+    whole = reaudit(found, target, store=ModelStore(device="cpu"), references_again=True)
+    store, loaded = ModelStore(device="cpu"), []
+    load = store.load
+    monkeypatch.setattr(store, "load", lambda source, **options: loaded.append(str(source)) or load(source, **options))
+    after = reaudit(found, target, store=store)
+    assert loaded == [str(target)], "the references are not loaded"
+    compared = {"kl", "log_ratio_variance", "informia"}
+    kept = [name for name in whole.tokens.column_names if name not in compared]
+    for name in set(kept) - {"doc_id", "span_id", "log_prob_references"}:
+        np.testing.assert_allclose(after.columns[name], whole.columns[name], rtol=0, atol=1e-5, err_msg=name)
+    assert after.tokens["log_prob_references"].equals(whole.tokens["log_prob_references"])
+    assert all(after.tokens[name].null_count == len(after.tokens) for name in compared), "not looked at: null, not 0"
+    assert [row.selected for row in after.span_rows] == [row.selected for row in whole.span_rows]
+    assert [row.score for row in after.span_rows] == pytest.approx([row.score for row in whole.span_rows], abs=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{"score": "informia"}, {"temperature": 2.0}, {"offline_a": 0.5}])
+def test_a_reaudit_whose_score_compares_distributions_runs_the_references_again(
+    world: World, changes: dict[str, Any]
+) -> None:
+    before = audit(
+        world.target,
+        world.references,
+        documents=world.documents[:6],
+        detect=Detect(select="known", **changes),
+        store=ModelStore(device="cpu"),
+    )
+    after = reaudit(before, world.base, store=ModelStore(device="cpu"))
+    scored = ~np.isnan(before.columns["log_prob"])
+    for name in ("kl", "log_ratio_variance", "informia", "log_ratio"):
+        assert np.array_equal(~np.isnan(after.columns[name]), scored), name
 
 
 def test_a_reaudit_keeps_the_spans_and_scores_them_anew(found: Audit, world: World) -> None:

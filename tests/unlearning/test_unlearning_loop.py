@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from world import World, sentences
 
 from mitigate.detection.panel import with_column
 from mitigate.detection.record import Audit
+from mitigate.detection.spans.row import span_table
 from mitigate.documents import Document, Documents
 from mitigate.models.fitting.pace import rate_factor
 from mitigate.unlearning.material import control
@@ -130,6 +132,20 @@ def test_the_watch_reads_whole_known_spans_where_some_of_their_tokens_are_to_be_
     told = np.mean([mean > other for mean in means for other in np.linspace(-3, 3, 31)])
     assert watched["span_auc"] == pytest.approx(told, abs=1e-3)
     assert watched["selected_log_ratio"] == pytest.approx(ratio[chosen].mean(), abs=2e-4), "of these tokens alone"
+
+
+def test_the_watch_passes_over_windows_that_hold_nothing_to_forget(long: Audit, tmp_path: Path) -> None:
+    selected = selected_of(long).copy()
+    chosen = sorted((row for row in long.span_rows if row.selected), key=lambda row: (row.doc_id, row.token_start))
+    for before, row in pairwise(chosen):
+        if row.doc_id == before.doc_id:  # not the first of its document
+            selected[long.rows_of(row)] = False
+    rows = [replace(row, source="found") for row in long.span_rows]
+    part = replace(long, tokens=with_column(long.tokens, "selected", selected), spans=span_table(rows))
+    loop = loop_of(part, QUICK, tmp_path / "out")
+    assert any(not task.selected.any() for task in loop.data.forget)
+    ratio = log_ratio(long)[selected]
+    assert loop._watch(step=0)["selected_log_ratio"] == pytest.approx(ratio.mean(), abs=2e-4)
 
 
 def test_a_round_ends_with_the_weights_that_were_nearest(whole: Audit, tmp_path: Path) -> None:

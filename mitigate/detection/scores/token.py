@@ -199,6 +199,8 @@ TOKEN_SCORES: dict[str, Callable[[Mapping[str, Array]], Array]] = {
     "loss": lambda s: loss(s["log_prob"]),
     "min_k_pp": lambda s: min_k_pp(s["log_prob"], s["entropy"], s["log_prob_std"]),
 }
+WHOLE_SCORES = frozenset({"informia", "informia_z"})
+"""Token scores that compare the target's and the references' whole distributions, not the token's entry alone."""
 SPAN_SCORES: dict[str, Callable[[Mapping[str, Array], str], float]] = {
     "loss": lambda s, text: mean(TOKEN_SCORES["loss"](s)),
     "zlib": lambda s, text: zlib_ratio(s["log_prob"], text),

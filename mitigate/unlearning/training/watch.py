@@ -64,6 +64,7 @@ def look(
     watched = [
         replace(task.alone(), span=place).only(task.selected | (place >= 0))
         for task, place in zip(tasks, places, strict=True)
+        if (task.selected | (place >= 0)).any()
     ]
     (total, distance, count), means = _read(watched, spans=len(known) or spans, **read)
     found: dict[str, Any] = {
@@ -98,7 +99,7 @@ def _read(
     of_all = torch.zeros(3, device=accelerator.device, dtype=torch.float64)
     of_spans = torch.zeros(2, 1 + spans, device=accelerator.device, dtype=torch.float64)  # the first: of no span
     rank, world = accelerator.process_index, accelerator.num_processes
-    batches = batched([task for task in tasks if len(task.scored)])
+    batches = batched(tasks)
     for number in range(math.ceil(len(batches) / world)):
         batch = batches[min(number * world + rank, len(batches) - 1)]
         weight = float(number * world + rank < len(batches))
