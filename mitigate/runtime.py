@@ -178,6 +178,7 @@ def quiet_libraries() -> None:
     import transformers
 
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # PEFT's business
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a line for each matrix product in 8 bits
     datasets.disable_progress_bars()
     transformers.logging.set_verbosity_error()
     disable: Any = getattr(transformers.logging, "disable_progress_bar", None)

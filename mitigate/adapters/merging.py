@@ -23,7 +23,7 @@ def merge_adapters(directory: Path, *, out: Path, store: ModelStore) -> None:
     Raises:
         MitigateError: the merged model says something else than the adapters over their base, or they cannot be merged.
     """
-    model = store.fresh(device="cpu").load(directory)
+    model = store.fresh(device="cpu", quantized=False).load(directory)
     model.base.merge(model.adapters, instead="use the adapter unmerged")
     with new_directory(out) as made:
         model.base.model.save_pretrained(made)

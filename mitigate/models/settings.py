@@ -11,6 +11,8 @@ from mitigate.mistakes import Section
 Method = Literal["lora", "full"]
 """How a model is fine-tuned: an adapter over it, or all of its weights."""
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+LoadIn = Literal["4bit", "8bit"]
+Attention = Literal["eager", "sdpa", "flash_attention_2"]
 
 
 class Models(Section):
@@ -22,6 +24,13 @@ class Models(Section):
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N")
     dtype: Dtype = Field(
         "auto", description="auto (float32 on a CPU, else the checkpoint's), float32, bfloat16, float16"
+    )
+    load_in: LoadIn | None = Field(
+        None,
+        description="8bit, or on a GPU 4bit (NF4): frozen weights quantized by bitsandbytes; adapters are as ever",
+    )
+    attention: Attention | None = Field(
+        None, description="eager, sdpa or flash_attention_2 (which has a package of its own); default: the model's"
     )
     trust_remote_code: bool = Field(False, description="run Python code that comes with a checkpoint")
     allow_pickle: bool = Field(False, description="accept weights that are not safetensors")

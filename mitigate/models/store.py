@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from mitigate.errors import MitigateError, first_line, summarize
 from mitigate.mistakes import not_one_of
@@ -39,7 +40,7 @@ from mitigate.models.directory import (
 from mitigate.models.mixture import Mixture
 from mitigate.models.model import Model
 from mitigate.models.probes import check_probe, longest_text, probe_logits
-from mitigate.models.settings import Dtype
+from mitigate.models.settings import Dtype, LoadIn
 from mitigate.models.shared_base import SharedBase
 from mitigate.models.weights import check_loaded, check_size, stored_shapes, weight_files
 from mitigate.runtime import resolve_device
@@ -57,6 +58,9 @@ class ModelStore:
         trust_remote_code (`bool`, *optional*, defaults to `False`): run Python code that comes with a checkpoint.
         allow_pickle (`bool`, *optional*, defaults to `False`): accept weights that are not safetensors.
         base (`str`, *optional*): base to use for adapters instead of the one in their adapter_config.json.
+        load_in (`str`, *optional*): `4bit` or `8bit`: linear layers quantized by bitsandbytes (Dettmers et al., arXiv
+            2305.14314, 2208.07339), which must be installed. They are not trained; adapters over them are.
+        attention (`str`, *optional*): implementation of attention, as transformers calls it.
     """
 
     def __init__(
@@ -67,24 +71,34 @@ class ModelStore:
         trust_remote_code: bool = False,
         allow_pickle: bool = False,
         base: str | None = None,
+        load_in: str | None = None,
+        attention: str | None = None,
     ) -> None:
-        if wrong := not_one_of(Dtype, dtype):
-            raise MitigateError(f"dtype: {wrong}")
+        for what, kind, value in (("dtype", Dtype, dtype), ("load_in", LoadIn, load_in)):
+            if value is not None and (wrong := not_one_of(kind, value)):
+                raise MitigateError(f"{what}: {wrong}")
+        if load_in is not None and find_spec("bitsandbytes") is None:
+            raise MitigateError(f"models.load_in: {load_in} needs bitsandbytes: pip install bitsandbytes")
+        if load_in == "4bit" and resolve_device(device).type == "cpu":
+            raise MitigateError("models.load_in: 4bit: its kernels for CPUs take few models; take 8bit, or a GPU")
         self.device = resolve_device(device)
         self.dtype = dtype
         self.trust_remote_code = trust_remote_code
         self.allow_pickle = allow_pickle
         self.base = base
+        self.load_in, self.attention = load_in, attention
         self._bases: dict[str, SharedBase] = {}
 
-    def fresh(self, *, device: str | None = None) -> ModelStore:
-        """A store with these settings (but perhaps another device) that holds nothing."""
+    def fresh(self, *, device: str | None = None, quantized: bool = True) -> ModelStore:
+        """A store with these settings that holds nothing; perhaps on another device, or with no weights quantized."""
         return ModelStore(
             device=device or str(self.device),
             dtype=self.dtype,
             trust_remote_code=self.trust_remote_code,
             allow_pickle=self.allow_pickle,
             base=self.base,
+            load_in=self.load_in if quantized else None,
+            attention=self.attention,
         )
 
     def holds(self, source: str | Path) -> bool:
@@ -137,6 +151,15 @@ class ModelStore:
                 "put the right one beside the weights"
             )
         return model
+
+    def check_whole(self, what: str) -> None:
+        """Refuse to train all weights of models that are loaded quantized.
+
+        Raises:
+            MitigateError: they are; `what` says which key asks for it.
+        """
+        if self.load_in is not None:
+            raise MitigateError(f"{what}: weights in {self.load_in} are not trained; take lora, or leave out load_in")
 
     def check(self, source: str) -> tuple[list[str], str]:
         """Make sure, without loading it, that a model is there.
@@ -204,6 +227,7 @@ class ModelStore:
                 trust_remote_code=self.trust_remote_code,
                 use_safetensors=None if self.allow_pickle else True,
                 output_loading_info=True,
+                **self._as_stored(),
             )
         except _NO_MEMORY as error:
             raise MitigateError(f"{source}: {_TOO_LARGE} ({first_line(error)})") from error
@@ -214,7 +238,9 @@ class ModelStore:
             ) from error
         model, info = loaded
         check_loaded(source, info, shapes)
-        cast(torch.nn.Module, model).to(self.device).eval().requires_grad_(False)
+        if self.load_in is None:  # quantized weights are made where they are to be
+            cast(torch.nn.Module, model).to(self.device)
+        model.eval().requires_grad_(False)
         base = SharedBase(source=source, fingerprint=model_fingerprint(source), model=model)
         base.context = longest_text(model)
         try:
@@ -231,9 +257,24 @@ class ModelStore:
             logits,
             vocabulary=int(model.config.get_text_config().vocab_size),
             architecture=type(model).__name__,
-            exact=model.dtype == torch.float32,
+            exact=model.dtype == torch.float32 and self.load_in is None,
         )
         return base
+
+    def _as_stored(self) -> dict[str, Any]:
+        """Arguments of `from_pretrained` for quantized weights and for attention, where something is asked for."""
+        options: dict[str, Any] = {} if self.attention is None else {"attn_implementation": self.attention}
+        if self.load_in is not None:
+            computed = torch.float32 if self.device.type == "cpu" else torch.bfloat16
+            options["quantization_config"] = BitsAndBytesConfig(
+                load_in_4bit=self.load_in == "4bit",
+                load_in_8bit=self.load_in == "8bit",
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=computed,
+            )
+            options["device_map"] = {"": self.device}
+        return options
 
 
 def _own(stack: Sequence[str]) -> int:

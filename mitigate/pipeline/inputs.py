@@ -150,6 +150,8 @@ class Inputs:
             dtype=models.dtype,
             trust_remote_code=models.trust_remote_code,
             allow_pickle=models.allow_pickle,
+            load_in=models.load_in,
+            attention=models.attention,
             base=self._base_of_adapters,
         )
 

@@ -93,6 +93,7 @@ class Recipe(Section):
             problems.append(
                 "models.base: missing; cross-fitted references are trained on it (or set references.count: 0)"
             )
+        problems += self._quantized_problems()
         if self.unlearn is not None:
             try:
                 parse_objective(self.unlearn.objective)
@@ -103,6 +104,20 @@ class Recipe(Section):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _quantized_problems(self) -> list[str]:
+        """All weights of a model that is loaded quantized cannot be trained."""
+        trained: dict[str, str | None] = {
+            "references.method": self.references.method if self.references.count else None
+        }
+        trained["unlearn.method"] = self.unlearn.method if self.unlearn is not None else None
+        trained["retrain.method"] = self.retrain_as.method if self.retrain is not None else None
+        trained["lab.target.method"] = self.lab.target.method if self.lab is not None else None
+        return [
+            f"{key}: {method}: weights in models.load_in: {self.models.load_in} are not trained; take lora"
+            for key, method in trained.items()
+            if self.models.load_in is not None and method in ("full", "last_layers")
+        ]
 
     def _retrain_problems(self, retrain: RetrainSettings) -> list[str]:
         problems = []

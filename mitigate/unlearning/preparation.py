@@ -188,6 +188,7 @@ def prepare(
         logger.warning("doubtful: %s", doubt)
     audited, references = audit.metadata.target, store
     if settings.method in ("full", "last_layers"):
+        store.check_whole(f"unlearn.method: {settings.method}")
         store = store.fresh()  # its weights are changed in place, and the caller's and the references' must not be
     if settings.method in ("lora", "dora"):
         check_layering(str(target or audited.source), base=store.base)

@@ -12,7 +12,9 @@ import torch
 from mitigate.bench.settings import SpeedSettings
 from mitigate.bench.speed.audits import (
     audited,
+    audited_again,
     bare,
+    calibrated,
     measure_audits,
     one_by_one,
     random_adapters,
@@ -143,15 +145,30 @@ def test_the_bare_forwards_are_those_of_the_audit(monkeypatch: pytest.MonkeyPatc
     assert sorted(first) == sorted(second)
 
 
+def test_a_calibrated_audit_has_every_reference_in_the_targets_place() -> None:
+    models = random_adapters(SETTINGS, count=9, device=CPU)
+    documents = random_documents(SETTINGS, (8, 32), tokens=600, seed=1)
+    tokens = sum(len(one.ids) for one in documents)
+    signals = calibrated(models, documents)
+    whole = audited(models, documents)
+    assert signals["log_prob"][1:tokens].shape == whole[1:].shape
+    times = len(signals["log_prob"]) / tokens
+    assert times >= 1 + 1 + 8, "the target twice, by four and by three, and each of eight references"
+    np.testing.assert_allclose(audited_again(models, documents), signals["log_prob"][:tokens], atol=1e-4)
+
+
 def test_audits_are_timed_in_turns_and_shown() -> None:
     found = measure_audits(SETTINGS, device="cpu")
-    assert list(found["cases"]) == ["1 reference", "1 reference, short", "4 adapters"]
-    for case in found["cases"].values():
-        turns = {name: len(seconds) for name, seconds in case["seconds"].items()}
-        assert turns == dict.fromkeys(("bare", "audit", "one_by_one"), SETTINGS.turns)
+    *plain, whole = found["cases"]
+    assert (plain, whole) == (["1 reference", "1 reference, short", "4 adapters"], "8 references, calibrated")
+    for name, case in found["cases"].items():
+        turns = {way: len(seconds) for way, seconds in case["seconds"].items()}
+        ways = ("bare", "audit") if name == whole else ("bare", "audit", "one_by_one", "again")
+        assert turns == dict.fromkeys(ways, SETTINGS.turns)
         assert case["ratios"]["audit_of_bare"] == case["seconds"]["audit"][0] / case["seconds"]["bare"][0]
     assert found["switching"]["milliseconds"] > 0
     table = speed_table({"audit": found})
     assert "of bare forwards" in table
+    assert "re-audit / audit" in table
     assert "switching among 9 adapters of one base" in table
     assert "dense" not in table

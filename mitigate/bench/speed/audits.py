@@ -2,14 +2,16 @@
 
 *Bare*: every model's logits of the very batches that an audit makes, and nothing else. *One by one*: each document
 alone through each model, log-softmax over the whole table, the tokens' entries, their difference: written here on its
-own. Weights and tokens are random, which costs the same. The three take turns, so that a ratio compares like with like:
-seconds of the processor on a CPU, of the clock on a GPU, after a first turn that is not measured.
+own. *Again*: a re-audit, which takes what the references said from the audit. *Calibrated*: an audit in which eight
+cross-fitted references stand in the target's place as well. Weights and tokens are random, which costs the same. The
+ways take turns, so that a ratio compares like with like: seconds of the processor on a CPU, of the clock on a GPU,
+after a first turn that is not measured.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any, cast
 
@@ -18,7 +20,10 @@ import torch
 from peft import get_peft_model
 
 from mitigate.bench.settings import SpeedSettings
-from mitigate.detection.signals import token_signals
+from mitigate.detection.signals import Pairing, compute_signals, token_log_probs, token_signals
+from mitigate.detection.spans.by_shadows import plan_shadows
+from mitigate.detection.spans.scored import ReferenceMembership
+from mitigate.documents import Document, Documents
 from mitigate.lab.tiny import new_llama
 from mitigate.models.fitting.training import lora_config
 from mitigate.models.model import Model, kept_logits
@@ -28,8 +33,9 @@ from mitigate.tokens.batches import cut_pieces, default_batch_tokens, make_batch
 from mitigate.tokens.tokenization import TokenizedDocument
 
 LENGTHS = {"long": (16, 512), "short": (8, 32)}  # tokens of a document, drawn evenly
-_FEWER = {"long": 1, "short": 5}  # so many times fewer tokens: one by one, short documents take longest
-SWITCHED = 9  # adapters
+_FEWER = {"long": 1, "short": 5, "calibrated": 3}  # so many times fewer tokens, where a token takes longest
+SWITCHED = 9  # adapters: a target and eight references
+Way = Callable[[Sequence[Model], Sequence[TokenizedDocument]], Any]
 _SWITCHES = 20  # rounds
 
 
@@ -37,9 +43,10 @@ def measure_audits(settings: SpeedSettings, *, device: str) -> dict[str, Any]:
     """Time every case.
 
     Returns:
-        `cases.<name>`: `tokens`, `tokens_per_second` of the audit, `seconds` of every turn of `bare`, `audit` and
-        `one_by_one`, and `ratios` of their medians: `audit_of_bare`, `one_by_one_of_audit`; `switching`: `adapters`
-        and the `milliseconds` that switching to one takes.
+        `cases.<name>`: `tokens`, `tokens_per_second` of the audit, `seconds` of every turn of `bare`, `audit`,
+        `one_by_one` and `again` (the calibrated case has the first two), and `ratios` of their medians:
+        `audit_of_bare`, `one_by_one_of_audit`, `again_of_audit`; `switching`: `adapters` and the `milliseconds` that
+        switching to one takes.
     """
     where = process_state(device).device
     whole = [random_model(settings, seed=seed, device=where) for seed in range(2)]
@@ -49,13 +56,18 @@ def measure_audits(settings: SpeedSettings, *, device: str) -> dict[str, Any]:
         "1 reference, short": (whole, "short"),
         "4 adapters": (adapted[:5], "long"),
     }
+    ways: dict[str, Way] = {"bare": bare, "audit": audited, "one_by_one": one_by_one, "again": audited_again}
     found = {}
-    with progress(len(cases), "Audits", unit="case") as bar:
+    with progress(len(cases) + 1, "Audits", unit="case") as bar:
         for name, (models, lengths) in cases.items():
             tokens = settings.tokens // _FEWER[lengths]
             documents = random_documents(settings, LENGTHS[lengths], tokens=tokens, seed=0)
-            found[name] = _measured(models, documents, turns=settings.turns)
+            found[name] = _measured(ways, models, documents, turns=settings.turns)
             bar.update()
+        documents = random_documents(settings, LENGTHS["long"], tokens=settings.tokens // _FEWER["calibrated"], seed=0)
+        ways = {"bare": bare, "audit": calibrated}
+        found["8 references, calibrated"] = _measured(ways, adapted, documents, turns=settings.turns)
+        bar.update()
     return {"cases": found, "switching": {"adapters": SWITCHED, "milliseconds": _switching(adapted)}}
 
 
@@ -120,6 +132,23 @@ def audited(models: Sequence[Model], documents: Sequence[TokenizedDocument]) -> 
     return token_signals(models[0], models[1:], documents=documents)["log_ratio"]
 
 
+def audited_again(models: Sequence[Model], documents: Sequence[TokenizedDocument]) -> np.ndarray:
+    """The log-probability of every token under the target alone, which is all that a re-audit asks of models."""
+    return token_log_probs(models[0], documents)
+
+
+def calibrated(models: Sequence[Model], documents: Sequence[TokenizedDocument]) -> dict[str, np.ndarray]:
+    """All signals of an audit that shadows calibrate: the first model's, and every other one's in its place."""
+    references = tuple(range(len(models) - 1))
+    names = Documents(tuple(Document(own.id, own.id) for own in documents))
+    drawn = [np.random.default_rng(number).permutation(references).tolist() for number in range(len(documents))]
+    half = len(references) // 2
+    out, trained = ([tuple(sorted(order[part])) for order in drawn] for part in (slice(half), slice(half, None)))
+    plan = plan_shadows(names, ReferenceMembership(out=out, trained=trained, crossfitted=references), len(models))
+    pairings = [Pairing(number, 0, tuple(k + 1 for k in own)) for number, own in enumerate(out)]
+    return compute_signals(models, [*pairings, *plan.pairings], documents=documents)
+
+
 def one_by_one(models: Sequence[Model], documents: Sequence[TokenizedDocument]) -> np.ndarray:
     """The log-ratio of every token, each document alone."""
     found = []
@@ -135,12 +164,9 @@ def one_by_one(models: Sequence[Model], documents: Sequence[TokenizedDocument]) 
     return np.concatenate(found)
 
 
-def _measured(models: Sequence[Model], documents: Sequence[TokenizedDocument], *, turns: int) -> dict[str, Any]:
-    kinds: dict[str, Callable[[Sequence[Model], Sequence[TokenizedDocument]], Any]] = {
-        "bare": bare,
-        "audit": audited,
-        "one_by_one": one_by_one,
-    }
+def _measured(
+    kinds: Mapping[str, Way], models: Sequence[Model], documents: Sequence[TokenizedDocument], *, turns: int
+) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {name: [] for name in kinds}
     for turn in range(turns + 1):
         for name, work in kinds.items():
@@ -155,8 +181,9 @@ def _measured(models: Sequence[Model], documents: Sequence[TokenizedDocument], *
         "tokens_per_second": tokens / typical["audit"],
         "seconds": seconds,
         "ratios": {
-            "audit_of_bare": typical["audit"] / typical["bare"],
-            "one_by_one_of_audit": typical["one_by_one"] / typical["audit"],
+            f"{name}_of_{of}": typical[name] / typical[of]
+            for name, of in (("audit", "bare"), ("one_by_one", "audit"), ("again", "audit"))
+            if name in typical
         },
     }
 

@@ -58,13 +58,14 @@ def speed_table(results: dict[str, Any]) -> str:
     """The results as lines of text."""
     lines = []
     if "audit" in results:
-        lines.append(f"{'audit':<26}{'tokens/s':>10}{'of bare forwards':>20}{'one by one / audit':>20}")
+        lines.append(
+            f"{'audit':<26}{'tokens/s':>10}{'of bare forwards':>20}{'one by one / audit':>20}{'re-audit / audit':>20}"
+        )
         for name, found in results["audit"]["cases"].items():
             ratios = found["ratios"]
-            lines.append(
-                f"{name:<26}{found['tokens_per_second']:>10,.0f}{ratios['audit_of_bare']:>20.2f}"
-                f"{ratios['one_by_one_of_audit']:>20.2f}"
-            )
+            columns = [ratios.get(key) for key in ("audit_of_bare", "one_by_one_of_audit", "again_of_audit")]
+            shown = "".join(f"{'-' if value is None else format(value, '.2f'):>20}" for value in columns)
+            lines.append(f"{name:<26}{found['tokens_per_second']:>10,.0f}{shown}")
         switch = results["audit"]["switching"]
         lines.append(f"switching among {switch['adapters']} adapters of one base: {switch['milliseconds']:.2f} ms each")
     if "variants" in results:

@@ -113,6 +113,8 @@ def fine_tune(
     if wrong := not_one_of(Method, method):
         raise MitigateError(f"method: {wrong}")
     check_layering(str(base), base=store.base, whole=method == "full")
+    if method == "full":
+        store.check_whole("method: full")
     model = store.load(base)
     tokenized = tokenize_documents(documents, model.tokenizer)
     seed_everything(seed)

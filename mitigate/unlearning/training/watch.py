@@ -145,45 +145,51 @@ def reason_to_stop(history: Sequence[dict[str, Any]], control: Control) -> str |
     """Why to stop: the tokens are where text is that the target never saw, or they get no nearer to it.
 
     The mean of all tokens can be at the control while half of them are far above it and half far below. So their
-    distance counts too, and the spans that still stand out where never-seen spans tell which do. That some have fallen
-    too low ends it only where no more still stand out, and it does not get better.
+    distance counts too, and the spans that still stand out where never-seen spans tell which do. Once they have come
+    down, they may fall too low and be lifted again (see `corrected`), so that alone ends nothing.
 
     Args:
         history: what `look` said so far, each with its `step`.
         control: of the tokens.
     """
-    now, distances = history[-1], [entry["selected_distance"] for entry in history]
+    now = history[-1]
     if len(history) < 2:
         return None
     below, above = now["over_forgotten"] or 0.0, now["exposed"] or 0.0
-    stuck = len(distances) > PATIENCE and min(distances[-PATIENCE:]) > 0.99 * min(distances[:-PATIENCE])
-    if now["selected_log_ratio"] <= control_now(now, control):
-        near = control.distance is not None and distances[-1] <= control.distance
-        if near and no_higher(now, control) and below <= MOST_EXPOSED and (now["span_auc"] or 0.5) >= LEAST_AUC:
-            return f"control level reached at step {now['step']}"
-        if stuck:
-            return f"control level reached at step {now['step']}, and no nearer to it for {PATIENCE} looks"
-    no_better = stuck or distances[-1] > distances[-2]
-    if below > MOST_OVER_FORGOTTEN and below >= above and no_better:
+    told = 0.5 if now["span_auc"] is None else now["span_auc"]
+    arrived = now["selected_log_ratio"] <= control_now(now, control)
+    near = control.distance is not None and now["selected_distance"] <= control.distance
+    if arrived and near and no_higher(now, control) and below <= MOST_EXPOSED and told >= LEAST_AUC:
+        return f"control level reached at step {now['step']}"
+    fallen = (below > MOST_OVER_FORGOTTEN and below >= above) or told < LEAST_AUC
+    if not (arrived or fallen) or not _no_nearer(history):
+        return None
+    if told < LEAST_AUC:
+        return (
+            f"at step {now['step']} never-seen spans lay above those to forget (AUC {told:.2f}), and it got no better"
+        )
+    if fallen:
         return (
             f"at step {now['step']} {below:.0%} of the spans were below text that the target never saw, {above:.0%} "
             "above it, and it got no better"
         )
-    lately = [0.5 if entry["span_auc"] is None else entry["span_auc"] for entry in history[-PATIENCE:]]
-    falling = len(history) > PATIENCE and max(lately) < LEAST_AUC and lately[-1] <= min(lately)
-    if lately[-1] < LEAST_AUC and (no_better or falling):
-        return (
-            f"at step {now['step']} never-seen spans lay above those to forget (AUC {now['span_auc']:.2f}), and it got "
-            "no better"
-        )
-    return None
+    return f"control level reached at step {now['step']}, and no nearer to it for {PATIENCE} looks"
+
+
+def _no_nearer(history: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether none of the last looks was nearer than the nearest before them; by 1 % at least, where distance tells."""
+    if len(history) <= PATIENCE:
+        return False
+    outside, distance = min(map(off, history[:-PATIENCE]))
+    return min(map(off, history[-PATIENCE:])) >= (outside, 0.99 * distance)
 
 
 def corrected(level: float, history: Sequence[Mapping[str, Any]], control: Control) -> float:
     """What is to be added to where `match` brings a token to rest, so that the tokens' mean ends at the control.
 
-    Anchors, neighbours and the other terms of the objective hold a token off its level. Once the mean has all but come
-    to rest, what it is off by is taken off: half of it at a look (integral control), within ±0.5 nats.
+    Anchors, neighbours and the other terms of the objective hold a token off its level. What the mean is off by is
+    taken off, half of it at a look (integral control), within ±0.5 nats; but not while it comes nearer so fast that it
+    will be there by itself.
 
     Args:
         level: what is added now, nats.
@@ -194,8 +200,8 @@ def corrected(level: float, history: Sequence[Mapping[str, Any]], control: Contr
         return level
     before, now = (entry["selected_log_ratio"] for entry in history[-2:])
     gap = control_now(history[-1], control) - now
-    if abs(now - before) > abs(gap) / 2:
-        return level  # still on its way
+    if (now - before) * gap > 0 and abs(now - before) > abs(gap) / 2:
+        return level
     return min(_MOST_CORRECTED, max(-_MOST_CORRECTED, level + gap / 2))
 
 
