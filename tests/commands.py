@@ -72,9 +72,9 @@ def modified(folder: Path) -> dict[str, int]:
 Mitigate = Callable[..., Outcome]
 
 
-def launch_two(script: Path, *arguments: Path) -> None:
-    """Run a script in two processes on CPUs."""
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+def launch_two(script: Path, *arguments: Path, processes: int = 2) -> None:
+    """Run a script in two processes (or so many) of one thread each on CPUs."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), str(script)]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [sys.executable, *launch, *map(str, arguments)],

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from commands import launch_two
-from find_and_remove import find_and_remove
 from safetensors.torch import load_file
 from world import World
 
@@ -39,7 +38,7 @@ def runs(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     inputs = (world.base, world.adapter, world.references, documents)
     script = Path(__file__).parents[1] / "find_and_remove.py"
     launch_two(script, *inputs, root / "two")
-    find_and_remove(*inputs, root / "one")
+    launch_two(script, *inputs, root / "one", processes=1)
     return root / "one", root / "two"
 
 
@@ -51,13 +50,9 @@ def test_two_processes_score_each_document_once_as_one_does(runs: tuple[Path, Pa
     one, two = (Audit.load(run / "audit") for run in runs)
     assert list(two.rows) == [document.id for document in world.documents]
     assert one.tokens.schema.equals(two.tokens.schema)
-    for name, column in one.columns.items():
-        np.testing.assert_allclose(two.columns[name], column, rtol=0, atol=1e-5, err_msg=name)
-    np.testing.assert_allclose(two.reference_log_probs, one.reference_log_probs, rtol=0, atol=1e-5)
-    scores = [table.spans["score"].to_numpy() for table in (one, two)]
-    np.testing.assert_allclose(scores[1], scores[0], rtol=0, atol=1e-5)
-    assert one.spans.drop(["score"]).equals(two.spans.drop(["score"]))
-    assert one.documents.equals(two.documents)
+    for name in ("tokens", "spans", "documents"):
+        files = [(run / "audit" / f"{name}.parquet").read_bytes() for run in runs]
+        assert files[0] == files[1], f"{name}: equal bytes"
 
 
 @pytest.mark.parametrize(
@@ -89,12 +84,9 @@ def test_the_mitigated_models_of_one_and_of_two_processes_predict_alike(runs: tu
 def test_two_processes_train_the_references_that_one_trains(runs: tuple[Path, Path]) -> None:
     one, two = (load_references([run / "references"]) for run in runs)
     assert one.trained_on == two.trained_on
-    for first, second in zip(one.paths, two.paths, strict=True):
-        expected = load_file(Path(first) / "adapter_model.safetensors")
-        got = load_file(Path(second) / "adapter_model.safetensors")
-        assert expected.keys() == got.keys()
-        for name, tensor in expected.items():
-            np.testing.assert_allclose(got[name].numpy(), tensor.numpy(), rtol=0, atol=1e-4, err_msg=name)
+    for paths in zip(one.paths, two.paths, strict=True):
+        first, second = ((Path(path) / "adapter_model.safetensors").read_bytes() for path in paths)
+        assert first == second, "equal bytes"
 
 
 WHOLE_MODELS = """

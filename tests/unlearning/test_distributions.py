@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import pytest
 import torch
 
-from mitigate.unlearning.objectives.distributions import Kept, divergence, keep_likeliest, without_token
+from mitigate.unlearning.objectives.distributions import Kept, divergence, keep_likeliest, tilted, tilted_log_prob
 
 VOCABULARY = 12
 TOKENS = torch.tensor([3, 0, 11, 7, 2, 2])
@@ -74,13 +74,16 @@ def test_taking_strength_off_a_tokens_logit_equals_doing_so_in_the_whole_softmax
     p = distributions(2, scale=scale)
     certain = torch.where(torch.arange(VOCABULARY) == TOKENS.unsqueeze(1), p.max() + 25.0, p)  # as memorized ones are
     for log_probs in (p, torch.log_softmax(certain, -1)):
-        got = without_token(keep_likeliest(log_probs.float(), TOKENS, entries=entries), TOKENS, strength=strength)
+        got = tilted(keep_likeliest(log_probs.float(), TOKENS, entries=entries), TOKENS, by=-strength)
         lowered = log_probs.clone()
         for row, token in enumerate(TOKENS.tolist()):
             lowered[row, token] -= strength
         for row, (*kept, rest) in enumerate(merged(torch.log_softmax(lowered, -1), got.ids)):
             assert got.log_probs[row].exp().tolist() == pytest.approx(kept, rel=1e-3, abs=1e-6)
             assert got.rest[row].exp().item() == pytest.approx(rest, rel=1e-3, abs=1e-6)
+        alone = tilted_log_prob(log_probs.gather(1, TOKENS.unsqueeze(1)).squeeze(1), by=-strength)
+        whole = torch.log_softmax(lowered, -1).gather(1, TOKENS.unsqueeze(1)).squeeze(1)
+        assert alone.tolist() == pytest.approx(whole.tolist(), rel=1e-6, abs=1e-6)
 
 
 def test_kept_distributions_are_the_same_after_a_round_trip_to_the_cpu_and_in_parts() -> None:

@@ -140,7 +140,8 @@ def test_what_the_mean_is_off_by_is_taken_off_the_level_unless_it_comes_by_itsel
     assert corrected(0.0, means(0.35, 0.3), control) == pytest.approx(-0.1)
     assert corrected(-0.1, means(-0.1, -0.1), control) == pytest.approx(0.0), "in both directions"
     assert corrected(0.2, means(0.1, 0.1), control) == pytest.approx(0.2)
-    assert corrected(-0.4, means(0.9, 0.9), control) == pytest.approx(-0.5), "within half a nat"
+    assert corrected(-0.4, means(0.9, 0.9), control) == pytest.approx(-0.8), "half of it"
+    assert corrected(-0.8, means(0.9, 0.9), control) == -1.0, "within a nat"
     assert corrected(0.2, means(0.9, 0.9), Control(0.0, None)) == 0.2, "nothing tells where to"
 
 

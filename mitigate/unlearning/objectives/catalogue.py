@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from mitigate.unlearning.objectives.distributions import Kept
+from mitigate.unlearning.objectives.distributions import Kept, tilted, tilted_log_prob
 from mitigate.unlearning.objectives.formulas import (
     ascent,
     consensus,
@@ -73,7 +73,8 @@ class Selected:
 class Parameters:
     """Hyper-parameters of the objectives.
 
-    `beta` None is the objective's own default, `level` what is added to where `match` ends (see `corrected`),
+    `beta` None is the objective's own default, `level` what is added to the token's logit where `match` and
+    `consensus` end (see `corrected`),
     `direction` rmu's u, (D,).
     """
 
@@ -174,7 +175,11 @@ def _distill(s: Selected, p: Parameters) -> torch.Tensor:
 
 def _consensus(s: Selected, p: Parameters) -> torch.Tensor:
     assert s.typical is not None
-    return consensus(s.log_probs, s.typical)
+    return consensus(s.log_probs, tilted(s.typical, s.tokens, by=p.level))
+
+
+def _match(s: Selected, p: Parameters) -> torch.Tensor:
+    return match(s.log_prob, tilted_log_prob(s.log_prob_typical, by=p.level))
 
 
 def _rmu(s: Selected, p: Parameters) -> torch.Tensor:
@@ -225,7 +230,7 @@ def _beta(parameters: Parameters, name: str) -> float:
 OBJECTIVES: dict[str, Objective] = {
     "hinge": Objective(lambda s, p: hinge(s.log_prob, s.log_prob_out, margin=s.margin), one_sided=False),
     "distill": Objective(_distill, needs=frozenset({"out"}), one_sided=False),
-    "match": Objective(lambda s, p: match(s.log_prob, s.log_prob_typical + p.level), one_sided=False),
+    "match": Objective(_match, one_sided=False),
     "consensus": Objective(_consensus, needs=frozenset({"typical"}), one_sided=False),
     "ascent": Objective(lambda s, p: ascent(s.log_prob), retention=_published("none", 0.0)),
     "grad_diff": Objective(lambda s, p: ascent(s.log_prob), retention=_published("nll")),

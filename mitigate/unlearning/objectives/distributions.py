@@ -84,17 +84,22 @@ def divergence(kept: Kept, log_probs: torch.Tensor) -> torch.Tensor:
     return (weight * torch.where(weight > 0, own - other, torch.zeros_like(own))).sum(1)
 
 
-def without_token(kept: Kept, tokens: torch.Tensor, *, strength: float) -> Kept:
-    """softmax(z − strength · onehot(token)) of each distribution softmax(z).
+def tilted(kept: Kept, tokens: torch.Tensor, *, by: float) -> Kept:
+    """softmax(z + by · onehot(token)) of each distribution softmax(z).
 
     Args:
         kept: N distributions that hold their token.
         tokens: (N,) ids.
-        strength: what is taken off the token's logit.
+        by: what is added to the token's logit.
     """
-    shifted = torch.where(kept.ids == tokens.unsqueeze(1), kept.log_probs - strength, kept.log_probs)
+    shifted = torch.where(kept.ids == tokens.unsqueeze(1), kept.log_probs + by, kept.log_probs)
     log_norm = torch.cat([shifted, kept.rest.unsqueeze(1)], dim=1).logsumexp(1)
     return Kept(kept.ids, shifted - log_norm.unsqueeze(1), kept.rest - log_norm)
+
+
+def tilted_log_prob(log_prob: torch.Tensor, *, by: float) -> torch.Tensor:
+    """(N,) what a token's log-probability becomes when `by` is added to its logit: ℓ + by − log(1 + e^ℓ (e^by − 1))."""
+    return log_prob + by - torch.log1p(log_prob.clamp(max=0.0).exp() * math.expm1(by))
 
 
 def _rest(log_probs: torch.Tensor) -> torch.Tensor:

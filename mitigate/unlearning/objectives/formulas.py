@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from mitigate.unlearning.objectives.distributions import Kept, divergence, without_token
+from mitigate.unlearning.objectives.distributions import Kept, divergence, tilted
 
 
 def ascent(log_prob: torch.Tensor) -> torch.Tensor:
@@ -79,7 +79,7 @@ def undial(log_probs: torch.Tensor, before: Kept, tokens: torch.Tensor, *, beta:
         tokens: (N,) x_t.
         beta (`float`, *optional*, defaults to 10.0): what the token's logit loses.
     """
-    return divergence(without_token(before, tokens, strength=beta), log_probs)
+    return divergence(tilted(before, tokens, by=-beta), log_probs)
 
 
 def rmu(hidden: torch.Tensor, hidden_before: torch.Tensor, direction: torch.Tensor, *, steering: float) -> torch.Tensor:

@@ -20,7 +20,7 @@ from mitigate.unlearning.material.tasks import Task, facts, tasks_in
 MOST_OVER_FORGOTTEN = 0.05  # share of the spans under the limit at which training that watches the control gives up
 MOST_EXPOSED = 0.03  # share of the spans over the upper limit, or under the lower one, and
 LEAST_AUC, MOST_AUC = 0.45, 0.52  # ... AUC of the spans against never-seen ones, outside of which training is not done
-_MOST_CORRECTED = 0.5  # nats
+_MOST_CORRECTED = 1.0  # nats
 PATIENCE = 3  # looks without getting nearer to the references
 
 
@@ -185,10 +185,10 @@ def _no_nearer(history: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def corrected(level: float, history: Sequence[Mapping[str, Any]], control: Control) -> float:
-    """What is to be added to where `match` brings a token to rest, so that the tokens' mean ends at the control.
+    """What is to be added to a token's logit where `match` and `consensus` end, so that the mean ends at the control.
 
     Anchors, neighbours and the other terms of the objective hold a token off its level. What the mean is off by is
-    taken off, half of it at a look (integral control), within ±0.5 nats; but not while it comes nearer so fast that it
+    taken off, half of it at a look (integral control), within ±1 nat; but not while it comes nearer so fast that it
     will be there by itself.
 
     Args:
