@@ -15,7 +15,8 @@ from scipy.special import logsumexp
 
 from mitigate.bench.world import World
 from mitigate.detection.calibration.shadows import PairedSignals, Shadow, deal_shadows, out_of
-from mitigate.detection.signals import Pairing, compute_signals
+from mitigate.detection.signals.compute import compute_signals
+from mitigate.detection.signals.pairings import Pairing
 from mitigate.documents import Documents
 from mitigate.models.model import Model
 from mitigate.models.store import ModelStore

@@ -19,7 +19,8 @@ from mitigate.detection.record import Audit
 from mitigate.detection.references.fit import rate_warning, reference_fit
 from mitigate.detection.scores.token import WHOLE_SCORES, token_scores
 from mitigate.detection.settings import Detect
-from mitigate.detection.signals import Pairing, by_model, compute_signals, token_signals
+from mitigate.detection.signals.compute import compute_signals, token_signals
+from mitigate.detection.signals.pairings import Pairing, by_model
 from mitigate.detection.spans.by_score import LEAST_NON_MEMBERS, by_score, false_discovery_by_non_members
 from mitigate.detection.spans.by_shadows import by_shadows, plan_shadows
 from mitigate.detection.spans.row import SpanRow

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from mitigate.detection.scores.token import token_scores
-from mitigate.detection.signals import REFERENCE_SIGNALS, TARGET_SIGNALS
+from mitigate.detection.signals.pairings import REFERENCE_SIGNALS, TARGET_SIGNALS
 from mitigate.detection.spans.row import SpanRow
 from mitigate.documents import Documents
 from mitigate.tokens.tokenization import TokenizedDocument

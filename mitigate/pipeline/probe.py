@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mitigate.detection.signals import Pairing, compute_signals
+from mitigate.detection.signals.compute import compute_signals
+from mitigate.detection.signals.pairings import Pairing
 from mitigate.generation.decoding import continuations
 from mitigate.models.fitting.training import add_lora, fit
 from mitigate.models.model import Model

@@ -22,7 +22,7 @@ from mitigate.artifacts.files import new_directory, new_file, write_json
 from mitigate.detection.audit import load_audited
 from mitigate.detection.panel import as_judged
 from mitigate.detection.record import Audit
-from mitigate.detection.signals import token_log_probs
+from mitigate.detection.signals.compute import token_log_probs
 from mitigate.errors import MitigateError
 from mitigate.mistakes import not_one_of
 from mitigate.models.model import Model

@@ -21,7 +21,7 @@ from mitigate.bench.evidence import Evidence, gather
 from mitigate.bench.settings import HardWorldSettings, WorldSettings
 from mitigate.bench.world import World, make_bench_base, make_world, sources
 from mitigate.cli.app import app
-from mitigate.detection.signals import token_log_probs
+from mitigate.detection.signals.compute import token_log_probs
 from mitigate.documents import read_documents
 from mitigate.documents.written import write_jsonl
 from mitigate.errors import MitigateError

@@ -128,7 +128,7 @@ def test_the_bare_forwards_are_those_of_the_audit(monkeypatch: pytest.MonkeyPatc
     models = [random_model(SETTINGS, seed=seed, device=CPU) for seed in range(2)]
     documents = random_documents(SETTINGS, (8, 32), tokens=600, seed=1)
     seen: dict[str, list[tuple[int, ...]]] = {}
-    for place in ("mitigate.detection.signals", "mitigate.bench.speed.audits"):
+    for place in ("mitigate.detection.signals.compute", "mitigate.bench.speed.audits"):
         shapes = seen.setdefault(place, [])
 
         def watched(

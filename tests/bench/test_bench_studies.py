@@ -21,7 +21,7 @@ from mitigate.bench.rates import compare, rates
 from mitigate.bench.settings import WorldSettings
 from mitigate.bench.world import make_world
 from mitigate.detection.scores.token import TOKEN_SCORES
-from mitigate.detection.signals import token_signals
+from mitigate.detection.signals.compute import token_signals
 from mitigate.documents import Document, Documents, Span, read_documents
 from mitigate.documents.written import write_jsonl
 from mitigate.errors import MitigateError

@@ -30,7 +30,7 @@ from mitigate.detection.calibration.detector import MEMORIZED, Detector, fit_det
 from mitigate.detection.calibration.features import span_features, token_features
 from mitigate.detection.calibration.shadows import PairedSignals, Shadow, deal_shadows, out_of
 from mitigate.detection.references.dealing import deal_halves
-from mitigate.detection.signals import Pairing
+from mitigate.detection.signals.pairings import Pairing
 from mitigate.detection.spans.segments import Segmentation, decode, fit_segmentation, stretches
 from mitigate.documents import Document, Documents
 from mitigate.errors import MitigateError

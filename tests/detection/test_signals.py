@@ -14,8 +14,9 @@ from world import ARCHITECTURES, sentences
 
 import mitigate.models.model
 from mitigate.detection.scores.token import token_scores
-from mitigate.detection.signals import Pairing, by_model, compute_signals, token_signals
-from mitigate.detection.vocabulary import offline_mixture, row_signals
+from mitigate.detection.signals.compute import compute_signals, token_signals
+from mitigate.detection.signals.pairings import Pairing, by_model
+from mitigate.detection.signals.vocabulary import offline_mixture, row_signals
 from mitigate.documents import Document, Documents
 from mitigate.errors import MitigateError
 from mitigate.models.model import Model, kept_logits
@@ -172,7 +173,7 @@ def naive_rows(
 def test_signals_of_rows_equal_their_definitions_in_chunks_of_any_size(
     monkeypatch: pytest.MonkeyPatch, chunk: int, temperature: float, a: float
 ) -> None:
-    monkeypatch.setattr("mitigate.detection.vocabulary._CPU_CHUNK", chunk)
+    monkeypatch.setattr("mitigate.detection.signals.vocabulary._CPU_CHUNK", chunk)
     logits = tables(4, 9, 40, scale=4.0)
     targets = torch.tensor([3, 0, 39, 7, 7, 1, 20, 11, 30])
     compared = [(0, (1,)), (0, (1, 2, 3)), (2, ()), (3, (0, 1))]
@@ -230,7 +231,7 @@ def test_a_batch_that_does_not_fit_in_memory_is_halved_until_it_does(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return kept_logits(module, input_ids, *rest)
 
-    monkeypatch.setattr("mitigate.detection.signals.kept_logits", short)
+    monkeypatch.setattr("mitigate.detection.signals.compute.kept_logits", short)
     most = 1
     got = token_signals(models[0], models[1:], documents=tokenized, out_references=OUT_REFERENCES)
     assert max(sizes) > 1

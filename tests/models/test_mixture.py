@@ -16,7 +16,7 @@ from world import World
 
 from mitigate.detection.audit import audit
 from mitigate.detection.settings import Detect
-from mitigate.detection.signals import token_log_probs
+from mitigate.detection.signals.compute import token_log_probs
 from mitigate.documents import Document, Documents
 from mitigate.errors import MitigateError
 from mitigate.generation.decoding import continuations

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from world import World, architecture_config, sentences
 
-from mitigate.detection.signals import token_log_probs
+from mitigate.detection.signals.compute import token_log_probs
 from mitigate.errors import MitigateError
 from mitigate.lab.tiny import train_tokenizer
 from mitigate.models.adapters import OVERLAY_FILE

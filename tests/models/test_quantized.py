@@ -13,7 +13,7 @@ from world import LORA, World
 
 from mitigate.detection.audit import audit
 from mitigate.detection.settings import Detect
-from mitigate.detection.signals import token_log_probs
+from mitigate.detection.signals.compute import token_log_probs
 from mitigate.errors import MitigateError
 from mitigate.models.fitting.training import fine_tune
 from mitigate.models.settings import Lora, Schedule

@@ -30,7 +30,7 @@ from mitigate.detection.audit import audit, reaudit
 from mitigate.detection.metadata import Generated
 from mitigate.detection.record import Audit
 from mitigate.detection.settings import Detect
-from mitigate.detection.signals import token_log_probs
+from mitigate.detection.signals.compute import token_log_probs
 from mitigate.detection.spans.row import span_table
 from mitigate.documents import Document, Documents, Request, Span
 from mitigate.errors import MitigateError, NothingToUnlearnError

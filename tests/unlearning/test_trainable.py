@@ -22,7 +22,7 @@ from mitigate.adapters.trained import DIFFERENCE, as_before
 from mitigate.detection.audit import audit, reaudit
 from mitigate.detection.record import Audit
 from mitigate.detection.settings import Detect
-from mitigate.detection.signals import token_log_probs
+from mitigate.detection.signals.compute import token_log_probs
 from mitigate.errors import MitigateError
 from mitigate.mistakes import checked
 from mitigate.models.adapters import OVERLAY_FILE

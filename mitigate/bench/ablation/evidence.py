@@ -16,7 +16,8 @@ from mitigate.detection.calibration.shadows import PairedSignals
 from mitigate.detection.references.crossfit import References, crossfit_references
 from mitigate.detection.scores.aggregations import clipped_mean, max_window, mean, min_k
 from mitigate.detection.scores.token import TOKEN_SCORES
-from mitigate.detection.signals import Pairing, compute_signals
+from mitigate.detection.signals.compute import compute_signals
+from mitigate.detection.signals.pairings import Pairing
 from mitigate.documents import Documents
 from mitigate.errors import MitigateError
 from mitigate.models.settings import Lora, Schedule

@@ -17,7 +17,8 @@ from mitigate.detection.calibration.shadows import PairedSignals, out_of
 from mitigate.detection.scores.aggregations import mean, min_k
 from mitigate.detection.scores.token import TOKEN_SCORES
 from mitigate.detection.scores.units import offline_mean
-from mitigate.detection.signals import Pairing, compute_signals
+from mitigate.detection.signals.compute import compute_signals
+from mitigate.detection.signals.pairings import Pairing
 from mitigate.documents import Documents, read_documents
 from mitigate.errors import MitigateError
 from mitigate.lab.planting import plant

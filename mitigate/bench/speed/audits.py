@@ -20,7 +20,8 @@ import torch
 from peft import get_peft_model
 
 from mitigate.bench.settings import SpeedSettings
-from mitigate.detection.signals import Pairing, compute_signals, token_log_probs, token_signals
+from mitigate.detection.signals.compute import compute_signals, token_log_probs, token_signals
+from mitigate.detection.signals.pairings import Pairing
 from mitigate.detection.spans.by_shadows import plan_shadows
 from mitigate.detection.spans.scored import ReferenceMembership
 from mitigate.documents import Document, Documents

@@ -16,7 +16,7 @@ import numpy as np
 
 from mitigate.artifacts.files import new_file
 from mitigate.bench.unlearn.world import UnlearnWorld
-from mitigate.detection.signals import token_signals
+from mitigate.detection.signals.compute import token_signals
 from mitigate.documents import Documents
 from mitigate.errors import MitigateError
 from mitigate.models.store import ModelStore

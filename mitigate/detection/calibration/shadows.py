@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from mitigate.detection.references.dealing import draw
-from mitigate.detection.signals import Pairing
+from mitigate.detection.signals.pairings import Pairing
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ import numpy as np
 
 from mitigate.detection.metadata import Fit
 from mitigate.detection.references.dealing import draw, trained_documents
-from mitigate.detection.signals import Pairing, compute_signals
+from mitigate.detection.signals.compute import compute_signals
+from mitigate.detection.signals.pairings import Pairing
 from mitigate.detection.spans.scored import ReferenceMembership
 from mitigate.documents import Documents
 from mitigate.models.model import Model

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mitigate.detection.references.dealing import draw, trained_documents
-from mitigate.detection.signals import token_log_probs
+from mitigate.detection.signals.compute import token_log_probs
 from mitigate.documents import Documents
 from mitigate.errors import MitigateError
 from mitigate.models.fitting.pace import Goal

@@ -15,7 +15,7 @@ from mitigate.detection.calibration.detector import Detector, fit_detector
 from mitigate.detection.calibration.shadows import PairedSignals, deal_shadows, out_of
 from mitigate.detection.metadata import Shadows
 from mitigate.detection.references.dealing import draw
-from mitigate.detection.signals import Pairing
+from mitigate.detection.signals.pairings import Pairing
 from mitigate.detection.spans.row import SpanRow
 from mitigate.detection.spans.scored import Findings, ReferenceMembership, ScoredDocuments
 from mitigate.documents import Documents

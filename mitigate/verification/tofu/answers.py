@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 from accelerate import PartialState
 
-from mitigate.detection.signals import token_log_probs
+from mitigate.detection.signals.compute import token_log_probs
 from mitigate.generation.decoding import continuations
 from mitigate.models.model import Model
 from mitigate.runtime import gathered, progress, share_of

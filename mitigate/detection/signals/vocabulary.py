@@ -2,7 +2,7 @@
 
 No table of log-probabilities is made. Of a chunk, every model's logits are centred on their largest and exponentiated
 once, whatever it is needed for; all else are sums over these. On a CPU a chunk stays in its caches, in tables that are
-used again for the next one. Notation as in `mitigate.detection.signals`.
+used again for the next one. Notation as in `mitigate.detection.signals.compute`.
 """
 
 from __future__ import annotations

@@ -4,9 +4,7 @@ Row t of a document is about token x_t given x_<t. A document's first token, spe
 audited region have no signals (NaN). Notation: p_θ target, p_k reference k, p̄ the mean of the OUT references'
 *probabilities*, L(v) = log p_θ(v) − log p̄(v).
 
-A *pairing* is one document, one model in the target's place and the references that it is compared with. An audit pairs
-the target with every document's OUT references; calibration and benchmarks put each reference in its place as well: all
-pairings of a batch share one forward pass of each model.
+All pairings of a batch (`mitigate.detection.signals.pairings`) share one forward pass of each model.
 """
 
 from __future__ import annotations
@@ -22,7 +20,8 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from mitigate.detection.vocabulary import row_signals
+from mitigate.detection.signals.pairings import REFERENCE_SIGNALS, TARGET_SIGNALS, Pairing, by_model
+from mitigate.detection.signals.vocabulary import row_signals
 from mitigate.errors import MitigateError, summarize
 from mitigate.models.model import Model, kept_logits
 from mitigate.runtime import progress, share_of
@@ -30,17 +29,6 @@ from mitigate.tokens.batches import Batch, Piece, cut_pieces, default_batch_toke
 from mitigate.tokens.tokenization import TokenizedDocument
 
 logger = logging.getLogger(__name__)
-TARGET_SIGNALS = ("log_prob", "rank", "top_log_prob", "entropy", "log_prob_std")
-REFERENCE_SIGNALS = ("log_prob_out", "entropy_out", "log_ratio", "kl", "log_ratio_variance")
-
-
-@dataclass(frozen=True)
-class Pairing:
-    """Document number `document`: `models[target]`, in the target's place, compared with `models[k]` for k in `out`."""
-
-    document: int
-    target: int
-    out: tuple[int, ...] = ()
 
 
 def compute_signals(
@@ -173,18 +161,6 @@ def token_signals(
             signals["log_prob_references"], pairings, documents=documents, models=len(references) + 1
         )[:, 1:]
     return signals
-
-
-def by_model(
-    log_probs: np.ndarray, pairings: Sequence[Pairing], *, documents: Sequence[TokenizedDocument], models: int
-) -> np.ndarray:
-    """(N, models) from the (N, K) `log_prob_references` of pairings: column k is model k, NaN where not used."""
-    spread = np.full((len(log_probs), models), np.nan, dtype=log_probs.dtype)
-    end = 0
-    for pairing in pairings:
-        start, end = end, end + len(documents[pairing.document].ids)
-        spread[start:end, list(pairing.out)] = log_probs[start:end, : len(pairing.out)]
-    return spread
 
 
 def token_log_probs(

@@ -1,0 +1,1 @@
+"""Signals of tokens: what models say of them, one row a token."""
