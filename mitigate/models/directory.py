@@ -73,6 +73,11 @@ def mixture_members(source: str | Path) -> list[str]:
     return members
 
 
+def is_served(source: str | Path) -> bool:
+    """Whether a model is behind a server; see `mitigate.models.served`."""
+    return str(source).startswith(("http://", "https://"))
+
+
 def adapter_stack(source: str) -> list[str]:
     """The adapter directories that make up `source`, lowest first; empty for a plain model."""
     return resolve(source)[0]
@@ -94,6 +99,8 @@ def resolve(source: str, *, base: str | None = None) -> tuple[list[str], str]:
     Raises:
         MitigateError: a damaged configuration, an adapter that lies over itself, or one under it that is missing.
     """
+    if is_served(source):
+        return [], base or ""
     stack: list[str] = []
     current = str(source)
     while _may_exist(current) and (is_adapter(current) or os.path.isfile(Path(current) / OVERLAY_FILE)):
@@ -145,6 +152,8 @@ def load_tokenizer(
     """
     source = next(iter(mixture_members(source)), str(source))
     stack, root = resolve(source, base=base)
+    if is_served(source) and not root:
+        raise MitigateError(f"{source}: a server; give the model whose tokenizer it has: models.base or --base")
     parts = [source, *reversed(stack)] if stack else []
     found = next((part for part in parts if (Path(part) / "tokenizer_config.json").is_file()), root)
     try:
@@ -164,6 +173,8 @@ def model_fingerprint(source: str | Path, *, base: str | None = None) -> str:
     Raises:
         MitigateError: there is no such model, or its files are damaged.
     """
+    if is_served(source):  # what its weights are cannot be seen
+        return fingerprint(["served", str(source)])
     if members := mixture_members(source):
         return fingerprint([model_fingerprint(member, base=base) for member in members])
     stack, root = resolve(str(source), base=base)
@@ -172,7 +183,9 @@ def model_fingerprint(source: str | Path, *, base: str | None = None) -> str:
 
 
 def names_missing_base(source: str) -> bool:
-    """Whether a model is an adapter whose base is not where its adapter_config.json says."""
+    """Whether a model is an adapter whose base is not where its adapter_config.json says, or is behind a server."""
+    if is_served(source):
+        return True
     stack, root = resolve(next(iter(mixture_members(source)), source))
     return bool(stack) and not exists(root)
 
@@ -193,6 +206,10 @@ def check_layering(source: str, *, base: str | None = None, whole: bool = False)
     Raises:
         MitigateError: an adapter, for a whole model; or an adapter over which no LoRA adapter can lie.
     """
+    if is_served(source):
+        raise MitigateError(
+            f"{source}: a server; nothing can be trained over it: give the weights, or audit alone (unlearn: null)"
+        )
     stack = resolve(next(iter(mixture_members(source)), source), base=base)[0]
     if stack and whole:
         raise MitigateError(f"{source}: an adapter; method full trains a whole model: use lora, or {MERGE_FIRST}")

@@ -31,6 +31,7 @@ from mitigate.models.adapters import (
 from mitigate.models.directory import (
     check_weights,
     exists,
+    is_served,
     load_tokenizer,
     mixture_members,
     model_fingerprint,
@@ -40,6 +41,7 @@ from mitigate.models.directory import (
 from mitigate.models.mixture import Mixture
 from mitigate.models.model import Model
 from mitigate.models.probes import check_probe, longest_text, probe_logits
+from mitigate.models.served import served
 from mitigate.models.settings import Dtype, LoadIn
 from mitigate.models.shared_base import SharedBase
 from mitigate.models.weights import check_loaded, check_size, stored_shapes, weight_files
@@ -123,6 +125,10 @@ class ModelStore:
         """
         source = str(source)
         stack, base_source = self.check(source)
+        if is_served(source):
+            tokenizer = load_tokenizer(source, base=self.base, trust_remote_code=self.trust_remote_code)
+            mark = model_fingerprint(source)
+            return served(source, name=name or source, fingerprint=mark, base=base_source, tokenizer=tokenizer)
         if members := mixture_members(source):
             mixed = [self.load(member) for member in members]
             base = SharedBase(source, model_fingerprint(source, base=self.base), Mixture(mixed))
@@ -174,6 +180,13 @@ class ModelStore:
         if members := [self.check(member) for member in mixture_members(source)]:
             return [part for stack, _ in members for part in stack], members[0][1]
         stack, base = resolve(source, base=self.base)
+        if is_served(source):
+            if not base or not exists(base):
+                raise MitigateError(
+                    f"{source}: a server; give the model whose tokenizer and configuration it has: models.base or "
+                    "--base"
+                )
+            return [], base
         if stack and not exists(base):
             raise MitigateError(
                 f"{source}: its base model {base!r} (base_model_name_or_path in adapter_config.json) "

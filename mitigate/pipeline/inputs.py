@@ -14,7 +14,7 @@ from mitigate.documents import Documents, read_documents
 from mitigate.documents.erasure import apply_request
 from mitigate.errors import MitigateError
 from mitigate.models.compatible import check_tokenizers
-from mitigate.models.directory import check_layering, load_tokenizer, model_fingerprint, names_missing_base
+from mitigate.models.directory import check_layering, is_served, load_tokenizer, model_fingerprint, names_missing_base
 from mitigate.models.probes import stated_limits
 from mitigate.models.store import ModelStore
 from mitigate.recipe.schema import Recipe
@@ -39,6 +39,8 @@ class Inputs:
         for source in (models.target, models.base, models.oracle, *given.paths):
             if source is not None:
                 store.check(source)
+        if models.target and is_served(models.target) and self.recipe.report.extraction:
+            raise MitigateError(f"{models.target}: a server, from which nothing is extracted: report.extraction: false")
         self._check_layering(store)
         self._check_tokenizers(given.paths, store=store)
         if self.recipe.lab is None or self.recipe.lab.people is None:

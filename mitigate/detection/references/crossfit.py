@@ -21,7 +21,7 @@ from mitigate.detection.references.goals import Goals, check_goals
 from mitigate.documents import Documents
 from mitigate.errors import MitigateError, summarize
 from mitigate.mistakes import not_one_of
-from mitigate.models.directory import check_layering, model_fingerprint
+from mitigate.models.directory import check_layering, is_served, model_fingerprint
 from mitigate.models.fitting.training import fine_tune
 from mitigate.models.settings import Lora, Method, Schedule
 from mitigate.models.store import ModelStore
@@ -101,7 +101,8 @@ def load_references(paths: str | Path | Sequence[str | Path]) -> References:
     paths = [paths] if isinstance(paths, str | Path) else paths
     found: list[str] = []
     trained_on: list[frozenset[str] | None] = []
-    for path in map(Path, paths):
+    for source in map(str, paths):
+        path = Path(source)
         index = path / INDEX
         if index.is_file():
             for entry in _entries(index):
@@ -111,7 +112,7 @@ def load_references(paths: str | Path | Sequence[str | Path]) -> References:
                     raise MitigateError(f"{found[-1]}: this reference is missing; {_REMEDY}")
                 check_digests(path / entry["directory"])
         else:
-            found.append(str(path))
+            found.append(source if is_served(source) else str(path))
             trained_on.append(None)
     if not found:
         raise MitigateError(

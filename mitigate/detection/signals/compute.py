@@ -14,16 +14,19 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
+from mitigate.detection.signals.log_probs import signals_of_log_probs
 from mitigate.detection.signals.pairings import REFERENCE_SIGNALS, TARGET_SIGNALS, Pairing, by_model
 from mitigate.detection.signals.vocabulary import row_signals
 from mitigate.errors import MitigateError, summarize
 from mitigate.models.model import Model, kept_logits
+from mitigate.models.served import Served
 from mitigate.runtime import progress, share_of
 from mitigate.tokens.batches import Batch, Piece, cut_pieces, default_batch_tokens, make_batches
 from mitigate.tokens.tokenization import TokenizedDocument
@@ -71,6 +74,14 @@ def compute_signals(
     """
     longest = min(model.context for model in models)
     context = min(context or longest, longest)
+    if any(isinstance(model, Served) for model in models):
+        windows: dict[str, Any] = {"context": context, "stride": stride, "description": description}
+
+        def local(model: Model, texts: Sequence[TokenizedDocument]) -> dict[str, np.ndarray]:
+            alone = [Pairing(number, 0) for number in range(len(texts))]
+            return compute_signals([model], alone, documents=texts, batch_tokens=batch_tokens, **windows)
+
+        return signals_of_log_probs(models, pairings, documents, local=local, **windows)
     used = {number for pairing in pairings for number in (pairing.target, *pairing.out)}
     batch_tokens = batch_tokens or default_batch_tokens(
         models[0].vocabulary_size, device=models[0].device, tables=len(used)
