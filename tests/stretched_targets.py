@@ -8,7 +8,14 @@ holdout), the others are not told apart. Counted among the spans of these: how m
 these are of people who were never trained on; as the references' rates stand, and as `detect.fdr` takes them.
 `share` is how much less the references gained from their documents than the target, of what it gained.
 
-Prints what it counts, and writes OUT/stretched.json. A command, not a test: it takes about an hour on one core.
+    python tests/stretched_targets.py --among runs/hard-detect --seed 0 --out runs/stretched-hard
+
+The same on a pretrained base, with the models that `mitigate bench detect --world hard` left: those of one number of
+epochs judge one of another number as the target (1, 3 and 5 epochs: 0.6, 1.7 and 3 times as long). Of a third of its
+documents' people it is said whether they were trained on.
+
+Prints what it counts, and writes OUT/stretched.json. A command, not a test: the first takes about an hour on one core,
+the second about twenty minutes.
 """
 
 from __future__ import annotations
@@ -23,9 +30,9 @@ import numpy as np
 
 from mitigate.detection.audit import audit
 from mitigate.detection.record import Audit
-from mitigate.detection.references.crossfit import crossfit_references
+from mitigate.detection.references.crossfit import References, crossfit_references, load_references
 from mitigate.detection.settings import Detect
-from mitigate.documents import Documents
+from mitigate.documents import Documents, read_documents
 from mitigate.lab.planting import plant
 from mitigate.models.fitting.training import fine_tune
 from mitigate.models.settings import Lora, Schedule
@@ -41,6 +48,9 @@ def store() -> ModelStore:
 
 def schedule(stretch: float) -> Schedule:
     return Schedule(epochs=EPOCHS * stretch, learning_rate=1.5e-3, batch_size=8)
+
+
+AMONG = ((3, 5), (5, 3), (3, 1))  # epochs of the target, of its references
 
 
 def counted(audited: Audit, trained: set[str]) -> dict[str, Any]:
@@ -60,10 +70,8 @@ def measure(*, base: str, out: Path, seed: int) -> dict[str, Any]:
     groups = sorted({document.group for document in people})
     half = np.random.default_rng(seed).permutation(len(groups))[: len(groups) // 2]
     trained = {groups[number] for number in half}
-    said = {groups[number] for number in np.random.default_rng([seed, 1]).permutation(len(groups))[: len(groups) // 3]}
-    set_of = {group: ("retain" if group in trained else "holdout") if group in said else None for group in groups}
     every = Documents(tuple(replace(document, set=None) for document in people))
-    judged = Documents(tuple(replace(one, set=set_of[one.group]) for one in people))
+    judged = partly_known(people, trained, seed=seed)
     references = crossfit_references(
         base,
         every,
@@ -89,29 +97,63 @@ def measure(*, base: str, out: Path, seed: int) -> dict[str, Any]:
                 description=f"Target, {stretch:g} times as long",
                 store=store(),
             )
-        as_they_stand = audit(target, references, documents=judged, detect=Detect(calibrate=True), store=store())
-        taken = audit(target, references, documents=judged, detect=Detect(fdr=RATE), store=store())
-        fit = taken.metadata.fit
-        assert fit is not None
-        results[f"{stretch:g}"] = result = {
-            "fit": fit.written(),
-            "share": (fit.trained - fit.target) / (fit.untrained - min(fit.target, fit.trained)),
-            "references": counted(as_they_stand, trained),
-            "detect_fdr": counted(taken, trained),
-            "corrected": any("do not hold for this target" in line for line in taken.metadata.warnings),
-        }
+        results[f"{stretch:g}"] = result = rates(str(target), references, judged, trained)
         print(stretch, json.dumps(result), flush=True)
     return results
+
+
+def measure_among(*, worlds: Path, seed: int) -> dict[str, Any]:
+    """Models of the hard world as targets of others' references."""
+    results = {}
+    for own, theirs in AMONG:
+        target, models = (worlds / f"epochs-{epochs}" / f"seed-{seed}" / "models" for epochs in (own, theirs))
+        people = read_documents(models.parent / "documents.jsonl")
+        entry = json.loads((target / "references.json").read_text(encoding="utf-8"))["references"][0]
+        trained = set(entry["groups"])
+        judged = partly_known(people, trained, seed=seed)
+        result = rates(str(target / entry["directory"]), load_references(models), judged, trained)
+        results[f"{own}/{theirs}"] = result
+        print(own, theirs, json.dumps(result), flush=True)
+    return results
+
+
+def partly_known(people: Documents, trained: set[str], *, seed: int) -> Documents:
+    """The documents; of a third of the people it is said whether the target was trained on them."""
+    groups = sorted({document.group for document in people})
+    said = {groups[number] for number in np.random.default_rng([seed, 1]).permutation(len(groups))[: len(groups) // 3]}
+    set_of = {group: ("retain" if group in trained else "holdout") if group in said else None for group in groups}
+    return Documents(tuple(replace(one, set=set_of[one.group]) for one in people))
+
+
+def rates(target: str, references: References, judged: Documents, trained: set[str]) -> dict[str, Any]:
+    """How the references fit, and the false discoveries as their rates stand and as `detect.fdr` takes them."""
+    as_they_stand = audit(target, references, documents=judged, detect=Detect(calibrate=True), store=store())
+    taken = audit(target, references, documents=judged, detect=Detect(fdr=RATE), store=store())
+    fit = taken.metadata.fit
+    assert fit is not None
+    return {
+        "fit": fit.written(),
+        "share": (fit.trained - fit.target) / (fit.untrained - min(fit.target, fit.trained)),
+        "references": counted(as_they_stand, trained),
+        "detect_fdr": counted(taken, trained),
+        "corrected": any("do not hold for this target" in line for line in taken.metadata.warnings),
+    }
 
 
 def main() -> None:
     """All seeds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", required=True, help="a base that never saw these people, such as quickstart's")
+    given = parser.add_mutually_exclusive_group(required=True)
+    given.add_argument("--base", help="a base that never saw these people, such as quickstart's")
+    given.add_argument("--among", type=Path, help="what `mitigate bench detect --world hard` wrote")
     parser.add_argument("--out", type=Path, required=True, help="directory for models and stretched.json")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    results = measure(base=arguments.base, out=arguments.out, seed=arguments.seed)
+    if arguments.among is not None:
+        results = measure_among(worlds=arguments.among, seed=arguments.seed)
+    else:
+        results = measure(base=arguments.base, out=arguments.out, seed=arguments.seed)
+    arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "stretched.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
