@@ -9,17 +9,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from scipy.special import logsumexp
 
+from mitigate import __version__
+from mitigate.artifacts.files import fingerprint, new_file
 from mitigate.bench.world import World
 from mitigate.detection.calibration.shadows import PairedSignals, Shadow, deal_shadows, out_of
 from mitigate.detection.signals.compute import compute_signals
 from mitigate.detection.signals.pairings import Pairing
 from mitigate.documents import Documents
-from mitigate.models.model import Model
+from mitigate.models.directory import load_tokenizer, model_fingerprint
 from mitigate.models.store import ModelStore
+from mitigate.runtime import is_main
 from mitigate.tokens.tokenization import TokenizedDocument, span_tokens, tokenize_documents, word_numbers
 
 
@@ -90,16 +95,17 @@ class Evidence:
         return self.everything.take([self._place[pairing] for pairing in pairings])
 
 
-def gather(world: World, *, references: int, store: ModelStore) -> Evidence:
+def gather(world: World, *, references: int, store: ModelStore, kept: Path | None = None) -> Evidence:
     """Judge a world's documents.
 
     Args:
         world: documents and models.
         references: K, how many OUT references judge a document.
         store: loads the models.
+        kept (*optional*): file of what the models said; read where it is of these models and documents, else written.
     """
-    models: list[Model] = [store.load(path) for path in (*world.models.paths, *world.truth.paths)]
-    tokenized = tokenize_documents(world.documents, models[0].tokenizer)
+    paths = (*world.models.paths, *world.truth.paths)
+    tokenized = tokenize_documents(world.documents, load_tokenizer(paths[0]))
     keys = [document.id for document in world.documents]
     wanted: dict[Pairing, None] = {}
     for target in range(world.member.shape[1]):
@@ -110,14 +116,23 @@ def gather(world: World, *, references: int, store: ModelStore) -> Evidence:
             wanted[pairing] = None
         for pairing in own:
             wanted[Pairing(pairing.document, pairing.out[0], pairing.out)] = None
-    plain = [Pairing(document, model) for document in range(len(tokenized)) for model in range(len(models))]
+    plain = [Pairing(document, model) for document in range(len(tokenized)) for model in range(len(paths))]
     pairings = [*wanted, *plain]
-    signals = compute_signals(
-        models,
-        pairings,
-        documents=tokenized,
-        description=f"Judging {len(tokenized)} documents by {len(models)} models",
-    )
+    made_from = [
+        *(__version__, world.documents.fingerprint, [model_fingerprint(path) for path in paths]),
+        [[pairing.document, pairing.target, *pairing.out] for pairing in pairings],
+    ]
+    signals = _kept(kept, key=fingerprint(made_from))
+    if signals is None:
+        signals = compute_signals(
+            [store.load(path) for path in paths],
+            pairings,
+            documents=tokenized,
+            description=f"Judging {len(tokenized)} documents by {len(paths)} models",
+        )
+        if kept is not None and is_main():
+            with new_file(kept) as temporary, temporary.open("wb") as stream:
+                np.savez_compressed(stream, key=np.array(fingerprint(made_from)), **signals)  # type: ignore[arg-type]
     words = [word_numbers(own.offsets, of.text) for own, of in zip(tokenized, world.documents, strict=True)]
     everything = PairedSignals(pairings, signals, words)
     starts = everything.starts
@@ -136,6 +151,17 @@ def gather(world: World, *, references: int, store: ModelStore) -> Evidence:
         log_probs=log_probs,
         references=references,
     )
+
+
+def _kept(path: Path | None, *, key: str) -> dict[str, np.ndarray] | None:
+    """The signals that were written under a key; None where there are none, or others."""
+    if path is None or not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files if name != "key"} if arrays["key"] == key else None
+    except (OSError, ValueError, KeyError, BadZipFile):  # cut short, or something else
+        return None
 
 
 def target_pairings(member: np.ndarray, target: int, references: int, keys: Sequence[str]) -> list[Pairing]:

@@ -77,6 +77,25 @@ def evidence(made: World) -> Evidence:
     return gather(made, references=K, store=ModelStore(device="cpu"))
 
 
+def test_what_models_said_is_kept_and_read_again(
+    made: World, evidence: Evidence, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, store = tmp_path / "judged.npz", ModelStore(device="cpu")
+    gather(made, references=K, store=store, kept=kept)
+    kept.with_name("other.npz").write_bytes(kept.read_bytes()[:1000])
+    monkeypatch.setattr("mitigate.bench.evidence.compute_signals", lambda *_, **__: pytest.fail("asked again"))
+    assert (out / "seed-0" / f"judged-by-{K}.npz").is_file(), "a benchmark keeps it, too"
+    for path in (kept, out / "seed-0" / f"judged-by-{K}.npz"):
+        again = gather(made, references=K, store=store, kept=path)
+        for name, column in evidence.everything.signals.items():
+            assert np.array_equal(again.everything.signals[name], column, equal_nan=True)
+    for path in (kept.with_name("other.npz"), kept.with_name("none.npz")):
+        with pytest.raises(pytest.fail.Exception, match="asked again"):
+            gather(made, references=K, store=store, kept=path)
+    with pytest.raises(pytest.fail.Exception, match="asked again"):
+        gather(made, references=K - 1, store=store, kept=kept)
+
+
 # results --------------------------------------------------------------------------------------------------------------
 
 

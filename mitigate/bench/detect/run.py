@@ -76,7 +76,8 @@ def bench_detect(
         worlds.append(world)
         seconds["models"] += time.monotonic() - started
         started = time.monotonic()
-        evidence = gather(world, references=references, store=ModelStore(device=device))
+        kept = out / f"seed-{seed}" / f"judged-by-{references}.npz"
+        evidence = gather(world, references=references, store=ModelStore(device=device), kept=kept)
         seconds["judging"] += time.monotonic() - started
         if state.is_main_process:
             measured.append(measure(evidence, copies=world.copies, fdr=fdr, description=f"Seed {seed}"))
