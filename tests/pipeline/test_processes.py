@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from socket import socket
 
 import numpy as np
 import pytest
 import torch
-from commands import launch_two
+import yaml
+from commands import launch_two, tiny_recipe, working_in
 from safetensors.torch import load_file
 from world import World
 
@@ -17,6 +22,8 @@ from mitigate.detection.record import Audit
 from mitigate.detection.references.crossfit import load_references
 from mitigate.documents.written import write_jsonl
 from mitigate.models.store import ModelStore
+from mitigate.pipeline.run import run
+from mitigate.recipe.loading import load_recipe
 from mitigate.unlearning.trainer import Unlearned
 
 
@@ -171,3 +178,31 @@ def test_no_process_ends_for_a_leak_before_the_report_is_written(tmp_path: Path)
     out.mkdir()
     launch_two(script, out)
     assert {rank: (out / rank).read_text() for rank in "01"} == {"0": "3 True", "1": "3 True"}
+
+
+def test_two_machines_run_a_recipe_as_one_does(tmp_path: Path) -> None:
+    """Two launches of the recipe for several machines, beside each other on this one."""
+    script = Path(__file__).parents[2] / "recipes" / "accelerate" / "multi_node.sh"
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(tiny_recipe(out="run").model_dump(mode="json")))
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    with socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    own = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    own |= {"PYTHON": sys.executable, "NODES": "2", "FIRST": "127.0.0.1", "GPUS": "1", "PORT": str(port)}
+    launch = ["bash", str(script), "run", str(recipe)]
+    both = [
+        subprocess.Popen(
+            launch, cwd=tmp_path / "two", env={**own, "RANK": str(rank)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        for rank in range(2)
+    ]
+    ended = [process.communicate(timeout=500) for process in both]
+    assert [process.returncode for process in both] == [0, 0], ended[0][1].decode()[-2000:]
+    with working_in(tmp_path / "one"):
+        run(load_recipe(recipe))
+    one, two = (Audit.load(tmp_path / name / "run" / "reaudit") for name in ("one", "two"))
+    np.testing.assert_allclose(two.columns["log_prob"], one.columns["log_prob"], rtol=0, atol=1e-3)
+    assert Unlearned.load(tmp_path / "two" / "run" / "adapter").summary["processes"] == 2
