@@ -22,7 +22,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from mitigate.detection.signals.log_probs import signals_of_log_probs
-from mitigate.detection.signals.pairings import REFERENCE_SIGNALS, TARGET_SIGNALS, Pairing, by_model
+from mitigate.detection.signals.pairings import Pairing, by_model, empty_columns
 from mitigate.detection.signals.vocabulary import row_signals
 from mitigate.errors import MitigateError, summarize
 from mitigate.models.model import Model, kept_logits
@@ -95,9 +95,9 @@ def compute_signals(
         return [(pairings[number].target, pairings[number].out) for number in wanted[piece.document]]
 
     batches = make_batches(pieces, batch_tokens=batch_tokens, together=alike)
-    first_row = np.cumsum([0, *(len(documents[pairing.document].ids) for pairing in pairings)])
+    signals, first_row = empty_columns(pairings, documents)
     state = PartialState()
-    parts: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []
+    scored = np.zeros(int(first_row[-1]), dtype=bool)
     mine = deque(share_of(batches, state))
     with progress(sum(len(batch.targets) for batch in mine), description, unit="tok") as bar:
         while mine:
@@ -115,11 +115,16 @@ def compute_signals(
                 continue
             for place, number, columns in found:
                 _check(models, pairings[number], columns)
-                piece = batch.pieces[place]
-                parts.append((first_row[number] + piece.start + piece.scored, columns))
+                rows = first_row[number] + batch.pieces[place].start + batch.pieces[place].scored
+                _put(signals, scored, rows, columns)
             bar.update(len(batch.targets))
-    widest = max((len(pairing.out) for pairing in pairings), default=0)
-    return _assemble(gather_object(parts) if state.num_processes > 1 else parts, int(first_row[-1]), widest)
+    if state.num_processes > 1:
+        own = np.flatnonzero(scored)
+        everyones = gather_object([(own, {name: column[own] for name, column in signals.items()})])
+        scored[:] = False
+        for rows, columns in everyones:
+            _put(signals, scored, rows, columns)
+    return signals
 
 
 def token_signals(
@@ -287,21 +292,15 @@ def _check(models: Sequence[Model], pairing: Pairing, columns: Mapping[str, np.n
             )
 
 
-def _assemble(
-    parts: Sequence[tuple[np.ndarray, Mapping[str, np.ndarray]]], length: int, widest: int
-) -> dict[str, np.ndarray]:
-    """Put the batches' rows in the pairings' order; every row must come once."""
-    rows = np.concatenate([rows for rows, _ in parts]) if parts else np.zeros(0, dtype=int)
-    if len(np.unique(rows)) != len(rows):
+def _put(
+    signals: Mapping[str, np.ndarray], scored: np.ndarray, rows: np.ndarray, columns: Mapping[str, np.ndarray]
+) -> None:
+    """Put some rows in their place; each must come once."""
+    if scored[rows].any():
         raise RuntimeError(f"tokens scored twice: {summarize(rows[:5])}")
-    names = TARGET_SIGNALS + (REFERENCE_SIGNALS if widest else ())
-    signals = {name: np.full(length, np.nan, dtype=np.float32) for name in names}
-    if widest:
-        signals["log_prob_references"] = np.full((length, widest), np.nan, dtype=np.float32)
-    for at, columns in parts:
-        for name, column in columns.items():
-            if name == "log_prob_references":
-                signals[name][at, : column.shape[1]] = column
-            else:
-                signals[name][at] = column
-    return signals
+    scored[rows] = True
+    for name, column in columns.items():
+        if name == "log_prob_references":
+            signals[name][rows, : column.shape[1]] = column
+        else:
+            signals[name][rows] = column

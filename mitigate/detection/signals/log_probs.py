@@ -9,7 +9,7 @@ from accelerate import PartialState
 
 from mitigate.detection.scores.token import WHOLE_SCORES
 from mitigate.detection.settings import Detect
-from mitigate.detection.signals.pairings import REFERENCE_SIGNALS, TARGET_SIGNALS, Pairing
+from mitigate.detection.signals.pairings import Pairing, empty_columns
 from mitigate.errors import MitigateError
 from mitigate.models.model import Model
 from mitigate.models.served import Served
@@ -79,12 +79,7 @@ def signals_of_log_probs(
         for place, number in enumerate(own):
             rows = slice(starts[place], starts[place + 1])
             said[model, number] = {name: column[rows] for name, column in columns.items()}
-    widest = max((len(pairing.out) for pairing in pairings), default=0)
-    starts = np.cumsum([0, *(len(documents[pairing.document].ids) for pairing in pairings)])
-    signals = {name: np.full(int(starts[-1]), np.nan, dtype=np.float32) for name in TARGET_SIGNALS}
-    if widest:
-        signals |= {name: np.full(int(starts[-1]), np.nan, dtype=np.float32) for name in REFERENCE_SIGNALS}
-        signals["log_prob_references"] = np.full((int(starts[-1]), widest), np.nan, dtype=np.float32)
+    signals, starts = empty_columns(pairings, documents)
     for number, pairing in enumerate(pairings):
         rows = slice(starts[number], starts[number + 1])
         for name, column in said[pairing.target, pairing.document].items():

@@ -26,6 +26,19 @@ class Pairing:
     out: tuple[int, ...] = ()
 
 
+def empty_columns(
+    pairings: Sequence[Pairing], documents: Sequence[TokenizedDocument]
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Columns over the tokens of the pairings' documents, all NaN, and the first row of each pairing and the end."""
+    starts = np.cumsum([0, *(len(documents[pairing.document].ids) for pairing in pairings)])
+    widest = max((len(pairing.out) for pairing in pairings), default=0)
+    names = TARGET_SIGNALS + (REFERENCE_SIGNALS if widest else ())
+    signals = {name: np.full(int(starts[-1]), np.nan, dtype=np.float32) for name in names}
+    if widest:
+        signals["log_prob_references"] = np.full((int(starts[-1]), widest), np.nan, dtype=np.float32)
+    return signals, starts
+
+
 def by_model(
     log_probs: np.ndarray, pairings: Sequence[Pairing], *, documents: Sequence[TokenizedDocument], models: int
 ) -> np.ndarray:
