@@ -186,6 +186,7 @@ REPORT: dict[str, Any] = {
         "model_parameters": 1000,
     },
     "seconds": {"audit": 1.5},
+    "tokens_per_second": {"audit": 40.0},
     "fingerprints": {"target": "00aa", "references": ["01", "02"], "mitigated": None},
     "versions": {"mitigate": "0.1.0", "torch": "2.13.0"},
     "recipe": {"detect": {"score": "log_ratio"}},

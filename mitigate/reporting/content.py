@@ -276,6 +276,7 @@ class Report(TypedDict):
     unlearn: UnlearnFigures | None
     retrain: dict[str, Any] | None
     seconds: dict[str, float]
+    tokens_per_second: dict[str, float]
     fingerprints: Fingerprints
     versions: dict[str, str]
     recipe: dict[str, Any]

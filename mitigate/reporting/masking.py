@@ -30,7 +30,7 @@ _LEAST_WORD = 5  # same for one word of a secret, with a digit or an @ in it
 _MARGIN = 3000  # characters on each side of what is shown in which a secret may begin or end
 _ORDINARY = (10, 0.1)  # groups, and share of all, that hold what was found: more than that is ordinary text
 _SAMPLED = (2000, 20_000)  # documents that are asked, and characters of each
-_PLAIN_KEYS = ("fingerprints", "versions", "created", "seconds")
+_PLAIN_KEYS = ("fingerprints", "versions", "created", "seconds", "tokens_per_second")
 _SURE_KINDS = ("email", "url", "iban", "ssn")  # what does not look like an id, a date or a fingerprint
 
 

@@ -50,6 +50,7 @@ from mitigate.verification.mitigation import mitigation_figures, mitigation_note
 from mitigate.verification.never_seen import never_seen_level
 from mitigate.verification.tofu.figures import tofu_notes
 
+_AUDITS = ("audit", "reaudit")  # stages that read every token
 MOST_VALUES = 1000  # sensitive values that extraction tries; of more, a random sample: 3 points of interval either way
 
 
@@ -172,6 +173,9 @@ def compare(
         "skipped": list(before.metadata.skipped),
         **mitigation_figures(before, after),
         "seconds": {stage: round(value, 1) for stage, value in (seconds or {}).items()},
+        "tokens_per_second": {
+            stage: round(len(before.tokens) / value, 1) for stage, value in (seconds or {}).items() if stage in _AUDITS
+        },
         "fingerprints": {
             "target": before.metadata.target.fingerprint,
             "mitigated": after.metadata.target.fingerprint if after is not None else None,

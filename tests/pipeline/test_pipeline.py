@@ -126,6 +126,7 @@ def test_report_json_has_the_documented_keys_and_types(finished: tuple[Path, Com
             "unlearn",
             "retrain",
             "seconds",
+            "tokens_per_second",
         ),
         *("fingerprints", "versions", "recipe", "notes", "text"),
     }
@@ -161,6 +162,8 @@ def test_report_json_has_the_documented_keys_and_types(finished: tuple[Path, Com
     assert report["unlearn"]["steps"] == 4
     assert report["unlearn"]["stopped"] == "step limit"
     assert set(report["seconds"]) == {*STAGES, "report"}
+    assert set(report["tokens_per_second"]) == {"audit", "reaudit"}
+    assert min(report["tokens_per_second"].values()) > 0
     assert set(report["fingerprints"]) == {"target", "mitigated", "references", "tokenizer", "documents"}
     assert len(report["fingerprints"]["references"]) == 2
     assert {"python", "mitigate", "torch", "transformers"} <= set(report["versions"])
