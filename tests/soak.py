@@ -44,7 +44,11 @@ TINY: dict[str, Any] = {
     "detect": {"select": "known"},
     "unlearn": {"max_steps": 5, "check_every": 2, "checkpoint_every": 1, "stop_at_control": False},
 }
-TIMED = ("created", "seconds", "tokens_per_second")  # keys of report.json and run.json that name times, and nothing else may differ
+TIMED = (
+    "created",
+    "seconds",
+    "tokens_per_second",
+)  # keys of report.json and run.json that name times, and nothing else may differ
 
 
 def run_tiny() -> None:

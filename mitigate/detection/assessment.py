@@ -105,6 +105,7 @@ def assess_documents(
         context=detect.context,
         stride=detect.stride,
         batch_tokens=detect.batch_tokens,
+        log_probs_only=detect.signals == "log_probs",
         description=f"Auditing {len(documents)} documents",
     )
     tokens = sum(len(own.ids) for own in tokenized)
@@ -166,6 +167,7 @@ def assess_again(before: Audit, target: Model) -> Assessment:
         context=before.metadata.context,
         stride=detect.stride,
         batch_tokens=detect.batch_tokens,
+        log_probs_only=detect.signals == "log_probs",
         description=f"Auditing {len(documents)} documents again",
     )
     own |= {name: said[name] for name in ("log_prob_out", "entropy_out")}

@@ -24,7 +24,7 @@ from mitigate.detection.references.checks import check_references
 from mitigate.detection.references.crossfit import References, load_references
 from mitigate.detection.references.fit import fit_warning
 from mitigate.detection.settings import Detect
-from mitigate.detection.signals.log_probs import check_served
+from mitigate.detection.signals.log_probs import check_log_probs
 from mitigate.detection.spans.linked import with_linked
 from mitigate.detection.spans.row import span_table
 from mitigate.detection.spans.scored import ReferenceMembership
@@ -85,7 +85,7 @@ def audit(
         crossfitted=references.crossfitted,
     )
     eligible = eligible_sets(documents)
-    check_served(model, reference_models, detect)
+    check_log_probs(model, reference_models, detect)
     for reference in reference_models:
         check_same_tokenizer(model, reference)
     assessed = assess_documents(model, reference_models, documents, membership, detect=detect, eligible=eligible)

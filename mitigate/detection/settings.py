@@ -28,6 +28,11 @@ class Detect(Section):
     score: TokenScore = Field(
         "log_ratio_clipped", description="token score that decides; see mitigate.detection.scores.token"
     )
+    signals: Literal["all", "log_probs"] = Field(
+        "all",
+        description="`all`, or `log_probs`: what follows from the tokens' log-probabilities alone, which is faster the "
+        "larger the vocabulary; then the score is log_ratio_clipped, log_ratio or loss, and nothing is calibrated",
+    )
     temperature: float = Field(1.0, gt=0, description="divides the logits of target and references in InfoRMIA")
     offline_a: float = Field(1.0, gt=0, le=1, description="InfoRMIA's offline correction over the vocabulary; 1: none")
     select: Literal["exposed", "found", "known"] = Field(

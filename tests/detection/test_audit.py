@@ -251,6 +251,19 @@ def test_a_reaudit_runs_the_references_again_only_where_it_must(
     assert [row.score for row in after.span_rows] == pytest.approx([row.score for row in whole.span_rows], abs=1e-5)
 
 
+def test_an_audit_of_log_probabilities_alone_finds_what_one_of_all_signals_finds(found: Audit, world: World) -> None:
+    detect = found.metadata.detect.model_copy(update={"signals": "log_probs"})
+    options: dict[str, Any] = {"documents": world.documents, "store": ModelStore(device="cpu")}
+    alone = audit(world.target, world.references, detect=detect, **options)
+    compared = ["span_id", "doc_id", "char_start", "char_end", "source", "selected"]
+    assert alone.spans.select(compared).equals(found.spans.select(compared))
+    np.testing.assert_allclose(alone.columns["score"], found.columns["score"], rtol=0, atol=1e-5)
+    assert alone.tokens["entropy"].null_count == alone.tokens["kl"].null_count == len(alone.tokens)
+    for changes, told in (({"score": "informia"}, "detect.score: informia needs"), ({"fdr": 0.05}, "detect.fdr")):
+        with pytest.raises(MitigateError, match=f"{told}.*detect.signals: log_probs leaves them out"):
+            audit(world.target, world.references, detect=Detect(signals="log_probs", **changes), **options)
+
+
 @pytest.mark.parametrize("changes", [{"score": "informia"}, {"temperature": 2.0}, {"offline_a": 0.5}])
 def test_a_reaudit_whose_score_compares_distributions_runs_the_references_again(
     world: World, changes: dict[str, Any]

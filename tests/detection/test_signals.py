@@ -562,3 +562,17 @@ def test_the_offline_mixture_stands_for_the_references_in_the_joint_signals(
     for name in ("log_prob", "log_prob_out", "log_prob_references"):
         np.testing.assert_array_equal(signals[name], plain[name], err_msg=f"{name} is not corrected")
     assert (signals["entropy_out"][1:] > plain["entropy_out"][1:]).all()
+
+
+@pytest.mark.parametrize("chunk", [4 * 50, 1 << 19])
+def test_log_probabilities_alone_are_those_of_all_signals(
+    four: list[Model], judged_documents: list[TokenizedDocument], monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    monkeypatch.setattr("mitigate.detection.signals.vocabulary._CPU_CHUNK", chunk)
+    whole = compute_signals(four, PAIRINGS, documents=judged_documents)
+    alone = compute_signals(four, PAIRINGS, documents=judged_documents, log_probs_only=True)
+    assert alone.keys() == whole.keys()
+    for name in ("log_prob", "log_prob_out", "log_ratio", "log_prob_references"):
+        np.testing.assert_allclose(alone[name], whole[name], rtol=0, atol=1e-5, err_msg=name)
+    for name in ("rank", "entropy", "kl", "log_ratio_variance", "entropy_out", "top_log_prob", "log_prob_std"):
+        assert np.isnan(alone[name]).all(), name

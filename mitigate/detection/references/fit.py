@@ -62,7 +62,12 @@ def reference_fit(
         Pairing(number, 1 + draw(membership.trained[number], 1, key=documents[number].id)[0]) for number in chosen
     ]
     fitted = compute_signals(
-        [target, *references], pairings, documents=tokenized, description="References' fit", **settings
+        [target, *references],
+        pairings,
+        documents=tokenized,
+        log_probs_only=True,
+        description="References' fit",
+        **settings,
     )
     ends = np.cumsum([0, *(len(own.ids) for own in tokenized)])
     rows = np.concatenate([np.arange(ends[number], ends[number + 1]) for number in chosen])

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -23,7 +24,7 @@ from accelerate.utils import gather_object
 
 from mitigate.detection.signals.log_probs import signals_of_log_probs
 from mitigate.detection.signals.pairings import Pairing, by_model, empty_columns
-from mitigate.detection.signals.vocabulary import row_signals
+from mitigate.detection.signals.vocabulary import Columns, row_log_probs, row_signals
 from mitigate.errors import MitigateError, summarize
 from mitigate.models.model import Model, kept_logits
 from mitigate.models.served import Served
@@ -44,6 +45,7 @@ def compute_signals(
     context: int | None = None,
     stride: int | None = None,
     batch_tokens: int | None = None,
+    log_probs_only: bool = False,
     description: str = "Scoring",
 ) -> dict[str, np.ndarray]:
     """Signals of every audited token in every pairing, each model running once over the documents that need it.
@@ -62,6 +64,8 @@ def compute_signals(
         stride (`int`, *optional*, defaults to half the context): tokens that a next window adds.
         batch_tokens (`int`, *optional*): padded tokens in a batch; see `default_batch_tokens`. Where the device's
             memory does not hold them, half as many.
+        log_probs_only (`bool`, *optional*, defaults to `False`): only what follows from the tokens' log-probabilities,
+            see `row_log_probs`; all else is NaN.
 
     Returns:
         columns over the tokens of the pairings' documents, concatenated in the pairings' order (N rows in all):
@@ -106,7 +110,12 @@ def compute_signals(
             try:
                 with torch.inference_mode():
                     found = _batch_signals(
-                        models, batch.to(models[0].device), asked, temperature=temperature, offline_a=offline_a
+                        models,
+                        batch.to(models[0].device),
+                        asked,
+                        signals_of=row_log_probs
+                        if log_probs_only
+                        else partial(row_signals, temperature=temperature, offline_a=offline_a),
                     )
             except torch.OutOfMemoryError as error:
                 batch_tokens = _half(batch, error)
@@ -138,6 +147,7 @@ def token_signals(
     context: int | None = None,
     stride: int | None = None,
     batch_tokens: int | None = None,
+    log_probs_only: bool = False,
     description: str = "Scoring",
 ) -> dict[str, np.ndarray]:
     """Signals of every audited token of every document under one target.
@@ -148,7 +158,7 @@ def token_signals(
         documents: tokenized documents.
         out_references (*optional*, defaults to all for every document): for each document, the indices of the
             references that never saw it.
-        temperature, offline_a, context, stride, batch_tokens: as for `compute_signals`.
+        temperature, offline_a, context, stride, batch_tokens, log_probs_only: as for `compute_signals`.
 
     Returns:
         columns as of `compute_signals`, over all tokens of all documents in order; column k of `log_prob_references` is
@@ -170,6 +180,7 @@ def token_signals(
         context=context,
         stride=stride,
         batch_tokens=batch_tokens,
+        log_probs_only=log_probs_only,
         description=description,
     )
     if references:
@@ -183,7 +194,7 @@ def token_log_probs(
     model: Model, documents: Sequence[TokenizedDocument], *, batch_tokens: int | None = None
 ) -> np.ndarray:
     """log p(x_t | x_<t) of every audited token under one model: (N,) nats, as in `token_signals`."""
-    return token_signals(model, [], documents=documents, batch_tokens=batch_tokens)["log_prob"]
+    return token_signals(model, [], documents=documents, batch_tokens=batch_tokens, log_probs_only=True)["log_prob"]
 
 
 def _half(batch: Batch, error: torch.OutOfMemoryError) -> int:
@@ -210,8 +221,7 @@ def _batch_signals(
     batch: Batch,
     asked: Sequence[Sequence[tuple[int, Pairing]]],
     *,
-    temperature: float,
-    offline_a: float,
+    signals_of: Callable[..., list[Columns]],
 ) -> list[tuple[int, int, dict[str, np.ndarray]]]:
     """(place of the piece, number of the pairing, its signals) of all that is asked of a batch's pieces.
 
@@ -228,7 +238,7 @@ def _batch_signals(
         first, last = places[0], places[-1]
         logits = {number: tables[number].of(first, last) for number in needed[first]}
         rows = batch.targets[starts[first] : starts[last + 1]]
-        signals = row_signals(logits, rows, wanted, temperature=temperature, offline_a=offline_a)
+        signals = signals_of(logits, rows, wanted)
         for place in places:
             own = slice(starts[place] - starts[first], starts[place + 1] - starts[first])
             for (number, _), columns in zip(asked[place], signals, strict=True):

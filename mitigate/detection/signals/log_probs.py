@@ -20,27 +20,30 @@ from mitigate.tokens.tokenization import TokenizedDocument
 Local = Callable[[Model, Sequence[TokenizedDocument]], dict[str, np.ndarray]]
 
 
-def check_served(target: Model, references: Sequence[Model], detect: Detect) -> None:
-    """Refuse, before anything is asked, what a server cannot say.
+def check_log_probs(target: Model, references: Sequence[Model], detect: Detect) -> None:
+    """Refuse, before anything is asked, what log-probabilities alone do not say, where there is no more.
 
     Raises:
-        MitigateError: the score compares whole distributions, or calibration does.
+        MitigateError: the score compares whole distributions, or calibration does, and a model is behind a server or
+            `detect.signals` says that they are left out.
     """
-    if not any(isinstance(model, Served) for model in (target, *references)):
+    alone = detect.signals == "log_probs"
+    if not alone and not any(isinstance(model, Served) for model in (target, *references)):
         return
-    whole = WHOLE_SCORES | ({"min_k_pp"} if isinstance(target, Served) else set())
+    why = "detect.signals: log_probs leaves them out" if alone else "a server gives the tokens' log-probabilities alone"
+    whole = WHOLE_SCORES | ({"min_k_pp"} if alone or isinstance(target, Served) else set())
     if detect.score in whole:
         raise MitigateError(
-            f"detect.score: {detect.score} needs whole distributions, and a server gives the tokens' log-probabilities "
-            "alone; take log_ratio_clipped, log_ratio or loss"
+            f"detect.score: {detect.score} needs whole distributions, and {why}; take log_ratio_clipped, log_ratio or "
+            "loss"
         )
     if detect.fdr is not None or detect.calibrate:
         raise MitigateError(
-            "detect.fdr, detect.calibrate: the calibrated detector reads whole distributions, and a server gives the "
-            "tokens' log-probabilities alone; leave them out"
+            f"detect.fdr, detect.calibrate: the calibrated detector reads whole distributions, and {why}; leave them "
+            "out"
         )
     if (detect.temperature, detect.offline_a) != (1.0, 1.0):
-        raise MitigateError("detect.temperature, detect.offline_a: not with a model behind a server; leave them at 1")
+        raise MitigateError(f"detect.temperature, detect.offline_a: leave them at 1, for {why}")
 
 
 def signals_of_log_probs(
