@@ -93,7 +93,7 @@ class HardWorldSettings(HardSettings, WorldSettings):
 
 
 Shape = Literal["tiny", "gpt2", "1b"]
-Part = Literal["audit", "step"]  # of what is timed
+Part = Literal["audit", "step", "processes", "memory"]  # of what is measured
 SHAPES: dict[str, dict[str, object]] = {
     "tiny": {},
     "gpt2": {
@@ -116,6 +116,9 @@ class SpeedSettings(Section):
         description="shape of the model; its schedule is not used",
     )
     tokens: int = Field(20_000, ge=600, description="of the documents on which audits are timed")
+    documents: list[int] = Field(
+        default_factory=lambda: [300, 3000, 30_000], min_length=2, description="of the audits whose memory is measured"
+    )
     turns: int = Field(3, ge=1, description="times that each way to audit is timed, after one that is not")
     forget: int = Field(8, ge=1, description="documents with tokens to forget")
     retain: int = Field(8, ge=1, description="documents to hold still")

@@ -178,7 +178,11 @@ def bench_speed(
         str, typer.Option(help="Of the models, which have random weights: tiny, gpt2 (124 million) or 1b (for a GPU).")
     ] = "tiny",
     parts: Annotated[
-        str, typer.Option(help="audit: audits against bare forward passes; step: unlearning steps; or both.")
+        str,
+        typer.Option(
+            help="audit: audits against bare forward passes; step: unlearning steps; processes: two against one; "
+            "memory: of more and more documents; or several of them."
+        ),
     ] = "audit,step",
     steps: Annotated[int, typer.Option(min=1, help="Steps that are measured, after one that is not.")] = 5,
     settings: Set = None,
@@ -187,7 +191,8 @@ def bench_speed(
     """What an audit and an unlearning step cost, as ratios measured in one run; writes OUT/speed.json.
 
     An audit is timed against the bare forward passes of its models, and against going through the documents one by one;
-    a step against the computation without its savings, and its peak memory too.
+    a step against the computation without its savings, and its peak memory too; an audit by two processes against one
+    by one, on the clock; and the peak memory of audits of 300, 3,000 and 30,000 documents.
 
     --set takes model.vocabulary, model.hidden_size, model.layers, tokens, turns, forget, retain, batch_size and lora.*.
 

@@ -21,6 +21,8 @@ from mitigate.bench.speed.audits import (
     random_documents,
     random_model,
 )
+from mitigate.bench.speed.memory import measure_memory
+from mitigate.bench.speed.processes import measure_processes
 from mitigate.bench.speed.run import speed_table
 from mitigate.bench.speed.steps import (
     dense_steps,
@@ -155,6 +157,18 @@ def test_a_calibrated_audit_has_every_reference_in_the_targets_place() -> None:
     times = len(signals["log_prob"]) / tokens
     assert times >= 1 + 1 + 8, "the target twice, by four and by three, and each of eight references"
     np.testing.assert_allclose(audited_again(models, documents), signals["log_prob"][:tokens], atol=1e-4)
+
+
+def test_memory_and_processes_are_measured_and_shown() -> None:
+    memory = measure_memory([4, 40])
+    assert memory["tokens"][1] > 5 * memory["tokens"][0]
+    assert memory["ratio"] == memory["peak_bytes"][1] / memory["peak_bytes"][0]
+    assert all(peak >= before for peak, before in zip(memory["peak_bytes"], memory["before_bytes"], strict=True))
+    processes = measure_processes(SETTINGS, device="cpu")
+    assert processes["speedup"] == processes["seconds"]["1"] / processes["seconds"]["2"] > 0
+    table = speed_table({"memory": memory, "processes": processes})
+    assert "an audit of 40 documents" in table
+    assert "times as fast as by one" in table
 
 
 def test_audits_are_timed_in_turns_and_shown() -> None:

@@ -12,6 +12,8 @@ from typing import Any, get_args
 from mitigate.artifacts.files import write_json
 from mitigate.bench.settings import Part, SpeedSettings
 from mitigate.bench.speed.audits import measure_audits
+from mitigate.bench.speed.memory import measure_memory
+from mitigate.bench.speed.processes import measure_processes
 from mitigate.bench.speed.steps import measure_steps
 from mitigate.runtime import library_versions, process_state
 
@@ -31,12 +33,13 @@ def bench_speed(
     Args:
         out: directory of the models and the result.
         steps (`int`, *optional*, defaults to 5): measured unlearning steps, after one that is not.
-        parts (*optional*, default to all): `audit`, `step`.
+        parts (*optional*, default to all): `audit`, `step`, `processes`, `memory`.
         settings (*optional*): sizes.
         device (`str`, *optional*, defaults to `auto`): of the models.
 
     Returns:
-        what `speed.json` holds: `audit`, see `measure_audits`, and the keys of `measure_steps`.
+        what `speed.json` holds: `audit`, see `measure_audits`, the keys of `measure_steps`, `processes`, see
+        `measure_processes`, and `memory`, see `measure_memory`.
     """
     settings = settings or SpeedSettings()
     results: dict[str, Any] = {}
@@ -44,6 +47,10 @@ def bench_speed(
         results["audit"] = measure_audits(settings, device=device)
     if "step" in parts:
         results |= measure_steps(out, steps=steps, settings=settings, device=device)
+    if "processes" in parts:
+        results["processes"] = measure_processes(settings, device=device)
+    if "memory" in parts:
+        results["memory"] = measure_memory(settings.documents)
     results["settings"] = {
         "steps": steps,
         "device": str(process_state(device).device),
@@ -78,4 +85,14 @@ def speed_table(results: dict[str, Any]) -> str:
             )
         difference = results["loss_difference"]
         lines.append(f"relative difference of the loss, sparse against dense: {difference:.1e}")
+    if "processes" in results:
+        lines += [
+            "",
+            f"an audit by two processes of one thread: {results['processes']['speedup']:.2f} times as fast as by one",
+        ]
+    if "memory" in results:
+        lines.append("")
+        memory = results["memory"]
+        for count, tokens, peak in zip(memory["documents"], memory["tokens"], memory["peak_bytes"], strict=True):
+            lines.append(f"an audit of {count:,} documents, {tokens:,} tokens: {peak / 2**20:,.0f} MiB at most")
     return "\n".join(lines).strip()
