@@ -109,7 +109,8 @@ def test_spans_that_fell_too_low_end_it_only_where_no_more_stand_out(
     [
         ((0.9, 0.6, 0.3), False),  # what it is off by is taken off the level: it has time to rise
         ((0.9, 0.6, 0.3, 0.2, 0.2), True),
-        ((0.9, 0.6, 0.3, 0.2, 0.4), False),  # it has turned, and is nearer than it was above
+        ((0.9, 0.6, 0.3, 0.2, 0.4), False),  # and is nearer than it was above
+        ((0.9, 0.6, 0.3, 0.2, 0.25), False),  # it has turned
         ((0.9, 0.3, 0.2, 0.25, 0.2), True),
         ((0.9, 0.3, 0.2, 0.35, 0.3), False),
     ],

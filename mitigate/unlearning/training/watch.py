@@ -177,8 +177,11 @@ def reason_to_stop(history: Sequence[dict[str, Any]], control: Control) -> str |
 
 
 def _no_nearer(history: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether none of the last looks was nearer than the nearest before them; by 1 % at least, where distance tells."""
-    if len(history) <= PATIENCE:
+    """Whether none of the last looks was nearer than the nearest before them, and the newest comes no nearer either.
+
+    By 1 % at least, where distance tells.
+    """
+    if len(history) <= PATIENCE or off(history[-1]) < off(history[-2]):
         return False
     outside, distance = min(map(off, history[:-PATIENCE]))
     return min(map(off, history[-PATIENCE:])) >= (outside, 0.99 * distance)
