@@ -161,17 +161,17 @@ def reason_to_stop(history: Sequence[dict[str, Any]], control: Control) -> str |
     near = control.distance is not None and now["selected_distance"] <= control.distance
     if arrived and near and no_higher(now, control) and below <= MOST_EXPOSED and told >= LEAST_AUC:
         return f"control level reached at step {now['step']}"
-    fallen = (below > MOST_OVER_FORGOTTEN and below >= above) or told < LEAST_AUC
-    if not (arrived or fallen) or not _no_nearer(history):
+    fallen = below > MOST_OVER_FORGOTTEN and below >= above
+    if not (arrived or fallen or told < LEAST_AUC) or not _no_nearer(history):
         return None
-    if told < LEAST_AUC:
-        return (
-            f"at step {now['step']} never-seen spans lay above those to forget (AUC {told:.2f}), and it got no better"
-        )
     if fallen:
         return (
             f"at step {now['step']} {below:.0%} of the spans were below text that the target never saw, {above:.0%} "
             "above it, and it got no better"
+        )
+    if told < LEAST_AUC:
+        return (
+            f"at step {now['step']} never-seen spans lay above those to forget (AUC {told:.2f}), and it got no better"
         )
     return f"control level reached at step {now['step']}, and no nearer to it for {PATIENCE} looks"
 
