@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mitigate.unlearning.material.control import Control
-from mitigate.unlearning.training.watch import PATIENCE, corrected, off, reason_to_stop
+from mitigate.unlearning.training.watch import PATIENCE, cooled, corrected, off, reason_to_stop
 
 CONTROL = Control(log_ratio=0.0, distance=0.3)
 
@@ -71,6 +71,15 @@ def test_the_level_moves_with_never_seen_text() -> None:
     assert reason_to_stop([begun, now | {"never_seen_moved": 0.1}], CONTROL) == "control level reached at step 20"
     assert corrected(0.0, [now, now], CONTROL) == -0.05
     assert corrected(0.0, [now, now | {"never_seen_moved": 0.3}], CONTROL) == pytest.approx(0.1)
+
+
+def test_the_rate_falls_from_when_the_tokens_have_come_down() -> None:
+    [above] = looks(0.5, ratio=0.1)
+    [down] = looks(0.5, ratio=0.0)
+    assert cooled(1.0, above, CONTROL) == 1.0
+    assert cooled(1.0, down, CONTROL) == 0.7
+    assert cooled(0.7, above, CONTROL) == pytest.approx(0.49), "and does not rise again"
+    assert cooled(0.1, down, CONTROL) == 0.1
 
 
 def test_without_never_seen_text_the_references_alone_tell_it() -> None:

@@ -34,7 +34,7 @@ from mitigate.unlearning.training.checkpoints import (
 )
 from mitigate.unlearning.training.losses import Losses, step_totals
 from mitigate.unlearning.training.nearest import Nearest
-from mitigate.unlearning.training.watch import corrected, look, no_higher, reason_to_stop
+from mitigate.unlearning.training.watch import cooled, corrected, look, no_higher, reason_to_stop
 
 logger = logging.getLogger(__name__)
 FURTHER = 4  # one of so many retain documents of a step is of those given besides the audit's own
@@ -90,6 +90,7 @@ class Loop:
         self.held: float | None = None  # the anchors' mean at the last step
         self.share = 1.0  # of the learning rate that is left of it
         self.drift: float | None = None  # running mean of `held`
+        self.warmth = 1.0  # ... and what is left of it once the tokens have come down
         self.kept: State = {}  # the trained weights before this round, to go back to; none before the first
         self.nearest = Nearest(trainable)
         self.warned = False
@@ -143,6 +144,7 @@ class Loop:
                     history.append(self._watch(step=step))
                     if settings.stop_at_control:
                         self.losses.level = corrected(self.losses.level, history, self.control)
+                        self.warmth = cooled(self.warmth, history[-1], self.control)
                         self.nearest.offer(history[-1], accelerator=self.accelerator, module=self.module)
                     self._warn_of_harm(step)
                 bar.update()
@@ -204,7 +206,7 @@ class Loop:
         filler = self._micro_batches(mine[:1] or tasks[:1])[0]  # every process takes part in every collective
         idle = [(filler, 0.0)] * (rounds - len(batches))
         work = [(batch, 1.0) for batch in batches] + idle
-        factor = self.share * rate_factor(step, self.settings.max_steps, warmup_share=0.05)
+        factor = self.share * self.warmth * rate_factor(step, self.settings.max_steps, warmup_share=0.05)
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * factor
         sums = torch.zeros(2, device=accelerator.device)  # the objective, the anchors
@@ -258,7 +260,7 @@ class Loop:
             never_seen=self.data.never_seen,
         )
         held = None if self.held is None else round(self.held, 6)
-        weight, share = round(self.dual, 6), round(self.share, 4)
+        weight, share = round(self.dual, 6), round(self.share * self.warmth, 4)
         return {"step": step, **seen, "held": held, "anchor_weight": weight, "rate_share": share}
 
     def _save(self, step: int, history: list[dict[str, Any]]) -> None:
@@ -273,6 +275,7 @@ class Loop:
             "optimizer": optimizer,
             "dual": self.dual,
             "share": self.share,
+            "warmth": self.warmth,
             "drift": self.drift,
             "level": self.losses.level,
             "held": self.held,
@@ -305,7 +308,7 @@ class Loop:
         self.trainable.restore(trained)
         self.optimizer.load_state_dict(optimizer_state(state["optimizer"], tensors))
         self.dual, self.share = state["dual"], state["share"]
-        self.held, self.drift = state["held"], state["drift"]
+        self.held, self.drift, self.warmth = state["held"], state["drift"], state["warmth"]
         self.nearest.look, self.nearest.state = state["nearest"], parts_named(tensors, "nearest")
         self.losses.level = state["level"]
         torch.set_rng_state(tensors["random"])

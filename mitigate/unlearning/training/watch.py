@@ -21,6 +21,7 @@ MOST_OVER_FORGOTTEN = 0.05  # share of the spans under the limit at which traini
 MOST_EXPOSED = 0.03  # share of the spans over the upper limit, or under the lower one, and
 LEAST_AUC, MOST_AUC = 0.45, 0.52  # ... AUC of the spans against never-seen ones, outside of which training is not done
 _MOST_CORRECTED = 1.0  # nats
+_COOLER, _COOLEST = 0.7, 0.1
 PATIENCE = 3  # looks without getting nearer to the references
 
 
@@ -206,6 +207,20 @@ def corrected(level: float, history: Sequence[Mapping[str, Any]], control: Contr
     if (now - before) * gap > 0 and abs(now - before) > abs(gap) / 2:
         return level
     return min(_MOST_CORRECTED, max(-_MOST_CORRECTED, level + gap / 2))
+
+
+def cooled(warmth: float, now: Mapping[str, Any], control: Control) -> float:
+    """The share of the learning rate for the next steps: seven tenths at each look once the tokens have come down.
+
+    What is then left of the way is less than what a full step moves the mean by.
+
+    Args:
+        warmth: the share until now; 1 before they have come down.
+        now: what `look` said.
+        control: of the tokens.
+    """
+    down = warmth < 1.0 or now["selected_log_ratio"] <= control_now(now, control)
+    return max(_COOLEST, _COOLER * warmth) if down else warmth
 
 
 def token_log_probs(
