@@ -46,7 +46,7 @@ COMMANDS = {
     "detect": "mitigate bench detect --seeds 0 1 2 --out runs/detect --plot",
     "detect-lume": "mitigate bench detect --documents lume-people.jsonl --seeds 0 1 2 --out runs/detect-lume --plot",
     "detect-k2": "mitigate bench detect --seeds 3 --models 6 --references 2 --truth-models 2 --out runs/detect-k2",
-    "detect-hard": "mitigate bench detect --world hard --base BASE29M --seeds 0 1 --set 'people={0: 30, 1: 80}'"
+    "detect-hard": "mitigate bench detect --world hard --base BASE29M --seeds 0 1 2 --set 'people={0: 30, 1: 80}'"
     " --out runs/hard-detect",
     "ablation": "mitigate bench ablation --seeds 0 1 2 --out runs/detect",
     "ablation-k8": "mitigate bench ablation --models 18 --targets 3 --no-lora --base BASE --out runs/ablation-k8",

@@ -92,8 +92,9 @@ def test_what_models_said_is_kept_and_read_again(
     for path in (kept.with_name("other.npz"), kept.with_name("none.npz")):
         with pytest.raises(pytest.fail.Exception, match="asked again"):
             gather(made, references=K, store=store, kept=path)
+    monkeypatch.setattr("mitigate.bench.evidence.__version__", "another")
     with pytest.raises(pytest.fail.Exception, match="asked again"):
-        gather(made, references=K - 1, store=store, kept=kept)
+        gather(made, references=K, store=store, kept=kept)
 
 
 # results --------------------------------------------------------------------------------------------------------------
