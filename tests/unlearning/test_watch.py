@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
 from mitigate.unlearning.material.control import Control
-from mitigate.unlearning.training.watch import PATIENCE, cooled, corrected, first_level, off, reason_to_stop
+from mitigate.unlearning.training.watch import PATIENCE, cooled, corrected, off, reason_to_stop
 
 CONTROL = Control(log_ratio=0.0, distance=0.3)
 
@@ -155,23 +153,6 @@ def test_what_the_mean_is_off_by_is_taken_off_the_level_unless_it_comes_by_itsel
     assert corrected(-0.4, means(0.9, 0.9), control) == pytest.approx(-0.8), "half of it"
     assert corrected(-0.8, means(0.9, 0.9), control) == -1.0, "within a nat"
     assert corrected(0.2, means(0.9, 0.9), Control(0.0, None)) == 0.2, "nothing tells where to"
-
-
-@pytest.mark.parametrize("level", [0.1, -0.1, 9.0])
-def test_the_first_level_gives_what_is_aimed_at_the_controls_mean(level: float) -> None:
-    rng = np.random.default_rng(0)
-    typical = np.log(rng.uniform(0.05, 0.95, 40)).astype(np.float32)
-    out = typical + rng.uniform(0, 0.3, 40).astype(np.float32)
-    selected = rng.random(40) < 0.5
-    task = SimpleNamespace(typical=typical, out=out, selected=selected)
-    found = first_level([task], Control(level, 0.3))  # type: ignore[list-item]
-    odds = np.exp(typical + found) / (1 - np.exp(typical))
-    mean = np.mean((np.log(odds / (1 + odds)) - out)[selected])
-    if level == 9.0:
-        assert found == pytest.approx(1.0), "within a nat"
-    else:
-        assert mean == pytest.approx(level, abs=1e-4)
-    assert first_level([task], Control(level, None)) == 0.0  # type: ignore[list-item]
 
 
 def test_a_mean_that_is_held_off_comes_to_the_control() -> None:

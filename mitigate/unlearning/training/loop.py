@@ -34,7 +34,7 @@ from mitigate.unlearning.training.checkpoints import (
 )
 from mitigate.unlearning.training.losses import Losses, step_totals
 from mitigate.unlearning.training.nearest import Nearest
-from mitigate.unlearning.training.watch import cooled, corrected, first_level, look, no_higher, reason_to_stop
+from mitigate.unlearning.training.watch import cooled, corrected, look, no_higher, reason_to_stop
 
 logger = logging.getLogger(__name__)
 FURTHER = 4  # one of so many retain documents of a step is of those given besides the audit's own
@@ -106,8 +106,6 @@ class Loop:
             self.dual, self.share, self.warned = after.dual, after.share, after.warned
             self.drift = after.drift
         losses.module = self.module
-        if settings.stop_at_control:
-            losses.level = first_level(data.forget, control)
 
     def train(self, *, resume: bool) -> tuple[list[dict[str, Any]], str, int]:
         """Train to the control level or the step limit.

@@ -16,7 +16,6 @@ from mitigate.tokens.batches import Batch, cut_pieces, make_batches
 from mitigate.tokens.tokenization import TokenizedDocument
 from mitigate.unlearning.material.control import Control, Limits
 from mitigate.unlearning.material.tasks import Task, facts, tasks_in
-from mitigate.unlearning.objectives.distributions import tilted_log_prob
 
 MOST_OVER_FORGOTTEN = 0.05  # share of the spans under the limit at which training that watches the control gives up
 MOST_EXPOSED = 0.03  # share of the spans over the upper limit, or under the lower one, and
@@ -190,28 +189,6 @@ def _no_nearer(history: Sequence[Mapping[str, Any]]) -> bool:
         return False
     least, least_distance = min(map(off, history[:-PATIENCE]))
     return min(map(off, history[-PATIENCE:])) >= (least, 0.99 * least_distance)
-
-
-def first_level(tasks: Sequence[Task], control: Control) -> float:
-    """What is to be added to a token's logit from the start, so that what `match` aims at has the control's mean.
-
-    It aims at the references' mean of logs, and ends lower beside the log of their mean the more they differ (Jensen),
-    which they may do more at secrets than at the never-seen tokens that the control is of.
-
-    Args:
-        tasks: with tokens to forget.
-        control: of the tokens; without never-seen text nothing is added.
-    """
-    if control.distance is None:
-        return 0.0
-    aims = torch.from_numpy(np.concatenate([task.typical[task.selected] for task in tasks])).double()
-    out = torch.from_numpy(np.concatenate([task.out[task.selected] for task in tasks])).double()
-    low, high = -_MOST_CORRECTED, _MOST_CORRECTED
-    for _ in range(30):  # the mean rises with what is added
-        level = (low + high) / 2
-        mean = float((tilted_log_prob(aims, by=level) - out).clamp(-3.0, 3.0).mean())
-        low, high = (level, high) if mean < control.log_ratio else (low, level)
-    return (low + high) / 2
 
 
 def corrected(level: float, history: Sequence[Mapping[str, Any]], control: Control) -> float:
