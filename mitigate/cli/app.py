@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -39,9 +39,6 @@ from mitigate.cli.options import (
 from mitigate.cli.results import fail_unless_clean, print_summary
 from mitigate.cli.training import references, retrain, unlearn
 from mitigate.errors import DoubtfulError, MitigateError, printable_lines
-
-if TYPE_CHECKING:
-    pass
 
 
 def _print_version(wanted: bool) -> None:

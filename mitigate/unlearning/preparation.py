@@ -241,8 +241,8 @@ def train_rounds(prepared: Prepared, *, resume: bool) -> tuple[Loop, list[dict[s
 
     Returns:
         the last round, and of each one `steps`, why it `stopped`, `history`, the `kept_step` whose weights it ends
-        with, what `Left.figures` says, whether the
-        spans are `exposed`, how many were `added` for the next, and whether it was `undone` since it went too far.
+        with, what `Left.figures` says, whether the spans are `exposed`, how many were `added` for the next, and whether
+        it was `undone` since it went too far.
     """
     rounds, added = _finished(prepared, resume=resume)
     loop = prepared.loop(rounds, added)
