@@ -97,7 +97,10 @@ def _create(path: Path, *, directory: bool) -> tuple[Path, int]:
         prefix = f".{path.name}.mitigate-"
         if directory:
             temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=prefix))
-            handle = os.open(temporary, os.O_RDONLY)
+            try:
+                handle = os.open(temporary, os.O_RDONLY)
+            except FileNotFoundError:
+                continue  # another process's sweep came between the two: once more
         else:
             handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix)
             temporary = Path(name)
@@ -109,7 +112,7 @@ def _create(path: Path, *, directory: bool) -> tuple[Path, int]:
         else:
             if temporary.exists():
                 return temporary, handle
-        os.close(handle)  # another process's sweep came between the making and the lock: once more
+        os.close(handle)  # ... or between the making and the lock
         remove(temporary)
     raise OSError(errno.EBUSY, "temporaries are removed as fast as they are made")
 

@@ -8,8 +8,10 @@ import os
 import re
 import shutil
 import signal
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -112,6 +114,26 @@ def test_a_sweep_removes_what_the_dead_left_and_nothing_of_the_living(tmp_path: 
         left = set(names(tmp_path))
         assert alive.name in left
         assert left - {alive.name} == {name for name in kept if "/" not in name and not is_temporary(Path(name))}
+
+
+@pytest.mark.parametrize("directory", [True, False])
+def test_a_temporary_that_a_sweep_took_before_it_was_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, directory: bool
+) -> None:
+    name = "mkdtemp" if directory else "mkstemp"
+    make, swept = getattr(tempfile, name), []
+
+    def make_and_sweep(**options: Any) -> Any:
+        made = make(**options)
+        if not swept:
+            swept.append(sweep(tmp_path))
+        return made
+
+    monkeypatch.setattr(tempfile, name, make_and_sweep)
+    with temporary_for(tmp_path / "audit", directory=directory) as made:
+        assert made.is_dir() == directory
+        assert made.exists()
+    assert swept == [1]
 
 
 def test_a_result_that_another_process_finished_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
