@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
+from mitigate.artifacts.checkpoints import open_checkpoints
 from mitigate.artifacts.files import fingerprint
 from mitigate.artifacts.temporaries import partial_of
 from mitigate.detection.audit import load_audited
@@ -35,7 +36,6 @@ from mitigate.unlearning.objectives.catalogue import needs_of, retain_of
 from mitigate.unlearning.objectives.names import SUBSTITUTES, parse_objective
 from mitigate.unlearning.settings import Unlearn
 from mitigate.unlearning.trainable import Trainable, checkpoint_activations, make_trainable
-from mitigate.unlearning.training.checkpoints import open_checkpoints
 from mitigate.unlearning.training.loop import STEP_LIMIT, Loop
 from mitigate.unlearning.training.losses import Losses
 from mitigate.unlearning.training.rounds import Left, as_json, what_is_left, with_spans

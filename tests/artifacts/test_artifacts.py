@@ -19,6 +19,7 @@ from on_disk import flip_a_bit
 from soak import Renames, ended, forked
 from world import World
 
+from mitigate.artifacts.checkpoints import Checkpoints, optimizer_parts, optimizer_state
 from mitigate.artifacts.digests import file_digest
 from mitigate.artifacts.files import (
     check_digests,
@@ -37,7 +38,6 @@ from mitigate.errors import MitigateError
 from mitigate.models.settings import Schedule
 from mitigate.models.store import ModelStore
 from mitigate.runtime import process_state
-from mitigate.unlearning.training.checkpoints import Checkpoints, optimizer_parts, optimizer_state
 
 
 def names(folder: Path) -> list[str]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -34,6 +34,12 @@ class Pace(Protocol):
 
     def factor(self, step: int) -> float:
         """What the learning rate is multiplied by."""
+
+    def state(self) -> dict[str, Any]:
+        """What it has come to know, as JSON can hold it."""
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,12 @@ class BySchedule:
     def factor(self, step: int) -> float:
         return rate_factor(step, self.expected, self._warmup)
 
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        pass  # all of it follows from the step
+
 
 class ToGoal:
     """Until the loss on the goal's documents is that of the other model.
@@ -115,6 +127,23 @@ class ToGoal:
         rising = min(1.0, (step + 1) / self._warmup)
         falling = min(1.0, max(_SLOWEST, self.looks[-1][1] / _COOLING))
         return self._speed * rising * falling
+
+    def state(self) -> dict[str, Any]:
+        """The looks so far, the speed, and when it looks next."""
+        return {
+            "looks": self.looks,
+            "last": self.last.tolist(),
+            "reached": self.reached,
+            "way": self._way,
+            "speed": self._speed,
+            "next": self._next,
+            "paced": self._paced,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.looks = [(at, left) for at, left in state["looks"]]
+        self.last, self.reached = np.array(state["last"]), state["reached"]
+        self._way, self._speed, self._next, self._paced = (state[key] for key in ("way", "speed", "next", "paced"))
 
     def _look(self, step: int) -> None:
         self.last = self.losses()

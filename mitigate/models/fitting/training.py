@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,11 +17,13 @@ import torch
 from peft import LoraConfig, PeftConfig, get_peft_model
 
 from mitigate.artifacts.files import new_directory, write_json
+from mitigate.artifacts.temporaries import partial_of
 from mitigate.documents import Documents
 from mitigate.errors import MitigateError
 from mitigate.mistakes import not_one_of
 from mitigate.models.directory import check_layering
 from mitigate.models.fitting.pace import BySchedule, Goal, Pace, ToGoal, spread
+from mitigate.models.fitting.saves import Saves
 from mitigate.models.model import Model, kept_logits
 from mitigate.models.settings import Lora, Method, Schedule
 from mitigate.models.store import ModelStore
@@ -105,7 +108,8 @@ def fine_tune(
 ) -> None:
     """Fine-tune a base on documents and save the adapter (`method` lora) or the whole model (`full`) to `out`.
 
-    With a goal, training ends there, however many epochs the schedule has; see `ToGoal`.
+    With a goal, training ends there, however many epochs the schedule has; see `ToGoal`. Every five minutes a
+    checkpoint is written to `out + ".partial"`, from which a killed training goes on when it is begun again.
 
     Raises:
         MitigateError: the method is unknown, the loss diverged, or `out` cannot be written.
@@ -128,8 +132,25 @@ def fine_tune(
             return document_losses(module, goal.documents, model=model)
 
         reach = ToGoal(goal, on_goal, steps=steps)
+    plan = {
+        "base": model.fingerprint,
+        "documents": documents.fingerprint,
+        "method": method,
+        "lora": lora.model_dump(),
+        "schedule": schedule.model_dump(),
+        "seed": seed,
+        "goal": None if goal is None else [[one.id for one in goal.documents], goal.losses.tolist()],
+    }
+    saves = Saves(partial_of(out), plan)
     losses = fit(
-        module, tokenized, schedule=schedule, context=model.context, seed=seed, description=description, pace=reach
+        module,
+        tokenized,
+        schedule=schedule,
+        context=model.context,
+        seed=seed,
+        description=description,
+        pace=reach,
+        saves=saves,
     )
     logger.info("%s: %d documents, loss %.3f -> %.3f", description, len(tokenized), losses[0], losses[-1])
     record: dict[str, Any] = {"documents": len(tokenized), "losses": [round(x, 4) for x in losses]}
@@ -147,6 +168,7 @@ def fine_tune(
             model.tokenizer.save_pretrained(directory)
         (directory / "README.md").unlink(missing_ok=True)  # an empty model card
         write_json(directory / "training.json", record)
+    saves.forget()
 
 
 def fit(
@@ -159,6 +181,7 @@ def fit(
     description: str = "Training",
     pace: Pace | None = None,
     batch_tokens: int | None = None,
+    saves: Saves | None = None,
 ) -> list[float]:
     """Minimize the mean negative log-likelihood of the documents' audited tokens.
 
@@ -173,6 +196,7 @@ def fit(
         seed: of the order of the documents.
         pace (*optional*): how fast, and when it ends; by default as the schedule says.
         batch_tokens (*optional*): padded tokens in one forward; see `default_batch_tokens`.
+        saves (*optional*): checkpoints, from the newest of which it goes on.
 
     Returns:
         the loss of every step, nats per token.
@@ -189,10 +213,11 @@ def fit(
     if batch_tokens is None:
         size = cast(Any, module).config.get_text_config().vocab_size
         batch_tokens = default_batch_tokens(size, device=device, tables=TRAINED if device.type == "cuda" else 1)
-    losses: list[float] = []
-    batches = _endless(pieces, size=schedule.batch_size, seed=seed)
+    losses = saves.restore(module, optimizer, pace) if saves is not None else []
+    batches = islice(_endless(pieces, size=schedule.batch_size, seed=seed), len(losses), None)
     module.train()
     with progress(1, description, unit="step") as bar:
+        bar.update(len(losses))
         while not pace.ended(len(losses)):
             bar.total = pace.expected
             for group in optimizer.param_groups:
@@ -212,6 +237,8 @@ def fit(
             bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
             if not math.isfinite(losses[-1]):
                 break
+            if saves is not None:
+                saves.offer(module, optimizer, pace, losses)
     module.eval()
     if not math.isfinite(losses[-1]):
         raise MitigateError(f"{description}: the loss became {losses[-1]}; lower the learning rate")

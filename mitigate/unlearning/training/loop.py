@@ -14,6 +14,13 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 
 from mitigate.adapters.trained import is_sharded
+from mitigate.artifacts.checkpoints import (
+    Checkpoints,
+    open_checkpoints,
+    optimizer_parts,
+    optimizer_state,
+    parts_named,
+)
 from mitigate.artifacts.files import fingerprint
 from mitigate.artifacts.temporaries import partial_of
 from mitigate.errors import MitigateError, NothingToUnlearnError
@@ -25,13 +32,6 @@ from mitigate.unlearning.material.data import UnlearningData
 from mitigate.unlearning.material.tasks import Task, dealt, micro_batches, tasks_of_step
 from mitigate.unlearning.settings import Unlearn
 from mitigate.unlearning.trainable import State, Trainable
-from mitigate.unlearning.training.checkpoints import (
-    Checkpoints,
-    open_checkpoints,
-    optimizer_parts,
-    optimizer_state,
-    parts_named,
-)
 from mitigate.unlearning.training.losses import Losses, step_totals
 from mitigate.unlearning.training.nearest import Nearest
 from mitigate.unlearning.training.watch import cooled, corrected, look, no_higher, reason_to_stop

@@ -1,0 +1,108 @@
+"""A fit that is killed goes on from its newest checkpoint, to the very weights of one that was not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from world import LORA, World
+
+from mitigate.artifacts.files import read_json
+from mitigate.artifacts.temporaries import partial_of
+from mitigate.models.fitting import saves
+from mitigate.models.fitting.pace import Goal
+from mitigate.models.fitting.saves import Saves
+from mitigate.models.fitting.training import document_losses, fine_tune
+from mitigate.models.settings import Schedule
+from mitigate.models.store import ModelStore
+from mitigate.tokens.tokenization import tokenize_documents
+
+SCHEDULE = Schedule(epochs=4, learning_rate=5e-3, batch_size=4)
+
+
+class Killed(BaseException):
+    """As Ctrl-C is, nothing that code catches."""
+
+
+def tune(world: World, out: Path, **options: Any) -> bytes:
+    """The weights of a fine-tuned model."""
+    chosen = world.documents.subset(["forget", "retain"])
+    settings = {"method": "lora", "lora": LORA, "schedule": SCHEDULE, "seed": 3, "description": "Tuned", **options}
+    fine_tune(world.base, chosen, out=out, store=ModelStore(device="cpu"), **settings)
+    name = "model.safetensors" if settings["method"] == "full" else "adapter_model.safetensors"
+    return (out / name).read_bytes()
+
+
+def what_the_adapter_knows(world: World) -> Goal:
+    model = ModelStore(device="cpu").load(world.adapter)
+    documents = tuple(tokenize_documents(world.documents.subset("retain"), model.tokenizer))
+    with model.active() as module:
+        return Goal(documents, document_losses(module, documents, model=model))
+
+
+@pytest.fixture
+def at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saves, "SAVE_EVERY", 0.0)
+
+
+def kill_after(count: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The steps at which checkpoints are written from now on; after so many the process is killed."""
+    offer, steps = Saves.offer, list[int]()
+
+    def counted(self: Saves, module: Any, optimizer: Any, pace: Any, losses: list[float]) -> None:
+        offer(self, module, optimizer, pace, losses)
+        steps.append(len(losses))
+        if len(steps) == count:
+            raise Killed
+
+    monkeypatch.setattr(Saves, "offer", counted)
+    return steps
+
+
+@pytest.mark.parametrize("options", [{"lora": LORA.model_copy(update={"dropout": 0.2})}, {"method": "full"}, {}])
+@pytest.mark.usefixtures("at_every_step")
+def test_a_fit_killed_twice_ends_with_the_weights_of_one_that_was_not(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    if not options:
+        options["goal"] = what_the_adapter_knows(world)
+    whole = tune(world, tmp_path / "whole", **options)
+    steps = len(read_json(tmp_path / "whole" / "training.json")["losses"])
+    assert steps > 8
+    out, seen = tmp_path / "killed", list[int]()
+    for _ in range(2):
+        with monkeypatch.context() as patched:
+            first = kill_after(4, patched)
+            with pytest.raises(Killed):
+                tune(world, out, **options)
+        seen += first
+    assert seen == list(range(1, 9)), "the second began where the first had been killed"
+    assert partial_of(out).is_dir()
+    assert tune(world, out, **options) == whole
+    assert not partial_of(out).exists()
+    for name in ("training.json", "digests.json"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.usefixtures("at_every_step")
+@pytest.mark.parametrize("other", [{"seed": 4}, {"schedule": SCHEDULE.model_copy(update={"epochs": 5.0})}])
+def test_a_checkpoint_of_another_fit_is_not_gone_on_from(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: dict[str, Any]
+) -> None:
+    with monkeypatch.context() as patched:
+        kill_after(5, patched)
+        with pytest.raises(Killed):
+            tune(world, tmp_path / "out")
+    steps = kill_after(10**6, monkeypatch)
+    assert tune(world, tmp_path / "out", **other) == tune(world, tmp_path / "alone", **other)
+    assert steps[0] == 1
+
+
+def test_a_short_fit_writes_no_checkpoint(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kill_after(3, monkeypatch)
+    with pytest.raises(Killed):
+        tune(world, tmp_path / "out")
+    assert not partial_of(tmp_path / "out").exists()
+    assert np.isclose(saves.SAVE_EVERY, 300)
