@@ -33,11 +33,12 @@ from mitigate.artifacts.files import (
     write_json,
 )
 from mitigate.artifacts.provenance import RETRAIN_RECORD, SCHEMA
-from mitigate.artifacts.temporaries import sweep
+from mitigate.artifacts.temporaries import partial_of, sweep
 from mitigate.documents import Document
 from mitigate.errors import MitigateError
 from mitigate.models.adapters import OVERLAY_FILE
 from mitigate.models.directory import MIXTURE_FILE, adapter_stack
+from mitigate.models.fitting.saves import Saves
 from mitigate.models.fitting.training import NEW_ADAPTER, add_lora, fit
 from mitigate.models.settings import Lora, Schedule
 from mitigate.models.store import ModelStore
@@ -110,12 +111,12 @@ def fit_shards(
 ) -> tuple[list[dict[str, Any]], list[int]]:
     """Fit the shards that are not there yet or whose documents changed, and make one model of them in `out`.
 
-    Each is saved as soon as it is done. Under several processes each fits a share. With one shard, its files are the
-    result. A `mixture` (see `mitigate.models.mixture`) keeps nearly all that the shards learned, at as many forward
-    passes as there are shards; their `sum`, or rather mean, is a plain adapter, but scales down what stands in one
-    document alone. Loss on the retained text (nats a token) of a model fitted at once, of 3 shards mixed, summed, and
-    of the base, 80 documents over a tiny model: 1.92, 1.98, 3.66, 3.83; fitted at a fifth of the rate 2.90, 2.90, 3.70,
-    3.83.
+    Each is saved as soon as it is done; one that was killed goes on from its checkpoint, if its documents are the same.
+    Under several processes each fits a share. With one shard, its files are the result. A `mixture` (see
+    `mitigate.models.mixture`) keeps nearly all that the shards learned, at as many forward passes as there are shards;
+    their `sum`, or rather mean, is a plain adapter, but scales down what stands in one document alone. Loss on the
+    retained text (nats a token) of a model fitted at once, of 3 shards mixed, summed, and of the base, 80 documents
+    over a tiny model: 1.92, 1.98, 3.66, 3.83; fitted at a fifth of the rate 2.90, 2.90, 3.70, 3.83.
 
     What `out` held before is removed before the first fit: weights that know what is being forgotten do not
     outlive an interruption.
@@ -147,7 +148,8 @@ def fit_shards(
     state.wait_for_everyone()  # all know what is there before one removes it
     with together(state):
         if state.is_main_process and not unchanged:
-            _unpublish(out, folders={f"shard-{number}" for number in kept})
+            begun = [place for n in missing if _saves(place := out / f"shard-{n}", wanted[n]).newest() is not None]
+            _unpublish(out, folders={f"shard-{n}" for n in kept} | {partial_of(place).name for place in begun})
     with together(state):
         for number in share_of(missing, state):
             place = out / f"shard-{number}"
@@ -219,6 +221,7 @@ def _fit(shard: Shard, fitting: Fitting, *, out: Path, mark: str, store: ModelSt
         add_lora(model, fitting.lora, seed=fitting.seed)
     else:
         model.base.model.requires_grad_(True)
+    saves = _saves(out, mark)
     losses = fit(
         model.base.model,
         tokenized,
@@ -226,6 +229,7 @@ def _fit(shard: Shard, fitting: Fitting, *, out: Path, mark: str, store: ModelSt
         context=model.context,
         seed=fitting.seed,
         description=f"Shard {shard.number + 1}",
+        saves=saves,
     )
     record = {
         "number": shard.number,
@@ -247,6 +251,11 @@ def _fit(shard: Shard, fitting: Fitting, *, out: Path, mark: str, store: ModelSt
             model.tokenizer.save_pretrained(directory)
         (directory / "README.md").unlink(missing_ok=True)  # an empty model card
         write_json(directory / _SHARD, record)
+    saves.forget()
+
+
+def _saves(shard: Path, mark: str) -> Saves:
+    return Saves(partial_of(shard), {"shard": mark})
 
 
 def _published(out: Path) -> dict[str, Any]:

@@ -7,23 +7,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from killed import Killed, kill_after
 from world import LORA, World
 
 from mitigate.artifacts.files import read_json
 from mitigate.artifacts.temporaries import partial_of
 from mitigate.models.fitting import saves
 from mitigate.models.fitting.pace import Goal
-from mitigate.models.fitting.saves import Saves
 from mitigate.models.fitting.training import document_losses, fine_tune
 from mitigate.models.settings import Schedule
 from mitigate.models.store import ModelStore
 from mitigate.tokens.tokenization import tokenize_documents
 
 SCHEDULE = Schedule(epochs=4, learning_rate=5e-3, batch_size=4)
-
-
-class Killed(BaseException):
-    """As Ctrl-C is, nothing that code catches."""
 
 
 def tune(world: World, out: Path, **options: Any) -> bytes:
@@ -45,20 +41,6 @@ def what_the_adapter_knows(world: World) -> Goal:
 @pytest.fixture
 def at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(saves, "SAVE_EVERY", 0.0)
-
-
-def kill_after(count: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The steps at which checkpoints are written from now on; after so many the process is killed."""
-    offer, steps = Saves.offer, list[int]()
-
-    def counted(self: Saves, module: Any, optimizer: Any, pace: Any, losses: list[float]) -> None:
-        offer(self, module, optimizer, pace, losses)
-        steps.append(len(losses))
-        if len(steps) == count:
-            raise Killed
-
-    monkeypatch.setattr(Saves, "offer", counted)
-    return steps
 
 
 @pytest.mark.parametrize("options", [{"lora": LORA.model_copy(update={"dropout": 0.2})}, {"method": "full"}, {}])

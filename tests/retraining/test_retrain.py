@@ -17,6 +17,7 @@ import pytest
 import torch
 from commands import launch_two
 from forgetting import QUICK, SHORT, SMALL, changed, cpu, secret_of, selecting
+from killed import Killed, kill_after
 from made_up import with_metadata
 from on_disk import flip_a_bit
 from peft import AutoPeftModelForCausalLM, PeftModel
@@ -37,6 +38,7 @@ from mitigate.errors import MitigateError, NothingToUnlearnError
 from mitigate.lab.tiny import train_tokenizer
 from mitigate.models.adapters import OVERLAY_FILE
 from mitigate.models.directory import mixture_members
+from mitigate.models.fitting import saves
 from mitigate.models.fitting.training import fine_tune
 from mitigate.models.settings import Schedule
 from mitigate.models.store import ModelStore
@@ -520,6 +522,27 @@ def test_an_interrupted_fit_goes_on_and_leaves_nothing_that_looks_finished(
     resumed = again(leaky, redact="drop", shards=2)
     assert len(resumed.summary["refitted"]) == 1
     assert_equal(resumed.directory, again(leaky, out="straight", redact="drop", shards=2).directory)
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_shard_killed_in_its_fit_goes_on_unless_more_is_to_be_forgotten(
+    leaky: Audit, again: Callable[..., Retrained], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: int
+) -> None:
+    monkeypatch.setattr(saves, "SAVE_EVERY", 0.0)
+    settings = {"redact": "drop", "shards": shards, "schedule": SHORT.model_copy(update={"epochs": 9.0})}
+    fewer, more = selecting(leaky, "forget-0"), selecting(leaky, "forget-0", "forget-1")
+    for out, second, first in (("same", fewer, 4), ("more", more, 1)):
+        with monkeypatch.context() as patched:
+            kill_after(3, patched)
+            with pytest.raises(Killed):
+                again(fewer, out=out, **settings)
+        assert len(list((tmp_path / out).glob("shard-*.partial"))) == 1
+        with monkeypatch.context() as patched:
+            steps = kill_after(10**6, patched)
+            resumed = again(second, out=out, **settings)
+        assert steps[0] == first
+        assert not list(resumed.directory.glob("*.partial"))
+        assert_equal(resumed.directory, again(second, out=f"{out}-straight", **settings).directory)
 
 
 @pytest.mark.parametrize("shards", [1, 2])

@@ -40,14 +40,10 @@ class Saves:
         Returns:
             the loss of each step that was done.
         """
-        self._checkpoints.mend()
-        newest = self._checkpoints.newest()
+        newest = self.newest()
         if newest is None:
             return []
         state, tensors = newest
-        if state["plan"] != self._plan:
-            self.forget()
-            return []
         trained = _trained(module)
         with torch.no_grad():
             for name, tensor in parts_named(tensors, "trained").items():
@@ -60,6 +56,15 @@ class Saves:
         logger.info("resuming at step %d", state["step"])
         losses: list[float] = state["losses"]
         return losses
+
+    def newest(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
+        """State and tensors of the newest checkpoint of this plan; those of another plan are removed."""
+        self._checkpoints.mend()
+        newest = self._checkpoints.newest()
+        if newest is not None and newest[0]["plan"] != self._plan:
+            self.forget()
+            return None
+        return newest
 
     def offer(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, pace: Pace, losses: list[float]) -> None:
         """Write a checkpoint, if the last one is five minutes old."""
