@@ -9,7 +9,7 @@ import re
 import resource
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object, parse_flag_from_env
+from accelerate.utils import gather_object, parse_flag_from_env, reduce
 from tqdm import tqdm
 
 from mitigate.errors import MitigateError
@@ -108,6 +108,41 @@ def gathered(found: Sequence[tuple[int, Item]], state: PartialState) -> list[Ite
     """What all processes found, in the order of its numbers; the same in each of them."""
     everyones = gather_object(list(found)) if state.num_processes > 1 else found
     return [item for _, item in sorted(everyones, key=lambda one: one[0])]
+
+
+def merge_rows(columns: Mapping[str, np.ndarray], written: np.ndarray, state: PartialState) -> None:
+    """Give every process the rows that others wrote, bit for bit; what none wrote stays as it is.
+
+    Args:
+        columns: (N, ...) float32 arrays, of equal N and in equal order in all processes.
+        written: (N,) bool, the rows that this process wrote; afterwards, those that any did.
+
+    Raises:
+        RuntimeError: two processes wrote the same row.
+    """
+    mine = written.copy()
+    for rows in _chunks(len(mine)):
+        count = _summed(mine[rows].astype(np.int32), state)
+        if (count > 1).any():
+            raise RuntimeError(f"row {rows.start + int((count > 1).argmax())} was written by two processes")
+        written[rows] = count > 0
+    for column in columns.values():
+        for rows in _chunks(len(mine)):
+            bits = column[rows].view(np.int32)
+            own = mine[rows].reshape(-1, *[1] * (column.ndim - 1))
+            kept = written[rows].reshape(own.shape)
+            bits[...] = np.where(kept, _summed(np.where(own, bits, 0), state), bits)
+
+
+def _summed(values: np.ndarray, state: PartialState) -> np.ndarray:
+    """The sum over all processes, of integers and so exact."""
+    total: torch.Tensor = reduce(torch.from_numpy(values).to(state.device), reduction="sum")
+    return total.cpu().numpy()
+
+
+def _chunks(rows: int, size: int = 1 << 20) -> Iterator[slice]:
+    for start in range(0, rows, size):
+        yield slice(start, min(start + size, rows))
 
 
 @contextmanager

@@ -149,6 +149,45 @@ def test_what_fails_in_one_process_fails_in_both_and_they_stay_in_step(tmp_path:
     assert said == {f"{n}-{rank}": f"process {n}: the disk is full" for n in (0, 1) for rank in (0, 1)}
 
 
+MERGED = """
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from mitigate import runtime
+from mitigate.runtime import merge_rows, process_state
+
+state = process_state("cpu")
+rank, rows = state.process_index, np.arange(10)
+runtime._chunks.__defaults__ = (4,)
+bits = np.arange(40, dtype=np.uint32).reshape(10, 4) * np.uint32(107_374_183)
+bits[:4, 0] = 0x80000000, 0x7FC00001, 0xFF800000, 1  # -0, a NaN with a mark of its own, -inf, the least of all
+whole = bits.view(np.float32)
+written = rows % 3 == rank  # and every third by none
+matrix, vector = (np.where(written.reshape(-1, *[1] * (one.ndim - 1)), one.view(np.uint32), 77)
+    .astype(np.uint32).view(np.float32) for one in (whole, whole[:, 0].copy()))
+merge_rows({"matrix": matrix, "vector": vector}, written, state)
+kept = rows % 3 < 2
+wanted = np.where(kept[:, None], bits, 77)
+right = (matrix.view(np.uint32) == wanted).all() and (vector.view(np.uint32) == wanted[:, 0]).all()
+try:
+    merge_rows({}, rows == 7, state)
+except RuntimeError as error:
+    Path(sys.argv[1], str(rank)).write_text(f"{right} {(written == kept).all()} {error}")
+state.destroy_process_group()
+"""
+
+
+def test_rows_of_two_processes_come_together_bit_for_bit(tmp_path: Path) -> None:
+    script, out = tmp_path / "merged.py", tmp_path / "said"
+    script.write_text(MERGED)
+    out.mkdir()
+    launch_two(script, out)
+    said = {path.name: path.read_text() for path in out.iterdir()}
+    assert said == dict.fromkeys("01", "True True row 7 was written by two processes")
+
+
 ENDS = """
 import sys, time
 from pathlib import Path

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
 
 from mitigate.detection.signals.log_probs import signals_of_log_probs
 from mitigate.detection.signals.pairings import Pairing, by_model, empty_columns
@@ -28,7 +27,7 @@ from mitigate.detection.signals.vocabulary import Columns, row_log_probs, row_si
 from mitigate.errors import MitigateError, summarize
 from mitigate.models.model import Model, kept_logits
 from mitigate.models.served import Served
-from mitigate.runtime import progress, share_of
+from mitigate.runtime import merge_rows, progress, share_of
 from mitigate.tokens.batches import Batch, Piece, cut_pieces, default_batch_tokens, make_batches
 from mitigate.tokens.tokenization import TokenizedDocument
 
@@ -128,11 +127,7 @@ def compute_signals(
                 _put(signals, scored, rows, columns)
             bar.update(len(batch.targets))
     if state.num_processes > 1:
-        own = np.flatnonzero(scored)
-        everyones = gather_object([(own, {name: column[own] for name, column in signals.items()})])
-        scored[:] = False
-        for rows, columns in everyones:
-            _put(signals, scored, rows, columns)
+        merge_rows(signals, scored, state)
     return signals
 
 
