@@ -6,7 +6,7 @@ import math
 import time
 
 from mitigate.documents import Documents
-from mitigate.models.fitting.training import document_losses
+from mitigate.models.fitting.gradients import document_losses
 from mitigate.models.store import ModelStore
 from mitigate.runtime import process_state
 from mitigate.tokens.tokenization import tokenize_documents

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 import torch
 
 from mitigate.tokens.tokenization import TokenizedDocument, windows
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,20 @@ def default_batch_tokens(vocabulary_size: int, *, device: torch.device, tables: 
         held = int(_LOGIT_SHARE * torch.cuda.get_device_properties(device).total_memory)
     fitting = max(64, held // (4 * vocabulary_size * max(1, tables)))
     return min(fitting, _MOST_TOKENS.get(device.type, fitting))
+
+
+def half_as_many(batch: Batch) -> int | None:
+    """Padded tokens of half a batch that did not fit in the device's memory, or None if it was a single window.
+
+    It is said that it goes on so, and what torch holds unused is given back.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if len(batch.pieces) == 1:
+        return None
+    tokens = batch.input_ids.shape[1] * len(batch.pieces) // 2
+    logger.warning("a batch of %d windows does not fit in memory: going on with %d tokens", len(batch.pieces), tokens)
+    return tokens
 
 
 def cut_pieces(documents: Sequence[TokenizedDocument], *, context: int, stride: int | None = None) -> list[Piece]:

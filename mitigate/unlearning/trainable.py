@@ -31,6 +31,7 @@ from mitigate.adapters.trained import (
 )
 from mitigate.errors import MitigateError
 from mitigate.models.adapters import is_adapter
+from mitigate.models.fitting.gradients import recompute_activations
 from mitigate.models.fitting.training import NEW_ADAPTER, add_lora
 from mitigate.models.model import Model
 from mitigate.unlearning.settings import Unlearn
@@ -210,12 +211,10 @@ def checkpoint_activations(trainable: Trainable) -> None:
         MitigateError: the architecture cannot.
     """
     model = trainable.model.base.model
-    older = cast(Any, model).gradient_checkpointing_enable  # the name before transformers 5.23
     try:
-        getattr(model, "activation_checkpointing_enable", older)({"use_reentrant": False})
-    except ValueError as error:
+        recompute_activations(model)
+    except MitigateError as error:
         raise MitigateError(f"unlearn.gradient_checkpointing: {error}; set it to false") from error
-    model.enable_input_require_grads()  # a block none of whose inputs needs a gradient may be left out of the backward
     for part in model.modules():
         if hasattr(part, "gradient_checkpointing"):
             part.training = True  # of this module alone, which checkpoints in training only

@@ -1,4 +1,4 @@
-"""Fine-tuning: a batch in parts has the gradient of the whole."""
+"""Fine-tuning: a batch in parts has the gradient of the whole, and memory that runs out makes the parts smaller."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from world import sentences
 
 from mitigate.documents import Document, Documents
-from mitigate.models.fitting import training
+from mitigate.errors import MitigateError
+from mitigate.models.fitting import gradients
 from mitigate.models.fitting.training import fit
 from mitigate.models.settings import Schedule
-from mitigate.tokens.tokenization import tokenize_documents
+from mitigate.tokens.batches import Batch
+from mitigate.tokens.tokenization import TokenizedDocument, tokenize_documents
 
 
 def test_a_batch_in_parts_trains_as_a_whole_one_does(
@@ -26,13 +29,13 @@ def test_a_batch_in_parts_trains_as_a_whole_one_does(
     schedule = Schedule(epochs=2, learning_rate=3e-3, batch_size=6)
     sizes: list[int] = []
     found = []
-    batch_log_probs = training.batch_log_probs
+    batch_log_probs = gradients.batch_log_probs
 
-    def watched(module: torch.nn.Module, batch: training.Batch) -> torch.Tensor:
+    def watched(module: torch.nn.Module, batch: Batch) -> torch.Tensor:
         sizes.append(len(batch.pieces))
         return batch_log_probs(module, batch)
 
-    monkeypatch.setattr(training, "batch_log_probs", watched)
+    monkeypatch.setattr(gradients, "batch_log_probs", watched)
     for batch_tokens in (10**6, 60, 1, None):
         module = AutoModelForCausalLM.from_pretrained(tiny_model("llama"))
         losses = fit(module, documents, schedule=schedule, context=64, seed=0, batch_tokens=batch_tokens)
@@ -48,3 +51,58 @@ def test_a_batch_in_parts_trains_as_a_whole_one_does(
     assert others[1][2] == [1] * 24, "one piece at a time"
     assert 4 < len(others[0][2]) < 24
     assert others[2][2] == counts, "so few tokens fit"
+
+
+def tokenized_texts(tokenizer: PreTrainedTokenizerFast) -> list[TokenizedDocument]:
+    texts = sentences(12, seed=3)
+    return tokenize_documents(Documents(tuple(Document(str(n), text) for n, text in enumerate(texts))), tokenizer)
+
+
+@pytest.mark.parametrize("fits", ["two windows", "a window whose activations are computed twice"])
+@pytest.mark.parametrize("lora", [False, True])
+def test_training_goes_on_in_smaller_parts_where_memory_runs_out(
+    tiny_model: Callable[..., Path],
+    tokenizer: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    fits: str,
+    lora: bool,
+) -> None:
+    documents, schedule = tokenized_texts(tokenizer), Schedule(epochs=2, learning_rate=3e-3, batch_size=6)
+    batch_log_probs, sizes = gradients.batch_log_probs, list[int]()
+
+    def model() -> torch.nn.Module:
+        module = AutoModelForCausalLM.from_pretrained(tiny_model("llama"))
+        torch.manual_seed(0)
+        return (
+            get_peft_model(module, LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear")) if lora else module
+        )
+
+    def full(module: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        twice = any(getattr(part, "gradient_checkpointing", False) for part in module.modules())
+        if len(batch.pieces) > (2 if fits == "two windows" else 1) or not (twice or fits == "two windows"):
+            raise torch.OutOfMemoryError("of 80 GiB")
+        sizes.append(len(batch.pieces))
+        return batch_log_probs(module, batch)
+
+    plain, small = model(), model()
+    losses = fit(plain, documents, schedule=schedule, context=64, seed=0)
+    monkeypatch.setattr(gradients, "batch_log_probs", full)
+    np.testing.assert_allclose(fit(small, documents, schedule=schedule, context=64, seed=0), losses, rtol=1e-4)
+    for one, other in zip(plain.parameters(), small.parameters(), strict=True):
+        torch.testing.assert_close(other, one, rtol=0, atol=1e-4)
+    assert sum(sizes) == 24
+    assert set(sizes) <= {1, 2}
+    assert "does not fit in memory" in caplog.text
+
+
+def test_training_that_fits_in_no_way_ends_with_what_helps(
+    tiny_model: Callable[..., Path], tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(module: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        raise torch.OutOfMemoryError("of 80 GiB")
+
+    monkeypatch.setattr(gradients, "batch_log_probs", full)
+    module = AutoModelForCausalLM.from_pretrained(tiny_model("llama"))
+    with pytest.raises(MitigateError, match=r"a window of \d+ tokens does not fit .*models\.load_in"):
+        fit(module, tokenized_texts(tokenizer), schedule=Schedule(), context=64, seed=0)

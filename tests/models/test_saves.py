@@ -13,8 +13,9 @@ from world import LORA, World
 from mitigate.artifacts.files import read_json
 from mitigate.artifacts.temporaries import partial_of
 from mitigate.models.fitting import saves
+from mitigate.models.fitting.gradients import document_losses
 from mitigate.models.fitting.pace import Goal
-from mitigate.models.fitting.training import document_losses, fine_tune
+from mitigate.models.fitting.training import fine_tune
 from mitigate.models.settings import Schedule
 from mitigate.models.store import ModelStore
 from mitigate.tokens.tokenization import tokenize_documents

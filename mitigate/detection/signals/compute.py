@@ -28,7 +28,7 @@ from mitigate.errors import MitigateError, summarize
 from mitigate.models.model import Model, kept_logits
 from mitigate.models.served import Served
 from mitigate.runtime import merge_rows, progress, share_of
-from mitigate.tokens.batches import Batch, Piece, cut_pieces, default_batch_tokens, make_batches
+from mitigate.tokens.batches import Batch, Piece, cut_pieces, default_batch_tokens, half_as_many, make_batches
 from mitigate.tokens.tokenization import TokenizedDocument
 
 logger = logging.getLogger(__name__)
@@ -99,6 +99,7 @@ def compute_signals(
 
     batches = make_batches(pieces, batch_tokens=batch_tokens, together=alike)
     signals, first_row = empty_columns(pairings, documents)
+    signals_of = row_log_probs if log_probs_only else partial(row_signals, temperature=temperature, offline_a=offline_a)
     state = PartialState()
     scored = np.zeros(int(first_row[-1]), dtype=bool)
     mine = deque(share_of(batches, state))
@@ -108,18 +109,17 @@ def compute_signals(
             asked = [[(number, pairings[number]) for number in wanted[piece.document]] for piece in batch.pieces]
             try:
                 with torch.inference_mode():
-                    found = _batch_signals(
-                        models,
-                        batch.to(models[0].device),
-                        asked,
-                        signals_of=row_log_probs
-                        if log_probs_only
-                        else partial(row_signals, temperature=temperature, offline_a=offline_a),
+                    found = _batch_signals(models, batch.to(models[0].device), asked, signals_of=signals_of)
+            except torch.OutOfMemoryError:
+                found = None  # the error holds what was computed; it goes first
+            if found is None:
+                if (fewer := half_as_many(batch)) is None:
+                    raise MitigateError(
+                        f"a window of {batch.input_ids.shape[1]} tokens does not fit in the device's memory: set "
+                        "detect.context lower, models.dtype: bfloat16, or models.device: cpu"
                     )
-            except torch.OutOfMemoryError as error:
-                batch_tokens = _half(batch, error)
                 rest = [piece for one in (batch, *mine) for piece in one.pieces]
-                mine = deque(make_batches(rest, batch_tokens=batch_tokens, together=alike))
+                mine = deque(make_batches(rest, batch_tokens=fewer, together=alike))
                 continue
             for place, number, columns in found:
                 _check(models, pairings[number], columns)
@@ -190,25 +190,6 @@ def token_log_probs(
 ) -> np.ndarray:
     """log p(x_t | x_<t) of every audited token under one model: (N,) nats, as in `token_signals`."""
     return token_signals(model, [], documents=documents, batch_tokens=batch_tokens, log_probs_only=True)["log_prob"]
-
-
-def _half(batch: Batch, error: torch.OutOfMemoryError) -> int:
-    """Padded tokens of half a batch that did not fit in the device's memory.
-
-    Raises:
-        MitigateError: it was a single window.
-    """
-    length = batch.input_ids.shape[1]
-    if len(batch.pieces) == 1:
-        raise MitigateError(
-            f"a window of {length} tokens does not fit in the device's memory: set detect.context lower, models.dtype: "
-            "bfloat16, or models.device: cpu"
-        ) from error
-    tokens = length * len(batch.pieces) // 2
-    logger.warning("a batch of %d windows does not fit in memory: going on with %d tokens", len(batch.pieces), tokens)
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return tokens
 
 
 def _batch_signals(

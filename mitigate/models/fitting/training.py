@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,13 +22,14 @@ from mitigate.documents import Documents
 from mitigate.errors import MitigateError
 from mitigate.mistakes import not_one_of
 from mitigate.models.directory import check_layering
+from mitigate.models.fitting.gradients import Gradients, document_losses
 from mitigate.models.fitting.pace import BySchedule, Goal, Pace, ToGoal, spread
 from mitigate.models.fitting.saves import Saves
-from mitigate.models.model import Model, kept_logits
+from mitigate.models.model import Model
 from mitigate.models.settings import Lora, Method, Schedule
 from mitigate.models.store import ModelStore
 from mitigate.runtime import progress, seed_everything
-from mitigate.tokens.batches import TRAINED, Batch, Piece, cut_pieces, default_batch_tokens, make_batches
+from mitigate.tokens.batches import Piece, cut_pieces
 from mitigate.tokens.tokenization import TokenizedDocument, tokenize_documents
 
 logger = logging.getLogger(__name__)
@@ -185,8 +186,8 @@ def fit(
 ) -> list[float]:
     """Minimize the mean negative log-likelihood of the documents' audited tokens.
 
-    Documents longer than the context are cut into pieces that follow one another. A batch that would not fit in memory
-    goes through the model in parts, which give the same gradient.
+    Documents longer than the context are cut into pieces that follow one another. A batch that does not fit in memory
+    goes through the model in parts, which give the same gradient; see `Gradients`.
 
     Args:
         module: the model; parameters that require gradients are trained.
@@ -209,10 +210,7 @@ def fit(
     optimizer = torch.optim.AdamW(
         parameters, lr=schedule.learning_rate, weight_decay=schedule.weight_decay, betas=(0.9, 0.95)
     )
-    device = parameters[0].device
-    if batch_tokens is None:
-        size = cast(Any, module).config.get_text_config().vocab_size
-        batch_tokens = default_batch_tokens(size, device=device, tables=TRAINED if device.type == "cuda" else 1)
+    gradients = Gradients(module, device=parameters[0].device, batch_tokens=batch_tokens)
     losses = saves.restore(module, optimizer, pace) if saves is not None else []
     batches = islice(_endless(pieces, size=schedule.batch_size, seed=seed), len(losses), None)
     module.train()
@@ -222,17 +220,10 @@ def fit(
             bar.total = pace.expected
             for group in optimizer.param_groups:
                 group["lr"] = schedule.learning_rate * pace.factor(len(losses))
-            chosen = next(batches)
-            count = sum(len(piece.scored) for piece in chosen)
-            loss = 0.0
-            for batch in make_batches(chosen, batch_tokens=batch_tokens):
-                part = -batch_log_probs(module, batch.to(device)).sum() / count
-                part.backward()
-                loss += float(part.detach())
+            losses.append(gradients.add(next(batches)))
             torch.nn.utils.clip_grad_norm_(parameters, schedule.max_gradient_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            losses.append(loss)
             bar.update()
             bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
             if not math.isfinite(losses[-1]):
@@ -252,23 +243,6 @@ def _endless(pieces: Sequence[Piece], *, size: int, seed: int) -> Iterator[list[
         shuffled = order.permutation(len(pieces))
         for start in range(0, len(pieces), size):
             yield [pieces[i] for i in shuffled[start : start + size]]
-
-
-def document_losses(module: torch.nn.Module, documents: Sequence[TokenizedDocument], *, model: Model) -> np.ndarray:
-    """(D,) mean negative log-likelihood of each document's audited tokens, nats, under a module as it is now."""
-    device = next(module.parameters()).device
-    size = default_batch_tokens(model.vocabulary_size, device=device)
-    sums, counts = np.zeros(len(documents)), np.zeros(len(documents))
-    training = module.training
-    module.eval()
-    with torch.no_grad():
-        for batch in make_batches(cut_pieces(documents, context=model.context), batch_tokens=size):
-            losses = -batch_log_probs(module, batch.to(device)).double().cpu().numpy()
-            owner = np.array([piece.document for piece in batch.pieces])[batch.row_piece.numpy()]
-            np.add.at(sums, owner, losses)
-            np.add.at(counts, owner, 1)
-    module.train(training)
-    return sums / counts
 
 
 def _reached(reach: ToGoal, *, steps: int, per_epoch: int, description: str) -> dict[str, Any]:
@@ -294,9 +268,3 @@ def _reached(reach: ToGoal, *, steps: int, per_epoch: int, description: str) -> 
         "target_spread": spread(goal.losses),
         "reached": reach.reached,
     }
-
-
-def batch_log_probs(module: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    """log p(x_t | x_<t) of a batch's kept tokens, with gradient: (N,) nats."""
-    logits = kept_logits(module, batch.input_ids, batch.attention_mask, batch.keep).float()
-    return -torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none")
