@@ -45,7 +45,9 @@ def token_table(
         if span.selected:
             selected[rows] |= audited[rows] & (memorized[rows] | (span.source != "found"))
     columns: dict[str, Any] = {
-        "doc_id": np.repeat([tokens.id for tokens in tokenized], lengths),
+        "doc_id": pa.DictionaryArray.from_arrays(
+            np.repeat(np.arange(len(tokenized), dtype=np.int32), lengths), [tokens.id for tokens in tokenized]
+        ),
         "position": np.concatenate([np.arange(length, dtype=np.int32) for length in lengths]),
         "token_id": np.concatenate([tokens.ids for tokens in tokenized]).astype(np.int32),
         "char_start": np.concatenate([tokens.offsets[:, 0] for tokens in tokenized]).astype(np.int32),

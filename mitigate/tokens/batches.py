@@ -96,6 +96,13 @@ def cut_pieces(documents: Sequence[TokenizedDocument], *, context: int, stride: 
 def make_batches(
     pieces: Sequence[Piece], *, batch_tokens: int, together: Callable[[Piece], Any] | None = None
 ) -> list[Batch]:
+    """The batches of `grouped`, all at once."""
+    return [collate(group) for group in grouped(pieces, batch_tokens=batch_tokens, together=together)]
+
+
+def grouped(
+    pieces: Sequence[Piece], *, batch_tokens: int, together: Callable[[Piece], Any] | None = None
+) -> list[list[Piece]]:
     """Group pieces of like length, longest first, so that padding is small and memory shows at once if it is short.
 
     Args:
@@ -109,7 +116,7 @@ def make_batches(
         if not groups or len(groups[-1][0].ids) * (len(groups[-1]) + 1) > batch_tokens:
             groups.append([])
         groups[-1].append(piece)
-    return [collate(sorted(group, key=together) if together else group) for group in groups]
+    return [sorted(group, key=together) for group in groups] if together else groups
 
 
 def collate(pieces: Sequence[Piece]) -> Batch:

@@ -28,7 +28,7 @@ from mitigate.errors import MitigateError, summarize
 from mitigate.models.model import Model, kept_logits
 from mitigate.models.served import Served
 from mitigate.runtime import merge_rows, progress, share_of
-from mitigate.tokens.batches import Batch, Piece, cut_pieces, default_batch_tokens, half_as_many, make_batches
+from mitigate.tokens.batches import Batch, Piece, collate, cut_pieces, default_batch_tokens, grouped, half_as_many
 from mitigate.tokens.tokenization import TokenizedDocument
 
 logger = logging.getLogger(__name__)
@@ -97,15 +97,15 @@ def compute_signals(
     def alike(piece: Piece) -> list[tuple[int, tuple[int, ...]]]:
         return [(pairings[number].target, pairings[number].out) for number in wanted[piece.document]]
 
-    batches = make_batches(pieces, batch_tokens=batch_tokens, together=alike)
+    groups = grouped(pieces, batch_tokens=batch_tokens, together=alike)
     signals, first_row = empty_columns(pairings, documents)
     signals_of = row_log_probs if log_probs_only else partial(row_signals, temperature=temperature, offline_a=offline_a)
     state = PartialState()
     scored = np.zeros(int(first_row[-1]), dtype=bool)
-    mine = deque(share_of(batches, state))
-    with progress(sum(len(batch.targets) for batch in mine), description, unit="tok") as bar:
+    mine = deque(share_of(groups, state))
+    with progress(sum(len(piece.scored) for group in mine for piece in group), description, unit="tok") as bar:
         while mine:
-            batch = mine.popleft()
+            batch = collate(mine.popleft())
             asked = [[(number, pairings[number]) for number in wanted[piece.document]] for piece in batch.pieces]
             try:
                 with torch.inference_mode():
@@ -118,8 +118,8 @@ def compute_signals(
                         f"a window of {batch.input_ids.shape[1]} tokens does not fit in the device's memory: set "
                         "detect.context lower, models.dtype: bfloat16, or models.device: cpu"
                     )
-                rest = [piece for one in (batch, *mine) for piece in one.pieces]
-                mine = deque(make_batches(rest, batch_tokens=fewer, together=alike))
+                rest = [piece for group in (batch.pieces, *mine) for piece in group]
+                mine = deque(grouped(rest, batch_tokens=fewer, together=alike))
                 continue
             for place, number, columns in found:
                 _check(models, pairings[number], columns)

@@ -137,7 +137,7 @@ def fine_tune(
         "base": model.fingerprint,
         "documents": documents.fingerprint,
         "method": method,
-        "lora": lora.model_dump(),
+        "lora": lora.model_dump() if method == "lora" else None,
         "schedule": schedule.model_dump(),
         "seed": seed,
         "goal": None if goal is None else [[one.id for one in goal.documents], goal.losses.tolist()],
