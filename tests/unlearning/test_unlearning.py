@@ -151,7 +151,7 @@ def test_an_interrupted_run_goes_on_to_equal_bytes(
 def test_a_checkpoint_of_other_settings_is_refused(whole: Audit, tmp_path: Path) -> None:
     loop = loop_of(whole, changed(QUICK, max_steps=5), tmp_path / "out")
     loop._save(2, [loop._watch(step=0)])
-    with pytest.raises(MitigateError, match=r"out\.partial: an interrupted run of another audit or other settings"):
+    with pytest.raises(MitigateError, match=r"out\.partial: an interrupted run of another audit, other settings"):
         unlearn(whole, out=tmp_path / "out", settings=QUICK, store=cpu())
     assert unlearn(whole, out=tmp_path / "out", settings=QUICK, store=cpu(), resume=False).summary["steps"] == 6
 

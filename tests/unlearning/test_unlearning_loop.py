@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -17,13 +18,16 @@ from mitigate.detection.panel import with_column
 from mitigate.detection.record import Audit
 from mitigate.detection.spans.row import span_table
 from mitigate.documents import Document, Documents
+from mitigate.errors import MitigateError
 from mitigate.models.fitting.pace import rate_factor
+from mitigate.tokens.batches import Batch
 from mitigate.unlearning.material import control
 from mitigate.unlearning.material.control import Control, Limits, control_level
 from mitigate.unlearning.material.tasks import Task, dealt, tasks_of_step
 from mitigate.unlearning.objectives.catalogue import OBJECTIVES
 from mitigate.unlearning.trainer import unlearn
 from mitigate.unlearning.training.loop import Loop
+from mitigate.unlearning.training.losses import Losses
 from mitigate.unlearning.training.watch import PATIENCE
 
 # The order of tasks
@@ -184,10 +188,9 @@ def test_training_stops_where_too_many_spans_are_below_unseen_text(
     monkeypatch.setattr(Limits, "of", lambda _: Limits(np.array([9.0, 10.0]), 9.0, 10.0))
     stops = {}
     for stop_at_control in (True, False):
-        settings = changed(QUICK, stop_at_control=stop_at_control, max_steps=5, check_every=1)
-        loop = loop_of(whole, settings, tmp_path / "out")
+        settings = changed(QUICK, stop_at_control=stop_at_control, max_steps=5, check_every=1, learning_rate=1e-12)
+        loop = loop_of(whole, settings, tmp_path / "out")  # at such a rate it gets no better
         loop.control = Control(-99.0, 0.0)
-        loop.settings = changed(settings, learning_rate=1e-12)  # it gets no better
         history, stops[stop_at_control], _ = loop.train(resume=False)
         assert len(history) == (1 + PATIENCE if stop_at_control else 6)
     told = "100% of the spans were below text that the target never saw, 0% above it, and it got no better"
@@ -227,6 +230,34 @@ def test_small_forwards_train_the_same_as_one(
         torch.testing.assert_close(many, one, rtol=0, atol=5e-5)
 
 
+def test_a_step_that_does_not_fit_in_memory_is_taken_in_smaller_parts(
+    whole: Audit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    of, sizes = Losses.of, list[int]()
+
+    def full(self: Losses, batch: Batch, totals: Mapping[str, float]) -> tuple[torch.Tensor, torch.Tensor]:
+        if len(batch.pieces) > most:
+            raise torch.OutOfMemoryError("of 80 GiB")
+        sizes.append(len(batch.pieces))
+        return of(self, batch, totals)
+
+    trained = []
+    for most in (10**6, 2):
+        monkeypatch.setattr(Losses, "of", full)
+        loop = loop_of(whole, THOROUGH, tmp_path / str(most))
+        losses = [loop.step(step) for step in range(3)]
+        trained.append((losses, [parameter.detach().clone() for parameter in loop.parameters]))
+    (losses, one), (others, many) = trained
+    assert others == pytest.approx(losses, rel=1e-3)
+    for before, after in zip(one, many, strict=True):
+        torch.testing.assert_close(after, before, rtol=0, atol=5e-5)
+    assert "does not fit in memory" in caplog.text
+    assert sizes[-1] <= 2
+    most = 0
+    with pytest.raises(MitigateError, match=r"a window does not fit .*unlearn\.gradient_checkpointing"):
+        loop.step(3)
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_objective_lowers_the_selected_tokens(whole: Audit, tmp_path: Path, objective: str) -> None:
     settings = changed(THOROUGH, objective=objective, retain={"weight": 1.0}, max_steps=8)  # of rmu 1,200 are published
@@ -245,10 +276,10 @@ def held_by_step(whole: Audit, out: Path, *, steps: int, **retain: Any) -> tuple
     loop = loop_of(whole, changed(THOROUGH, retain=retain, max_steps=steps), out)
     course = []
     for step in range(steps):
-        dual = loop.dual
+        dual = loop.steering.dual
         loop.step(step)
-        assert loop.held is not None
-        course.append((loop.held, loop.dual / dual))
+        assert loop.steering.held is not None
+        course.append((loop.steering.held, loop.steering.dual / dual))
     return loop, course
 
 
@@ -259,7 +290,7 @@ def test_the_anchors_weight_rises_above_the_budget_and_falls_below_it(whole: Aud
     loop, course = held_by_step(whole, tmp_path / "out", steps=15, weight=0.5, budget=budget)
     assert all(factor > 1 if held > budget else factor < 1 for held, factor in course)
     assert {factor > 1 for _, factor in course} == {True, False}
-    assert loop._watch(step=15)["anchor_weight"] == pytest.approx(loop.dual, abs=1e-6)
+    assert loop._watch(step=15)["anchor_weight"] == pytest.approx(loop.steering.dual, abs=1e-6)
     assert loop._watch(step=15)["held"] == pytest.approx(course[-1][0], abs=1e-6)
 
 
@@ -269,29 +300,29 @@ def test_the_rate_falls_while_other_text_moves_further_and_rises_back(whole: Aud
     drift = None
     for step in range(12):
         loop.step(step)
-        assert loop.held is not None
-        further = loop.held > 1e-4 and drift is not None and loop.held > 1.1 * drift
+        assert loop.steering.held is not None
+        further = loop.steering.held > 1e-4 and drift is not None and loop.steering.held > 1.1 * drift
         shares.append(min(1.0, shares[-1] * (0.8 if further else 1.1)))
-        assert loop.share == pytest.approx(shares[-1])
+        assert loop.steering.share == pytest.approx(shares[-1])
         rates.append(loop.optimizer.param_groups[0]["lr"])
-        drift = loop.held if drift is None else 0.8 * drift + 0.2 * loop.held
+        drift = loop.steering.held if drift is None else 0.8 * drift + 0.2 * loop.steering.held
     assert min(shares) < 0.8, "nothing holds other text here"
     full = [settings.learning_rate * rate_factor(step, 12, warmup_share=0.05) for step in range(12)]
     assert rates == pytest.approx([share * rate for share, rate in zip(shares, full, strict=False)])
-    assert loop._watch(step=12)["rate_share"] == pytest.approx(loop.share, abs=1e-4)
+    assert loop._watch(step=12)["rate_share"] == pytest.approx(loop.steering.share, abs=1e-4)
 
 
 def test_a_plateau_slows_nothing_and_neither_does_what_is_no_distance(whole: Audit, tmp_path: Path) -> None:
     loop = loop_of(whole, changed(THOROUGH, retain={"trust": 0.01}), tmp_path / "out")
-    loop.share = 0.5
+    loop.steering.share = 0.5
     for _ in range(20):
-        loop._update_share(0.3)
-    assert loop.share == 1.0
+        loop.steering.after_step(0.3)
+    assert loop.steering.share == 1.0
     for retain in ({"trust": None}, {"anchor": "nll", "trust": 0.01}):
         free = loop_of(whole, changed(THOROUGH, retain=retain), tmp_path / "out")
         for held in (0.1, 0.5, 2.0):
-            free._update_share(held)
-        assert free.share == 1.0
+            free.steering.after_step(held)
+        assert free.steering.share == 1.0
 
 
 def test_a_tight_budget_holds_the_rest_closer(whole: Audit, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mitigate.unlearning.material.control import Control
-from mitigate.unlearning.training.watch import PATIENCE, cooled, corrected, off, reason_to_stop
+from mitigate.unlearning.training.watch import PATIENCE, corrected, nearing, off, reason_to_stop
 
 CONTROL = Control(log_ratio=0.0, distance=0.3)
 
@@ -73,13 +73,14 @@ def test_the_level_moves_with_never_seen_text() -> None:
     assert corrected(0.0, [now, now | {"never_seen_moved": 0.3}], CONTROL) == pytest.approx(0.1)
 
 
-def test_the_rate_falls_from_when_the_tokens_have_come_down() -> None:
-    [above] = looks(0.5, ratio=0.1)
-    [down] = looks(0.5, ratio=0.0)
-    assert cooled(1.0, above, CONTROL) == 1.0
-    assert cooled(1.0, down, CONTROL) == 0.7
-    assert cooled(0.7, above, CONTROL) == pytest.approx(0.49), "and does not rise again"
-    assert cooled(0.1, down, CONTROL) == 0.1
+def test_over_the_last_half_of_the_way_the_rate_falls_with_what_is_left() -> None:
+    begun, far, near, there, below = (looks(0.5, ratio=ratio)[0] for ratio in (1.0, 0.6, 0.25, 0.0, -0.3))
+    shares = [nearing([begun, now], CONTROL) for now in (begun, far, near, there, below)]
+    assert shares == [1.0, 1.0, 0.5, 0.2, 0.2]
+    moved = far | {"never_seen_moved": 0.5}
+    assert nearing([begun, moved], CONTROL) == pytest.approx(0.2), "the control comes nearer as well"
+    assert nearing([begun, below, far], CONTROL) == 1.0, "where they rise again, so does the rate"
+    assert nearing([there, far], CONTROL) == 1.0, "there is no way to go"
 
 
 def test_without_never_seen_text_the_references_alone_tell_it() -> None:

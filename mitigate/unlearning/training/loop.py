@@ -24,9 +24,8 @@ from mitigate.artifacts.checkpoints import (
 from mitigate.artifacts.files import fingerprint
 from mitigate.artifacts.temporaries import partial_of
 from mitigate.errors import MitigateError, NothingToUnlearnError
-from mitigate.models.fitting.pace import rate_factor
 from mitigate.runtime import process_state, progress, together
-from mitigate.tokens.batches import Batch
+from mitigate.tokens.batches import Batch, half_as_many
 from mitigate.unlearning.material.control import Control
 from mitigate.unlearning.material.data import UnlearningData
 from mitigate.unlearning.material.tasks import Task, dealt, micro_batches, tasks_of_step
@@ -34,16 +33,13 @@ from mitigate.unlearning.settings import Unlearn
 from mitigate.unlearning.trainable import State, Trainable
 from mitigate.unlearning.training.losses import Losses, step_totals
 from mitigate.unlearning.training.nearest import Nearest
-from mitigate.unlearning.training.watch import cooled, corrected, look, no_higher, reason_to_stop
+from mitigate.unlearning.training.steering import Steering
+from mitigate.unlearning.training.watch import corrected, look, no_higher, reason_to_stop
 
 logger = logging.getLogger(__name__)
 FURTHER = 4  # one of so many retain documents of a step is of those given besides the audit's own
 STEP_LIMIT = "step limit"
 HARM = 0.5  # nats a token by which the anchors may move before it is said
-_SLOWER, _FASTER, _LEAST_SHARE = 0.8, 1.1, 1 / 64
-_RISE, _MEMORY = 1.1, 0.8  # of the anchors' mean over its running mean: a rise; of the running mean at a step
-_DUAL_RATE = 0.1
-_DUAL_RANGE = (1e-3, 1e4)
 
 
 class Loop:
@@ -86,11 +82,7 @@ class Loop:
         self.rounds, self.added = list(rounds), list(added)
         self.checkpoints = Checkpoints(partial_of(partial))
         self.parameters = [p for p in trainable.module.parameters() if p.requires_grad]
-        self.dual = settings.retain.weight or 0.0  # the anchors' weight
-        self.held: float | None = None  # the anchors' mean at the last step
-        self.share = 1.0  # of the learning rate that is left of it
-        self.drift: float | None = None  # running mean of `held`
-        self.warmth = 1.0  # ... and what is left of it once the tokens have come down
+        self.steering = Steering(settings, trusted=losses.anchor == "kl")
         self.kept: State = {}  # the trained weights before this round, to go back to; none before the first
         self.nearest = Nearest(trainable)
         self.warned = False
@@ -103,8 +95,8 @@ class Loop:
             self.module, self.optimizer = accelerator.prepare(trainable.module, optimizer)
         else:
             self.module, self.optimizer = after.module, after.optimizer
-            self.dual, self.share, self.warned = after.dual, after.share, after.warned
-            self.drift = after.drift
+            self.steering.go_on_from(after.steering)
+            self.warned = after.warned
         losses.module = self.module
 
     def train(self, *, resume: bool) -> tuple[list[dict[str, Any]], str, int]:
@@ -144,7 +136,7 @@ class Loop:
                     history.append(self._watch(step=step))
                     if settings.stop_at_control:
                         self.losses.level = corrected(self.losses.level, history, self.control)
-                        self.warmth = cooled(self.warmth, history[-1], self.control)
+                        self.steering.after_look(history, self.control)
                         self.nearest.offer(history[-1], accelerator=self.accelerator, module=self.module)
                     self._warn_of_harm(step)
                 bar.update()
@@ -163,13 +155,14 @@ class Loop:
 
     def _warn_of_harm(self, step: int) -> None:
         """Say once, while it can still be stopped, that other text moves along."""
-        if not self.warned and self.held is not None and self.held > HARM:
+        held = self.steering.held
+        if not self.warned and held is not None and held > HARM:
             self.warned = True
             logger.warning(
                 "step %d: other text moves with what is to be forgotten, by %.2f nats a token; lower "
                 "unlearn.learning_rate, raise unlearn.retain.weight, or give more text to hold still (data.anchors)",
                 step,
-                self.held,
+                held,
             )
 
     def _reason_to_stop(self, history: Sequence[dict[str, Any]]) -> str | None:
@@ -198,53 +191,55 @@ class Loop:
         accelerator, tasks = self.accelerator, self.tasks(step)
         totals = step_totals(tasks)
         shares = dealt(tasks, accelerator.num_processes)
-        rounds = max(len(self._micro_batches(share)) for share in shares)
         mine = shares[accelerator.process_index]
         if self.trainable.can_step_back:
             self._ask_before(step)
-        batches = self._micro_batches(mine)
-        filler = self._micro_batches(mine[:1] or tasks[:1])[0]  # every process takes part in every collective
-        idle = [(filler, 0.0)] * (rounds - len(batches))
-        work = [(batch, 1.0) for batch in batches] + idle
-        factor = self.share * self.warmth * rate_factor(step, self.settings.max_steps, warmup_share=0.05)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate * factor
-        sums = torch.zeros(2, device=accelerator.device)  # the objective, the anchors
-        for number, (batch, weight) in enumerate(work):
-            last = number == len(work) - 1
-            with contextlib.nullcontext() if last else accelerator.no_sync(self.module):
-                forgetting, anchors = self.losses.of(batch, totals)
-                loss = forgetting + self.dual * anchors
-                accelerator.backward(weight * loss * accelerator.num_processes)  # DDP averages: undo it
-                sums += weight * torch.stack([forgetting.detach(), anchors.detach()])
+            group["lr"] = self.steering.rate(step)
+        sums = None
+        while sums is None:
+            rounds = max(len(self._micro_batches(share)) for share in shares)
+            batches = self._micro_batches(mine)
+            filler = self._micro_batches(mine[:1] or tasks[:1])[0]  # every process takes part in every collective
+            work = [(batch, 1.0) for batch in batches] + [(filler, 0.0)] * (rounds - len(batches))
+            try:
+                sums = self._gradient(work, totals)
+            except torch.OutOfMemoryError:
+                if accelerator.num_processes > 1:
+                    raise  # the others wait in a collective
+            if sums is None:
+                self._make_room(batches)
         accelerator.clip_grad_norm_(self.parameters, self.settings.max_gradient_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         forgotten, held = accelerator.reduce(sums, reduction="sum").tolist()
-        loss_now = forgotten + self.dual * held
-        self._update_dual(held)
-        self._update_share(held)
-        self.held = held
-        return loss_now
+        loss = float(forgotten + self.steering.dual * held)
+        self.steering.after_step(held)
+        return loss
 
-    def _update_dual(self, held: float) -> None:
-        """Exponentiated-gradient ascent on the dual variable of `held <= budget`: it stays positive, and bounded."""
-        budget = self.settings.retain.budget
-        if budget is not None and math.isfinite(held):
-            factor = math.exp(_DUAL_RATE * max(-1.0, min(3.0, held / budget - 1)))
-            self.dual = min(max(self.dual * factor, _DUAL_RANGE[0]), _DUAL_RANGE[1])
+    def _gradient(self, work: Sequence[tuple[Batch, float]], totals: Mapping[str, float]) -> torch.Tensor:
+        """Add the gradient of a step's batches, each with its weight; sums of the objective and of the anchors."""
+        accelerator = self.accelerator
+        sums = torch.zeros(2, device=accelerator.device)
+        for number, (batch, weight) in enumerate(work):
+            last = number == len(work) - 1
+            with contextlib.nullcontext() if last else accelerator.no_sync(self.module):
+                forgetting, anchors = self.losses.of(batch, totals)
+                loss = forgetting + self.steering.dual * anchors
+                accelerator.backward(weight * loss * accelerator.num_processes)  # DDP averages: undo it
+                sums += weight * torch.stack([forgetting.detach(), anchors.detach()])
+        return sums
 
-    def _update_share(self, held: float) -> None:
-        """Trust region: where other text has moved far and still moves further, the next steps are shorter.
-
-        How far it must move is the task's; a plateau, where the anchors balance what is forgotten, slows nothing.
-        """
-        trust = self.settings.retain.trust
-        if trust is None or self.losses.anchor != "kl" or not math.isfinite(held):
-            return
-        further = held > trust and self.drift is not None and held > _RISE * self.drift
-        self.share = min(1.0, max(_LEAST_SHARE, self.share * (_SLOWER if further else _FASTER)))
-        self.drift = held if self.drift is None else _MEMORY * self.drift + (1 - _MEMORY) * held
+    def _make_room(self, batches: Sequence[Batch]) -> None:
+        """Cut a step's batches smaller, where the device's memory did not hold one."""
+        self.optimizer.zero_grad()
+        fewer = half_as_many(max(batches, key=lambda batch: (len(batch.pieces) > 1, batch.input_ids.numel())))
+        if fewer is None:
+            raise MitigateError(
+                "unlearning: a window does not fit in the device's memory: set unlearn.gradient_checkpointing: true, "
+                "models.load_in: 8bit, or models.dtype: bfloat16"
+            )
+        self.losses.batch_tokens = fewer
 
     def _micro_batches(self, tasks: Sequence[Task]) -> list[Batch]:
         return micro_batches(tasks, batch_tokens=self.losses.batch_tokens, device=self.accelerator.device)
@@ -259,9 +254,10 @@ class Loop:
             accelerator=self.accelerator,
             never_seen=self.data.never_seen,
         )
-        held = None if self.held is None else round(self.held, 6)
-        weight, share = round(self.dual, 6), round(self.share * self.warmth, 4)
-        return {"step": step, **seen, "held": held, "anchor_weight": weight, "rate_share": share}
+        steering = self.steering
+        held = None if steering.held is None else round(steering.held, 6)
+        share = round(steering.share * steering.near, 4)
+        return {"step": step, **seen, "held": held, "anchor_weight": round(steering.dual, 6), "rate_share": share}
 
     def _save(self, step: int, history: list[dict[str, Any]]) -> None:
         if is_sharded(self.trainable.module):
@@ -273,12 +269,8 @@ class Loop:
             "plan": fingerprint(self.plan),
             "history": history,
             "optimizer": optimizer,
-            "dual": self.dual,
-            "share": self.share,
-            "warmth": self.warmth,
-            "drift": self.drift,
+            "steering": self.steering.state(),
             "level": self.losses.level,
-            "held": self.held,
             "nearest": self.nearest.look,
             "in_round": step,
             "rounds": self.rounds,
@@ -299,16 +291,15 @@ class Loop:
     def _restore(
         self, state: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
     ) -> tuple[int, list[dict[str, Any]]]:
-        if state["plan"] != fingerprint(self.plan):
+        if state["plan"] != fingerprint(self.plan) or "steering" not in state:
             raise MitigateError(
-                f"{self.checkpoints.directory}: an interrupted run of another audit or other settings; "
-                "remove it, or choose another --out"
+                f"{self.checkpoints.directory}: an interrupted run of another audit, other settings or an earlier "
+                "version; remove it, or choose another --out"
             )
         trained, self.kept = (parts_named(tensors, of) for of in ("trained", "kept"))
         self.trainable.restore(trained)
         self.optimizer.load_state_dict(optimizer_state(state["optimizer"], tensors))
-        self.dual, self.share = state["dual"], state["share"]
-        self.held, self.drift, self.warmth = state["held"], state["drift"], state["warmth"]
+        self.steering.restore(state["steering"])
         self.nearest.look, self.nearest.state = state["nearest"], parts_named(tensors, "nearest")
         self.losses.level = state["level"]
         torch.set_rng_state(tensors["random"])

@@ -21,7 +21,7 @@ MOST_OVER_FORGOTTEN = 0.05  # share of the spans under the limit at which traini
 MOST_EXPOSED = 0.03  # share of the spans over the upper limit, or under the lower one, and
 LEAST_AUC, MOST_AUC = 0.45, 0.52  # ... AUC of the spans against never-seen ones, outside of which training is not done
 _MOST_CORRECTED = 1.0  # nats
-_COOLER, _COOLEST = 0.7, 0.1
+_LAST, _SLOWEST = 0.5, 0.2  # share of the way over which the rate falls, and what is left of it in the end
 PATIENCE = 3  # looks without getting nearer to the references
 
 
@@ -212,18 +212,17 @@ def corrected(level: float, history: Sequence[Mapping[str, Any]], control: Contr
     return min(_MOST_CORRECTED, max(-_MOST_CORRECTED, level + gap / 2))
 
 
-def cooled(warmth: float, now: Mapping[str, Any], control: Control) -> float:
-    """The share of the learning rate for the next steps: seven tenths at each look once the tokens have come down.
+def nearing(history: Sequence[Mapping[str, Any]], control: Control) -> float:
+    """The share of the learning rate for the next steps: over the last half of the way it falls with what is left.
 
-    What is then left of the way is less than what a full step moves the mean by.
+    Down to a fifth: full steps near the end throw the spans below text that the target never saw.
 
     Args:
-        warmth: the share until now; 1 before they have come down.
-        now: what `look` said.
+        history: what `look` said so far.
         control: of the tokens.
     """
-    down = warmth < 1.0 or now["selected_log_ratio"] <= control_now(now, control)
-    return max(_COOLEST, _COOLER * warmth) if down else warmth
+    way, left = (entry["selected_log_ratio"] - control_now(entry, control) for entry in (history[0], history[-1]))
+    return min(1.0, max(_SLOWEST, left / way / _LAST)) if way > 0 else 1.0
 
 
 def token_log_probs(

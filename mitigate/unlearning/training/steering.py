@@ -1,0 +1,89 @@
+"""What steers the steps of unlearning: the weight of the anchors, and how much of the learning rate is left."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mitigate.models.fitting.pace import rate_factor
+from mitigate.unlearning.material.control import Control
+from mitigate.unlearning.settings import Unlearn
+from mitigate.unlearning.training.watch import nearing
+
+_SLOWER, _FASTER, _LEAST_SHARE = 0.8, 1.1, 1 / 64
+_RISE, _MEMORY = 1.1, 0.8  # of the anchors' mean over its running mean: a rise; of the running mean at a step
+_DUAL_RATE = 0.1
+_DUAL_RANGE = (1e-3, 1e4)
+_KEPT = ("dual", "held", "share", "drift", "near")
+
+
+class Steering:
+    """Follows the anchors' mean after every step, and what the watch says.
+
+    Args:
+        settings: of unlearning.
+        trusted: whether the anchors' mean is a distance that `retain.trust` is about.
+
+    Attributes:
+        dual: the anchors' weight; with a budget a dual variable.
+        held: the anchors' mean at the last step; None before the first.
+        share: of the learning rate that the trust region leaves.
+        drift: running mean of `held`.
+        near: share of the rate that is left near the control.
+    """
+
+    def __init__(self, settings: Unlearn, *, trusted: bool) -> None:
+        self.settings, self.trusted = settings, trusted
+        self.dual = settings.retain.weight or 0.0
+        self.held: float | None = None
+        self.share, self.near = 1.0, 1.0
+        self.drift: float | None = None
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step."""
+        factor = rate_factor(step, self.settings.max_steps, warmup_share=0.05)
+        return self.settings.learning_rate * self.share * self.near * factor
+
+    def after_step(self, held: float) -> None:
+        """Take in the anchors' mean of a step."""
+        self.held = held
+        if math.isfinite(held):
+            self._update_dual(held)
+            self._update_share(held)
+
+    def after_look(self, history: Sequence[Mapping[str, Any]], control: Control) -> None:
+        """Take in what the watch said."""
+        self.near = nearing(history, control)
+
+    def go_on_from(self, before: Steering) -> None:
+        """Begin a round with the weight, the trust region and the running mean of the one before."""
+        self.dual, self.share, self.drift = before.dual, before.share, before.drift
+
+    def state(self) -> dict[str, Any]:
+        """All of it, as JSON can hold it."""
+        return {name: getattr(self, name) for name in _KEPT}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        for name in _KEPT:
+            setattr(self, name, state[name])
+
+    def _update_dual(self, held: float) -> None:
+        """Exponentiated-gradient ascent on the dual variable of `held <= budget`: it stays positive, and bounded."""
+        budget = self.settings.retain.budget
+        if budget is not None:
+            factor = math.exp(_DUAL_RATE * max(-1.0, min(3.0, held / budget - 1)))
+            self.dual = min(max(self.dual * factor, _DUAL_RANGE[0]), _DUAL_RANGE[1])
+
+    def _update_share(self, held: float) -> None:
+        """Trust region: where other text has moved far and still moves further, the next steps are shorter.
+
+        How far it must move is the task's; a plateau, where the anchors balance what is forgotten, slows nothing.
+        """
+        trust = self.settings.retain.trust
+        if trust is None or not self.trusted:
+            return
+        further = held > trust and self.drift is not None and held > _RISE * self.drift
+        self.share = min(1.0, max(_LEAST_SHARE, self.share * (_SLOWER if further else _FASTER)))
+        self.drift = held if self.drift is None else _MEMORY * self.drift + (1 - _MEMORY) * held
