@@ -119,7 +119,9 @@ class Unlearn(Section):
     merge: bool = Field(False, description="also write the model with the adapter merged in, to OUT/merged")
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, about a third slower")
     learning_rate: float = Field(
-        1e-3, gt=0, description="peak of a linear warm-up and cosine decay to a tenth; retain.trust lowers it"
+        1e-3,
+        gt=0,
+        description="peak of a linear warm-up and cosine decay to a tenth; less near the control, or by retain.trust",
     )
     max_steps: int = Field(400, ge=1, description="at most this many steps; the control usually stops earlier")
     batch_size: int = Field(

@@ -8,7 +8,14 @@ from collections.abc import Iterable
 import pytest
 import torch
 
-from mitigate.unlearning.objectives.distributions import Kept, divergence, keep_likeliest, tilted, tilted_log_prob
+from mitigate.unlearning.objectives.distributions import (
+    Kept,
+    divergence,
+    keep_likeliest,
+    placed,
+    tilted,
+    tilted_log_prob,
+)
 
 VOCABULARY = 12
 TOKENS = torch.tensor([3, 0, 11, 7, 2, 2])
@@ -84,6 +91,22 @@ def test_taking_strength_off_a_tokens_logit_equals_doing_so_in_the_whole_softmax
         alone = tilted_log_prob(log_probs.gather(1, TOKENS.unsqueeze(1)).squeeze(1), by=-strength)
         whole = torch.log_softmax(lowered, -1).gather(1, TOKENS.unsqueeze(1)).squeeze(1)
         assert alone.tolist() == pytest.approx(whole.tolist(), rel=1e-6, abs=1e-6)
+
+
+@pytest.mark.parametrize("entries", [4, VOCABULARY])
+def test_a_token_is_placed_and_all_else_keeps_its_proportions(entries: int) -> None:
+    log_probs = distributions(2, scale=3.0)
+    wanted = torch.tensor([-0.01, -3.0, -12.0, 0.2, -0.5, -1.0], dtype=torch.float64)  # one beyond certainty
+    got = placed(keep_likeliest(log_probs.float(), TOKENS, entries=entries), TOKENS, wanted.float())
+    for row, token in enumerate(TOKENS.tolist()):
+        p = log_probs[row].exp()
+        share = math.exp(min(float(wanted[row]), -1e-3))
+        expected = p * (1 - share) / (1 - p[token])
+        expected[token] = share
+        ids = got.ids[row].long()
+        assert got.log_probs[row].exp().tolist() == pytest.approx(expected[ids].tolist(), rel=1e-3, abs=1e-6)
+        rest = float(expected.sum() - expected[ids].sum())
+        assert got.rest[row].exp().item() == pytest.approx(rest, rel=1e-3, abs=1e-5)
 
 
 def test_kept_distributions_are_the_same_after_a_round_trip_to_the_cpu_and_in_parts() -> None:

@@ -98,6 +98,7 @@ def test_the_summary_says_what_was_done_and_holds_no_text(
         "held",
         "anchor_weight",
         "rate_share",
+        "tilt",
     ]
     assert all(list(entry) == keys for entry in summary["history"])
     written = (result.directory / "unlearn.json").read_text()

@@ -235,7 +235,7 @@ def test_a_step_that_does_not_fit_in_memory_is_taken_in_smaller_parts(
 ) -> None:
     of, sizes = Losses.of, list[int]()
 
-    def full(self: Losses, batch: Batch, totals: Mapping[str, float]) -> tuple[torch.Tensor, torch.Tensor]:
+    def full(self: Losses, batch: Batch, totals: Mapping[str, float]) -> tuple[torch.Tensor, ...]:
         if len(batch.pieces) > most:
             raise torch.OutOfMemoryError("of 80 GiB")
         sizes.append(len(batch.pieces))
@@ -316,12 +316,12 @@ def test_a_plateau_slows_nothing_and_neither_does_what_is_no_distance(whole: Aud
     loop = loop_of(whole, changed(THOROUGH, retain={"trust": 0.01}), tmp_path / "out")
     loop.steering.share = 0.5
     for _ in range(20):
-        loop.steering.after_step(0.3)
+        loop.steering.after_step(0.3, 0.0)
     assert loop.steering.share == 1.0
     for retain in ({"trust": None}, {"anchor": "nll", "trust": 0.01}):
         free = loop_of(whole, changed(THOROUGH, retain=retain), tmp_path / "out")
         for held in (0.1, 0.5, 2.0):
-            free.steering.after_step(held)
+            free.steering.after_step(held, 0.0)
         assert free.steering.share == 1.0
 
 

@@ -184,7 +184,12 @@ class Dense:
             apart = abs((place.log_p - place.log_typical)[place.token].item() - self.levels.typical[place.row])
             return apart - 0.5 if apart > 1 else apart**2 / 2
         if name == "consensus":
-            consensus = torch.log_softmax(place.log_typical, -1)
+            share = math.exp(min(place.log_typical[place.token].item() + self.levels.typical[place.row], -1e-3))
+            others = torch.softmax(place.log_typical, -1)
+            others[place.token] = 0.0
+            consensus = others / others.sum() * (1 - share)
+            consensus[place.token] = share
+            consensus = consensus.log()
             return (consensus.exp() * (consensus - place.log_p)).sum().item()
         if name == "npo_token":
             return 2 * math.log(1 + math.exp(place.change))
@@ -234,7 +239,7 @@ def step_losses(loop: Loop, tasks: list[Task], *, batch_tokens: int = 10**6) -> 
     sums = torch.zeros(2)
     for batch in micro_batches(tasks, batch_tokens=batch_tokens, device=CPU):
         with torch.no_grad():
-            sums += torch.stack(loop.losses.of(batch, totals))
+            sums += torch.stack(loop.losses.of(batch, totals)[:2])
     return sums[0].item(), sums[1].item()
 
 
@@ -292,21 +297,24 @@ def test_small_forwards_add_up_to_the_loss_of_one(long: Audit, tmp_path: Path, o
 def test_totals_count_each_token_span_and_substitute_of_a_step_once(long: Audit, tmp_path: Path) -> None:
     settings = changed(QUICK, objective="dpo", weighting="entropy", batch_size=99, retain_batch_size=1)
     tasks = loop_of(long, settings, tmp_path / "out").tasks(0)
-    selected, held, learned, spans = 0.0, 0.0, set(), set()
+    selected, held, learned, spans, tokens = 0.0, 0.0, set(), set(), 0
     for task in tasks:
         for n in range(len(task.scored)):
             selected += float(task.weight[n]) * bool(task.selected[n])
             held += float(task.weight[n]) * (not task.selected[n])
+            tokens += bool(task.selected[n])
         spans |= {int(number) for number, chosen in zip(task.span, task.selected, strict=True) if chosen}
         learned |= {(partner.start, partner.doc_id, at) for partner in task.partners for at in partner.scored.tolist()}
     assert step_totals(tasks) == {
         "selected": pytest.approx(selected),
         "held": pytest.approx(held),
+        "tokens": tokens,
         "spans": len(spans),
         "substitutes": len(learned),
     }
     assert len(spans) == 6
-    assert step_totals(tasks[-1:]) == {"selected": 1, "spans": 1, "substitutes": 1, "held": tasks[-1].weight.sum()}
+    nothing = {"selected": 1, "tokens": 1, "spans": 1, "substitutes": 1}
+    assert step_totals(tasks[-1:]) == {**nothing, "held": tasks[-1].weight.sum()}
 
 
 # Where gradients come from
@@ -325,7 +333,7 @@ def gradients(loop: Loop, tasks: list[Task]) -> tuple[torch.Tensor, torch.Tensor
     loop.losses.before.fill(tasks)
     [batch] = micro_batches(tasks, batch_tokens=10**6, device=CPU)
     hook = loop.trainable.module.register_forward_hook(perturbed)
-    losses = loop.losses.of(batch, step_totals(tasks))
+    losses = loop.losses.of(batch, step_totals(tasks))[:2]
     hook.remove()
     by_logits = [torch.autograd.grad(loss, leaves[0], retain_graph=True)[0] for loss in losses]
     if leaves[0].dim() == 3:  # (B, P, V): older transformers give the positions that any row keeps, for every row
@@ -368,7 +376,7 @@ def test_rmu_moves_hidden_states_of_selected_tokens_and_holds_those_of_others(wh
     assert loop.losses.layer is not None
     [batch] = micro_batches(tasks, batch_tokens=10**6, device=CPU)
     hook = loop.losses.layer.register_forward_hook(watched)
-    forgetting, anchors = loop.losses.of(batch, step_totals(tasks))
+    forgetting, anchors, _ = loop.losses.of(batch, step_totals(tasks))
     hook.remove()
     chosen = torch.zeros_like(batch.keep)
     chosen[batch.keep] = facts(batch).selected

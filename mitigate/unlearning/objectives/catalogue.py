@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from mitigate.unlearning.objectives.distributions import Kept, tilted, tilted_log_prob
+from mitigate.unlearning.objectives.distributions import Kept, placed, tilted_log_prob
 from mitigate.unlearning.objectives.formulas import (
     ascent,
     consensus,
@@ -175,11 +175,16 @@ def _distill(s: Selected, p: Parameters) -> torch.Tensor:
 
 def _consensus(s: Selected, p: Parameters) -> torch.Tensor:
     assert s.typical is not None
-    return consensus(s.log_probs, tilted(s.typical, s.tokens, by=p.level))
+    return consensus(s.log_probs, placed(s.typical, s.tokens, _aim(s, p)))
 
 
 def _match(s: Selected, p: Parameters) -> torch.Tensor:
-    return match(s.log_prob, tilted_log_prob(s.log_prob_typical, by=p.level))
+    return match(s.log_prob, _aim(s, p))
+
+
+def _aim(s: Selected, p: Parameters) -> torch.Tensor:
+    """(N,) the log-probability at which a token to forget is to end, nats."""
+    return tilted_log_prob(s.log_prob_typical, by=p.level)
 
 
 def _rmu(s: Selected, p: Parameters) -> torch.Tensor:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 _LEAST_REST = 1e-7  # a float32 sum of probabilities does not come closer to 1
+_NEARLY_CERTAIN = -1e-3  # nats
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,21 @@ def tilted(kept: Kept, tokens: torch.Tensor, *, by: float) -> Kept:
     shifted = torch.where(kept.ids == tokens.unsqueeze(1), kept.log_probs + by, kept.log_probs)
     log_norm = torch.cat([shifted, kept.rest.unsqueeze(1)], dim=1).logsumexp(1)
     return Kept(kept.ids, shifted - log_norm.unsqueeze(1), kept.rest - log_norm)
+
+
+def placed(kept: Kept, tokens: torch.Tensor, log_prob: torch.Tensor) -> Kept:
+    """Each distribution with its token's log-probability as given, and all else in its own proportions.
+
+    Args:
+        kept: N distributions that hold their token.
+        tokens: (N,) ids.
+        log_prob: (N,) nats; what is nearly certain is taken to be so.
+    """
+    given = log_prob.clamp(max=_NEARLY_CERTAIN).unsqueeze(1)
+    at = kept.ids == tokens.unsqueeze(1)
+    others = kept.log_probs.masked_fill(at, -torch.inf)
+    shift = torch.log1p(-given.exp()) - torch.cat([others, kept.rest.unsqueeze(1)], dim=1).logsumexp(1, keepdim=True)
+    return Kept(kept.ids, torch.where(at, given, others + shift), kept.rest + shift.squeeze(1))
 
 
 def tilted_log_prob(log_prob: torch.Tensor, *, by: float) -> torch.Tensor:

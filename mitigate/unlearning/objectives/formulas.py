@@ -134,7 +134,9 @@ def match(log_prob: torch.Tensor, log_prob_typical: torch.Tensor) -> torch.Tenso
 def consensus(log_probs: torch.Tensor, typical: Kept) -> torch.Tensor:
     """To the consensus of the OUT references: KL(p̃ ‖ p_θ), p̃ their normalized geometric mean.
 
-    Of all distributions it has the least mean divergence to theirs, mean_k KL(p ‖ p_k); see `match` for why not p̄.
+    Of all distributions it has the least mean divergence to theirs, mean_k KL(p ‖ p_k); see `match` for why not p̄. Its
+    token's own entry is put where `match` aims (`placed`): p̃ has more of it than one reference says on average, by what
+    normalizing adds, and the two would hold against each other.
 
     Args:
         log_probs: (N, V).

@@ -34,7 +34,7 @@ from mitigate.unlearning.trainable import State, Trainable
 from mitigate.unlearning.training.losses import Losses, step_totals
 from mitigate.unlearning.training.nearest import Nearest
 from mitigate.unlearning.training.steering import Steering
-from mitigate.unlearning.training.watch import corrected, look, no_higher, reason_to_stop
+from mitigate.unlearning.training.watch import look, no_higher, reason_to_stop
 
 logger = logging.getLogger(__name__)
 FURTHER = 4  # one of so many retain documents of a step is of those given besides the audit's own
@@ -117,6 +117,7 @@ class Loop:
                 self._ask_before(earlier)
         if not history:
             history.append(self._watch(step=0))
+            self._steer(history)
             if settings.stop_at_control and not self.rounds and no_higher(history[0], self.control):
                 raise NothingToUnlearnError(
                     "the selected tokens are already at the control level: their log-ratio to the OUT references is "
@@ -134,9 +135,8 @@ class Loop:
                     )
                 if step % settings.check_every == 0 or step == settings.max_steps:
                     history.append(self._watch(step=step))
+                    self._steer(history)
                     if settings.stop_at_control:
-                        self.losses.level = corrected(self.losses.level, history, self.control)
-                        self.steering.after_look(history, self.control)
                         self.nearest.offer(history[-1], accelerator=self.accelerator, module=self.module)
                     self._warn_of_harm(step)
                 bar.update()
@@ -164,6 +164,11 @@ class Loop:
                 step,
                 held,
             )
+
+    def _steer(self, history: Sequence[Mapping[str, Any]]) -> None:
+        if self.settings.stop_at_control:
+            self.steering.after_look(history, self.control)
+            self.losses.level = self.steering.tilt
 
     def _reason_to_stop(self, history: Sequence[dict[str, Any]]) -> str | None:
         return reason_to_stop(history, self.control) if self.settings.stop_at_control else None
@@ -212,22 +217,22 @@ class Loop:
         accelerator.clip_grad_norm_(self.parameters, self.settings.max_gradient_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        forgotten, held = accelerator.reduce(sums, reduction="sum").tolist()
+        forgotten, held, ratio = accelerator.reduce(sums, reduction="sum").tolist()
         loss = float(forgotten + self.steering.dual * held)
-        self.steering.after_step(held)
+        self.steering.after_step(held, ratio)
         return loss
 
     def _gradient(self, work: Sequence[tuple[Batch, float]], totals: Mapping[str, float]) -> torch.Tensor:
-        """Add the gradient of a step's batches, each with its weight; sums of the objective and of the anchors."""
+        """Add the gradient of a step's batches, each with its weight; the sums of what `Losses.of` gives."""
         accelerator = self.accelerator
-        sums = torch.zeros(2, device=accelerator.device)
+        sums = torch.zeros(3, device=accelerator.device)
         for number, (batch, weight) in enumerate(work):
             last = number == len(work) - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(self.module):
-                forgetting, anchors = self.losses.of(batch, totals)
+                forgetting, anchors, ratio = self.losses.of(batch, totals)
                 loss = forgetting + self.steering.dual * anchors
                 accelerator.backward(weight * loss * accelerator.num_processes)  # DDP averages: undo it
-                sums += weight * torch.stack([forgetting.detach(), anchors.detach()])
+                sums += weight * torch.stack([forgetting.detach(), anchors.detach(), ratio])
         return sums
 
     def _make_room(self, batches: Sequence[Batch]) -> None:
@@ -257,7 +262,14 @@ class Loop:
         steering = self.steering
         held = None if steering.held is None else round(steering.held, 6)
         share = round(steering.share * steering.near, 4)
-        return {"step": step, **seen, "held": held, "anchor_weight": round(steering.dual, 6), "rate_share": share}
+        return {
+            "step": step,
+            **seen,
+            "held": held,
+            "anchor_weight": round(steering.dual, 6),
+            "rate_share": share,
+            "tilt": round(steering.tilt, 4),
+        }
 
     def _save(self, step: int, history: list[dict[str, Any]]) -> None:
         if is_sharded(self.trainable.module):
@@ -270,7 +282,6 @@ class Loop:
             "history": history,
             "optimizer": optimizer,
             "steering": self.steering.state(),
-            "level": self.losses.level,
             "nearest": self.nearest.look,
             "in_round": step,
             "rounds": self.rounds,
@@ -301,7 +312,7 @@ class Loop:
         self.optimizer.load_state_dict(optimizer_state(state["optimizer"], tensors))
         self.steering.restore(state["steering"])
         self.nearest.look, self.nearest.state = state["nearest"], parts_named(tensors, "nearest")
-        self.losses.level = state["level"]
+        self.losses.level = self.steering.tilt
         torch.set_rng_state(tensors["random"])
         if state["in_round"]:
             logger.info("resuming at step %d of round %d", state["in_round"], 1 + len(self.rounds))

@@ -83,8 +83,11 @@ class Losses:
     def level(self, value: float) -> None:
         self.parameters = replace(self.parameters, level=value)
 
-    def of(self, batch: Batch, totals: Mapping[str, float]) -> tuple[torch.Tensor, torch.Tensor]:
-        """A batch's part of the step's mean objective and of its mean anchor."""
+    def of(self, batch: Batch, totals: Mapping[str, float]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """A batch's part of the step's mean objective, of its mean anchor, and of its tokens' mean log-ratio.
+
+        The latter, of the tokens to forget to p̄, clipped to ±3 nats, is where they are and has no gradient.
+        """
         known = facts(batch)
         logits, hidden = self.forward(batch)
         log_probs = torch.log_softmax(logits, dim=-1)
@@ -110,6 +113,7 @@ class Losses:
             substitute_log_prob_before=before.log_prob[known.substitute] if before.log_prob is not None else None,
             substitute_spans=known.span[known.substitute],
         )
+        ratio = (selected.log_prob - selected.log_prob_out).detach().clamp(-3.0, 3.0).sum() / totals["tokens"]
         forgetting = 0.0 * log_probs.sum()  # every process needs a graph
         for name, weight in self.weights.items():
             forgetting = forgetting + weight * self._objective(name, selected, known, totals)
@@ -124,8 +128,8 @@ class Losses:
             assert before.hidden is not None
             drift = hidden_anchor(hidden[held], before.hidden[held])
         else:
-            return forgetting, anchors
-        return forgetting, anchors + (known.weight[held] * drift).sum() / totals["held"]
+            return forgetting, anchors, ratio
+        return forgetting, anchors + (known.weight[held] * drift).sum() / totals["held"], ratio
 
     def _objective(self, name: str, selected: Selected, known: Facts, totals: Mapping[str, float]) -> torch.Tensor:
         """A batch's part of one objective's mean over the step; what has arrived counts nothing."""
@@ -184,12 +188,13 @@ def mixed_dtype(trainable: Trainable) -> torch.dtype | None:
 
 
 def step_totals(tasks: Sequence[Task]) -> dict[str, float]:
-    """What the losses of a step are divided by: weights of tokens to forget, substitutes' tokens, spans, anchors."""
+    """What sums over a step are divided by: weights of tokens to forget, their number, substitutes', spans, anchors."""
     chosen = [task for task in tasks if task.selected.any()]
     partners = {id(one): one for task in tasks for one in task.partners}.values()
     spans = {int(number) for task in chosen for number in np.unique(task.span[task.selected])}
     totals = {
         "selected": float(sum(task.weight[task.selected].sum() for task in chosen)),
+        "tokens": float(sum(task.selected.sum() for task in chosen)),
         "substitutes": float(sum(len(task.scored) for task in partners)),
         "spans": float(len(spans)),
         "held": float(sum(task.weight[~task.selected].sum() for task in tasks)),

@@ -9,13 +9,16 @@ from typing import Any
 from mitigate.models.fitting.pace import rate_factor
 from mitigate.unlearning.material.control import Control
 from mitigate.unlearning.settings import Unlearn
-from mitigate.unlearning.training.watch import nearing
+from mitigate.unlearning.training.watch import control_now, corrected
 
 _SLOWER, _FASTER, _LEAST_SHARE = 0.8, 1.1, 1 / 64
 _RISE, _MEMORY = 1.1, 0.8  # of the anchors' mean over its running mean: a rise; of the running mean at a step
 _DUAL_RATE = 0.1
 _DUAL_RANGE = (1e-3, 1e4)
-_KEPT = ("dual", "held", "share", "drift", "near")
+_LAST_NATS, _LAST_SHARE = 0.15, 0.35  # above the control, and of the whole way there, from where the rate falls
+_SLOWEST = 0.2
+_RECENT = 0.5  # share of a step in the running mean of its tokens' log-ratio
+_KEPT = ("dual", "held", "share", "drift", "ratio", "level", "way", "moved", "trim")
 
 
 class Steering:
@@ -30,35 +33,63 @@ class Steering:
         held: the anchors' mean at the last step; None before the first.
         share: of the learning rate that the trust region leaves.
         drift: running mean of `held`.
-        near: share of the rate that is left near the control.
+        ratio: running mean of the log-ratio of the tokens to forget; None before the first step.
+        level: that of text that the target never saw, nats; None where nothing ends at it.
+        way: how far above it they were when the watch first looked.
+        moved: how far never-seen text has moved since the audit, nats.
+        trim: see `corrected`.
     """
 
     def __init__(self, settings: Unlearn, *, trusted: bool) -> None:
         self.settings, self.trusted = settings, trusted
         self.dual = settings.retain.weight or 0.0
         self.held: float | None = None
-        self.share, self.near = 1.0, 1.0
+        self.share, self.way = 1.0, 0.0
         self.drift: float | None = None
+        self.ratio: float | None = None
+        self.level: float | None = None
+        self.moved = self.trim = 0.0
+
+    @property
+    def near(self) -> float:
+        """The share of the rate that is left near the control: full steps there throw the tokens far below it.
+
+        It falls with what is left of the way, over its last third or its last 0.15 nats, whichever is farther.
+        """
+        if self.level is None or self.ratio is None:
+            return 1.0
+        return min(1.0, max(_SLOWEST, (self.ratio - self.level) / max(_LAST_NATS, _LAST_SHARE * self.way)))
+
+    @property
+    def tilt(self) -> float:
+        """Nats to add to a token's logit where it is to end: as never-seen text moved, and what is off besides."""
+        return self.moved + self.trim
 
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
         factor = rate_factor(step, self.settings.max_steps, warmup_share=0.05)
         return self.settings.learning_rate * self.share * self.near * factor
 
-    def after_step(self, held: float) -> None:
-        """Take in the anchors' mean of a step."""
+    def after_step(self, held: float, ratio: float) -> None:
+        """Take in the anchors' mean of a step, and the mean log-ratio of its tokens to forget."""
         self.held = held
         if math.isfinite(held):
             self._update_dual(held)
             self._update_share(held)
+        self.ratio = ratio if self.ratio is None else _RECENT * ratio + (1 - _RECENT) * self.ratio
 
     def after_look(self, history: Sequence[Mapping[str, Any]], control: Control) -> None:
-        """Take in what the watch said."""
-        self.near = nearing(history, control)
+        """Take in what the watch said so far."""
+        now = history[-1]
+        if self.level is None:
+            self.way = max(0.0, now["selected_log_ratio"] - control_now(now, control))
+        self.level, self.moved = control_now(now, control), float(now["never_seen_moved"])
+        self.trim = corrected(self.trim, history, control)
 
     def go_on_from(self, before: Steering) -> None:
-        """Begin a round with the weight, the trust region and the running mean of the one before."""
-        self.dual, self.share, self.drift = before.dual, before.share, before.drift
+        """Begin a round with the weight, the trust region and the tilt of the one before."""
+        for name in ("dual", "share", "drift", "moved", "trim"):
+            setattr(self, name, getattr(before, name))
 
     def state(self) -> dict[str, Any]:
         """All of it, as JSON can hold it."""

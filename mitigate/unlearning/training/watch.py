@@ -21,7 +21,7 @@ MOST_OVER_FORGOTTEN = 0.05  # share of the spans under the limit at which traini
 MOST_EXPOSED = 0.03  # share of the spans over the upper limit, or under the lower one, and
 LEAST_AUC, MOST_AUC = 0.45, 0.52  # ... AUC of the spans against never-seen ones, outside of which training is not done
 _MOST_CORRECTED = 1.0  # nats
-_LAST, _SLOWEST = 0.5, 0.2  # share of the way over which the rate falls, and what is left of it in the end
+_TRIMMED = 0.25  # share of what the mean is off by
 PATIENCE = 3  # looks without getting nearer to the references
 
 
@@ -191,38 +191,24 @@ def _no_nearer(history: Sequence[Mapping[str, Any]]) -> bool:
     return min(map(off, history[-PATIENCE:])) >= (least, 0.99 * least_distance)
 
 
-def corrected(level: float, history: Sequence[Mapping[str, Any]], control: Control) -> float:
+def corrected(trim: float, history: Sequence[Mapping[str, Any]], control: Control) -> float:
     """What is to be added to a token's logit where `match` and `consensus` end, so that the mean ends at the control.
 
-    Anchors, neighbours and the other terms of the objective hold a token off its level. What the mean is off by is
-    taken off, half of it at a look (integral control), within ±1 nat; but not while it comes nearer so fast that it
-    will be there by itself.
+    Anchors and neighbours hold a token off its level. What the mean is off by is taken off, a quarter of it at a look
+    (integral control), within ±1 nat; but not while it comes nearer so fast that it will be there by itself.
 
     Args:
-        level: what is added now, nats.
+        trim: what is added now, nats.
         history: what `look` said so far.
         control: of the tokens; without never-seen text nothing is corrected.
     """
     if control.distance is None or len(history) < 2:
-        return level
+        return trim
     before, now = (entry["selected_log_ratio"] for entry in history[-2:])
     gap = control_now(history[-1], control) - now
-    if (now - before) * gap > 0 and abs(now - before) > abs(gap) / 2:
-        return level
-    return min(_MOST_CORRECTED, max(-_MOST_CORRECTED, level + gap / 2))
-
-
-def nearing(history: Sequence[Mapping[str, Any]], control: Control) -> float:
-    """The share of the learning rate for the next steps: over the last half of the way it falls with what is left.
-
-    Down to a fifth: full steps near the end throw the spans below text that the target never saw.
-
-    Args:
-        history: what `look` said so far.
-        control: of the tokens.
-    """
-    way, left = (entry["selected_log_ratio"] - control_now(entry, control) for entry in (history[0], history[-1]))
-    return min(1.0, max(_SLOWEST, left / way / _LAST)) if way > 0 else 1.0
+    if (now - before) * gap > 0 and abs(now - before) > abs(gap) / 4:
+        return trim
+    return min(_MOST_CORRECTED, max(-_MOST_CORRECTED, trim + _TRIMMED * gap))
 
 
 def token_log_probs(
