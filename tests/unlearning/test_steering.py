@@ -63,9 +63,9 @@ def test_a_rate_is_the_settings_the_trust_regions_and_this_together() -> None:
 def test_where_tokens_end_moves_with_never_seen_text_and_by_what_is_off() -> None:
     steering = steered(2.1, 0.6, moved=-0.05)
     assert steering.tilt == -0.05, "they still come down"
-    steering.after_look([look(2.1), look(0.7, moved=-0.05), look(0.7, moved=-0.02)], CONTROL)
-    assert steering.trim == pytest.approx((0.08 - 0.7) / 4)
-    assert steering.tilt == pytest.approx(-0.02 + (0.08 - 0.7) / 4)
+    steering.after_look([look(2.1), look(0.2, moved=-0.05), look(0.2, moved=-0.02)], CONTROL)
+    assert steering.trim == pytest.approx((0.08 - 0.2) / 4)
+    assert steering.tilt == pytest.approx(-0.02 + (0.08 - 0.2) / 4)
 
 
 def test_it_goes_on_from_its_state_and_a_round_from_the_round_before() -> None:

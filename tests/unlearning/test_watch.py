@@ -138,12 +138,14 @@ def test_what_the_mean_is_off_by_is_taken_off_the_level_unless_it_comes_by_itsel
     assert corrected(0.0, means(0.9, 0.5), control) == 0.0, "still on its way"
     assert corrected(0.0, means(0.3, -0.3), control) == pytest.approx(0.1), "it has come through, and goes on"
     assert corrected(0.0, means(-0.3, -0.05), control) == 0.0, "on its way back"
-    assert corrected(0.0, means(0.35, 0.3), control) == pytest.approx(-0.05)
+    assert corrected(0.0, means(0.25, 0.22), control) == pytest.approx(-0.03)
     assert corrected(-0.1, means(-0.1, -0.1), control) == pytest.approx(-0.05), "in both directions"
     assert corrected(0.2, means(0.1, 0.1), control) == pytest.approx(0.2)
-    assert corrected(-0.4, means(0.9, 0.9), control) == pytest.approx(-0.6), "a quarter of it"
-    assert corrected(-0.9, means(0.9, 0.9), control) == -1.0, "within a nat"
-    assert corrected(0.2, means(0.9, 0.9), Control(0.0, None)) == 0.2, "nothing tells where to"
+    assert corrected(-0.4, means(0.9, 0.9), control) == -0.4, "it has not come down"
+    assert corrected(-0.4, means(*[0.9] * 4), control) == pytest.approx(-0.6), "stuck on the way"
+    assert corrected(0.0, means(0.9, 0.8, 0.7, 0.6), control) == 0.0, "slow, and not stuck"
+    assert corrected(-0.9, means(*[0.9] * 4), control) == -1.0, "within a nat"
+    assert corrected(0.2, means(*[0.9] * 4), Control(0.0, None)) == 0.2, "nothing tells where to"
 
 
 def test_a_mean_that_is_held_off_comes_to_the_control() -> None:

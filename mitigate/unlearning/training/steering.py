@@ -9,13 +9,13 @@ from typing import Any
 from mitigate.models.fitting.pace import rate_factor
 from mitigate.unlearning.material.control import Control
 from mitigate.unlearning.settings import Unlearn
-from mitigate.unlearning.training.watch import control_now, corrected
+from mitigate.unlearning.training.watch import LAST_NATS, control_now, corrected
 
 _SLOWER, _FASTER, _LEAST_SHARE = 0.8, 1.1, 1 / 64
 _RISE, _MEMORY = 1.1, 0.8  # of the anchors' mean over its running mean: a rise; of the running mean at a step
 _DUAL_RATE = 0.1
 _DUAL_RANGE = (1e-3, 1e4)
-_LAST_NATS, _LAST_SHARE = 0.15, 0.35  # above the control, and of the whole way there, from where the rate falls
+_LAST_SHARE = 0.35  # of the whole way to the control, from where the rate falls
 _SLOWEST = 0.2
 _RECENT = 0.5  # share of a step in the running mean of its tokens' log-ratio
 _KEPT = ("dual", "held", "share", "drift", "ratio", "level", "way", "moved", "trim")
@@ -58,7 +58,7 @@ class Steering:
         """
         if self.level is None or self.ratio is None:
             return 1.0
-        return min(1.0, max(_SLOWEST, (self.ratio - self.level) / max(_LAST_NATS, _LAST_SHARE * self.way)))
+        return min(1.0, max(_SLOWEST, (self.ratio - self.level) / max(LAST_NATS, _LAST_SHARE * self.way)))
 
     @property
     def tilt(self) -> float:

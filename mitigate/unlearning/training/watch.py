@@ -21,6 +21,8 @@ MOST_OVER_FORGOTTEN = 0.05  # share of the spans under the limit at which traini
 MOST_EXPOSED = 0.03  # share of the spans over the upper limit, or under the lower one, and
 LEAST_AUC, MOST_AUC = 0.45, 0.52  # ... AUC of the spans against never-seen ones, outside of which training is not done
 _MOST_CORRECTED = 1.0  # nats
+LAST_NATS = 0.15  # above the control, from where it is nearly there
+_STUCK = 0.95  # of the way that was left three looks ago is left still
 _TRIMMED = 0.25  # share of what the mean is off by
 PATIENCE = 3  # looks without getting nearer to the references
 
@@ -195,7 +197,8 @@ def corrected(trim: float, history: Sequence[Mapping[str, Any]], control: Contro
     """What is to be added to a token's logit where `match` and `consensus` end, so that the mean ends at the control.
 
     Anchors and neighbours hold a token off its level. What the mean is off by is taken off, a quarter of it at a look
-    (integral control), within ±1 nat; but not while it comes nearer so fast that it will be there by itself.
+    (integral control), within ±1 nat; but not before it has come down, or is stuck on the way, nor while it comes
+    nearer so fast that it will be there by itself.
 
     Args:
         trim: what is added now, nats.
@@ -205,10 +208,13 @@ def corrected(trim: float, history: Sequence[Mapping[str, Any]], control: Contro
     if control.distance is None or len(history) < 2:
         return trim
     before, now = (entry["selected_log_ratio"] for entry in history[-2:])
-    gap = control_now(history[-1], control) - now
-    if (now - before) * gap > 0 and abs(now - before) > abs(gap) / 4:
+    gaps = [control_now(entry, control) - entry["selected_log_ratio"] for entry in history]
+    stuck = len(gaps) > PATIENCE and abs(gaps[-1]) > _STUCK * abs(gaps[-1 - PATIENCE])
+    if max(gaps) < -LAST_NATS and not stuck:
         return trim
-    return min(_MOST_CORRECTED, max(-_MOST_CORRECTED, trim + _TRIMMED * gap))
+    if (now - before) * gaps[-1] > 0 and abs(now - before) > abs(gaps[-1]) / 4:
+        return trim
+    return min(_MOST_CORRECTED, max(-_MOST_CORRECTED, trim + _TRIMMED * gaps[-1]))
 
 
 def token_log_probs(
