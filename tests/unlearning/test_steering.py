@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def test_the_rate_falls_with_what_is_left_over_the_last_third_of_the_way_or_of_f
 
 def test_the_newest_step_counts_half() -> None:
     assert steered(2.1, 0.6, 0.2).near == pytest.approx((0.4 - 0.1) / 0.7)
+    assert steered(2.1, 0.6, 0.2, math.nan).ratio == pytest.approx(0.4), "a step that says nothing counts nothing"
 
 
 def test_it_is_whole_before_anything_is_known_and_where_nothing_ends_at_the_control() -> None:

@@ -76,7 +76,8 @@ class Steering:
         if math.isfinite(held):
             self._update_dual(held)
             self._update_share(held)
-        self.ratio = ratio if self.ratio is None else _RECENT * ratio + (1 - _RECENT) * self.ratio
+        if math.isfinite(ratio):
+            self.ratio = ratio if self.ratio is None else _RECENT * ratio + (1 - _RECENT) * self.ratio
 
     def after_look(self, history: Sequence[Mapping[str, Any]], control: Control) -> None:
         """Take in what the watch said so far."""
