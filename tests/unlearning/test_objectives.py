@@ -26,7 +26,7 @@ from mitigate.unlearning.settings import Retain
 VOCABULARY, WIDTH = 5, 3
 TOKENS = torch.tensor([0, 1, 4, 2])
 PARAMETERS = Parameters(
-    beta=0.7, beta_2=1.3, delta=0.4, level=0.3, steering=1.5, direction=torch.tensor([0.6, 0.0, 0.8]).double()
+    beta=0.7, beta_2=1.3, delta=0.4, tilt=0.3, steering=1.5, direction=torch.tensor([0.6, 0.0, 0.8]).double()
 )
 
 
@@ -96,14 +96,14 @@ def naive(name: str, s: Selected) -> list[float]:
         return [math.exp(now[n]) ** beta * (1 - math.exp(now[n])) ** p.beta_2 * now[n] for n in rows]
     if name == "match":
         typical = s.log_prob_typical.tolist()
-        odds = [math.exp(typical[n] + p.level) / (1 - math.exp(typical[n])) for n in rows]
+        odds = [math.exp(typical[n] + p.tilt) / (1 - math.exp(typical[n])) for n in rows]
         apart = [abs(now[n] - math.log(odds[n] / (1 + odds[n]))) for n in rows]
         return [gap - 0.5 if gap > 1 else gap**2 / 2 for gap in apart]
     if name in ("distill", "consensus"):
         q = distributions(2 if name == "distill" else 5).exp().tolist()
         if name == "consensus":  # with more of the token
             more = [
-                [value * math.exp(p.level * (v == TOKENS.tolist()[n])) for v, value in enumerate(q[n])] for n in rows
+                [value * math.exp(p.tilt * (v == TOKENS.tolist()[n])) for v, value in enumerate(q[n])] for n in rows
             ]
             q = [[value / sum(of_row) for value in of_row] for of_row in more]
         return [sum(q[n][v] * (math.log(q[n][v]) - s.log_probs[n, v].item()) for v in range(VOCABULARY)) for n in rows]

@@ -125,7 +125,7 @@ def test_spans_that_all_lie_lower_than_never_seen_ones_end_it_unless_they_rise(
     assert reason_to_stop(history, CONTROL) == (f"at step {20 * (len(aucs) - 1)} {told}" if ends else None)
 
 
-# The level of `match`
+# What is off the level
 
 
 def means(*ratios: float) -> list[dict]:

@@ -73,15 +73,14 @@ class Selected:
 class Parameters:
     """Hyper-parameters of the objectives.
 
-    `beta` None is the objective's own default, `level` what is added to the token's logit where `match` and
-    `consensus` end (see `corrected`),
-    `direction` rmu's u, (D,).
+    `beta` None is the objective's own default, `tilt` what is added to the logit of a token to forget where `match`
+    and `consensus` end, `direction` rmu's u, (D,).
     """
 
     beta: float | None = None
     beta_2: float = 1.0
     delta: float = 0.0
-    level: float = 0.0
+    tilt: float = 0.0
     steering: float = 2.0
     direction: torch.Tensor | None = None
 
@@ -184,7 +183,7 @@ def _match(s: Selected, p: Parameters) -> torch.Tensor:
 
 def _aim(s: Selected, p: Parameters) -> torch.Tensor:
     """(N,) the log-probability at which a token to forget is to end, nats."""
-    return tilted_log_prob(s.log_prob_typical, by=p.level)
+    return tilted_log_prob(s.log_prob_typical, by=p.tilt)
 
 
 def _rmu(s: Selected, p: Parameters) -> torch.Tensor:

@@ -168,7 +168,7 @@ class Loop:
     def _steer(self, history: Sequence[Mapping[str, Any]]) -> None:
         if self.settings.stop_at_control:
             self.steering.after_look(history, self.control)
-            self.losses.level = self.steering.tilt
+            self.losses.tilt = self.steering.tilt
 
     def _reason_to_stop(self, history: Sequence[dict[str, Any]]) -> str | None:
         return reason_to_stop(history, self.control) if self.settings.stop_at_control else None
@@ -312,7 +312,7 @@ class Loop:
         self.optimizer.load_state_dict(optimizer_state(state["optimizer"], tensors))
         self.steering.restore(state["steering"])
         self.nearest.look, self.nearest.state = state["nearest"], parts_named(tensors, "nearest")
-        self.losses.level = self.steering.tilt
+        self.losses.tilt = self.steering.tilt
         torch.set_rng_state(tensors["random"])
         if state["in_round"]:
             logger.info("resuming at step %d of round %d", state["in_round"], 1 + len(self.rounds))

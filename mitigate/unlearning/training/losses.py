@@ -75,13 +75,13 @@ class Losses:
         )
 
     @property
-    def level(self) -> float:
-        """Nats that `corrected` adds to where `match` brings a token to rest."""
-        return self.parameters.level
+    def tilt(self) -> float:
+        """Nats that are added to a token's logit where it is to end; see `Steering`."""
+        return self.parameters.tilt
 
-    @level.setter
-    def level(self, value: float) -> None:
-        self.parameters = replace(self.parameters, level=value)
+    @tilt.setter
+    def tilt(self, value: float) -> None:
+        self.parameters = replace(self.parameters, tilt=value)
 
     def of(self, batch: Batch, totals: Mapping[str, float]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """A batch's part of the step's mean objective, of its mean anchor, and of its tokens' mean log-ratio.
