@@ -210,6 +210,13 @@ def test_a_whole_run_ends_at_the_control_level(layered: Audit, tmp_path: Path) -
 # Steps
 
 
+def plain_loop(audited: Audit, out: Path, **settings: Any) -> Loop:
+    """One whose steps can be compared: Adam blows rounding up, for it divides by the gradient's size."""
+    loop = loop_of(audited, changed(QUICK, **settings, learning_rate=0.3), out)
+    loop.optimizer = loop.accelerator.prepare(torch.optim.SGD(loop.parameters))
+    return loop
+
+
 @pytest.mark.parametrize(
     ("target", "objective"), [("layered", "hinge=1,distill=0.5"), ("whole", "npo"), ("layered", "substitute")]
 )
@@ -218,10 +225,7 @@ def test_small_forwards_train_the_same_as_one(
 ) -> None:
     audited, trained, losses = request.getfixturevalue(target), [], []
     for batch_tokens in (None, 40):
-        settings = changed(QUICK, objective=objective, batch_tokens=batch_tokens, learning_rate=0.3)
-        loop = loop_of(audited, settings, tmp_path / "out")
-        # Adam divides by the gradient's size and so blows rounding up where that is nothing
-        loop.optimizer = loop.accelerator.prepare(torch.optim.SGD(loop.parameters))
+        loop = plain_loop(audited, tmp_path / "out", objective=objective, batch_tokens=batch_tokens)
         losses.append([loop.step(step) for step in range(4)])
         trained.append([parameter.detach().clone() for parameter in loop.parameters])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
@@ -244,18 +248,19 @@ def test_a_step_that_does_not_fit_in_memory_is_taken_in_smaller_parts(
     trained = []
     for most in (10**6, 2):
         monkeypatch.setattr(Losses, "of", full)
-        loop = loop_of(whole, THOROUGH, tmp_path / str(most))
-        losses = [loop.step(step) for step in range(3)]
+        loop = plain_loop(whole, tmp_path / str(most))
+        losses = [loop.step(step) for step in range(4)]
         trained.append((losses, [parameter.detach().clone() for parameter in loop.parameters]))
     (losses, one), (others, many) = trained
-    assert others == pytest.approx(losses, rel=1e-3)
+    assert others == pytest.approx(losses, rel=1e-4)
+    assert any(parameter.abs().max() > 1e-3 for parameter in one[1::2]), "lora_B left zero"
     for before, after in zip(one, many, strict=True):
         torch.testing.assert_close(after, before, rtol=0, atol=5e-5)
     assert "does not fit in memory" in caplog.text
     assert sizes[-1] <= 2
     most = 0
     with pytest.raises(MitigateError, match=r"a window does not fit .*unlearn\.gradient_checkpointing"):
-        loop.step(3)
+        loop.step(4)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
