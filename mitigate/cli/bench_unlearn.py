@@ -74,12 +74,12 @@ def bench_unlearn(
     Each seed deals people to forget, retain and holdout, fine-tunes a target, audits it, and lets every objective
     forget the audit's tokens (token scope) and whole documents (sequence scope). On the first seed each runs at --tries
     learning rates, at up to two more where the best is the lowest or highest of them, and then with two more weights of
-    its anchors; the best by half of the forget people is taken on all seeds, and the figures are of the other half. The
-    audit is not told where the secrets are, but for the runs on known spans. Published objectives run as published:
-    their anchors and weights, NPO and DPO on sums over a sequence; those whose names end in _token are of tokens.
-    Distances are to models that were trained without these people (document oracles) or without a loss on their secrets
-    (token oracles); the floor is the distance of two such models. Membership is told by judges that unlearning never
-    sees.
+    its anchors; the best by half of the forget people is taken on all seeds, and the figures are of the other half. In
+    the hard world the default runs as it is shipped, without tries. The audit is not told where the secrets are, but
+    for the runs on known spans. Published objectives run as published: their anchors and weights, NPO and DPO on sums
+    over a sequence; those whose names end in _token are of tokens. Distances are to models that were trained without
+    these people (document oracles) or without a loss on their secrets (token oracles); the floor is the distance of two
+    such models. Membership is told by judges that unlearning never sees.
 
     An interrupted run goes on where it stopped: finished models and runs are kept. To see soon whether it is worth it,
     give few --objectives, and the others later to the same --out. Once the first seed is done, others may run at the

@@ -288,6 +288,10 @@ def test_rates_and_weights_are_chosen_on_the_first_seed_and_taken_on_the_others(
     counts = sorted(len(entries) for entries in rows["tries"].values())
     assert counts == [1] * (len(counts) - 1) + [2]
     assert len(rows["learning_rate"]) == 2
+    shipped = run_seed(
+        replace(seed, settings=settings), pairs[:1], tries=(1 / 3, 1.0), retrain=False, first=None, as_shipped=True
+    )
+    assert list(shipped.methods[pairs[0]].tries) == list(shipped.known.tries) == [Try(1.0)]
 
 
 def test_other_settings_in_the_same_directory_are_refused(out: Path) -> None:
@@ -489,6 +493,7 @@ def test_the_hard_world_makes_and_measures_a_world_for_each_number_of_epochs(out
         folder = tmp_path / "hard" / f"epochs-{epochs}"
         assert own == read_json(folder / "results.json")
         assert own["settings"]["schedule"]["epochs"] == float(epochs)
+        assert own["settings"]["default_as_shipped"]
         assert set(own["methods"]["default"]["token"]) >= FIGURES
         assert (folder / "unlearn.png").read_bytes().startswith(b"\x89PNG")
         people = [len({d.group for d in read_documents(folder / "seed-0" / "documents.jsonl")})]

@@ -2,8 +2,8 @@
 
     mitigate bench unlearn --world hard --base my-pretrained-model --seeds 0 1 2 --out runs/hard
 
-Each number of epochs is a world of its own, in OUT/epochs-N, made and measured as `bench unlearn` does it, with the
-product's own defaults of unlearning.
+Each number of epochs is a world of its own, in OUT/epochs-N, made and measured as `bench unlearn` does it. The default
+runs as it is shipped, without a search; for the others rate and weight of anchors are searched.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ def bench_unlearn_hard(
     settings = settings or HardUnlearnBenchSettings()
     if base is None:
         raise MitigateError("--base: missing; the hard world is adapters over a pretrained model: give its directory")
-    runs = len(check_methods(objectives, scopes, tries)) + 1  # the default on known spans is measured besides
+    methods = check_methods(objectives, scopes, tries)
     _tell_cost(
         out,
         settings,
         seeds=seeds,
         documents=documents,
-        runs=runs,
+        methods=methods,
         tries=tries,
         retrain=retrain,
         base=base,
@@ -84,6 +84,7 @@ def bench_unlearn_hard(
             settings=settings.of(UnlearnBenchSettings, epochs),
             base=base,
             device=device,
+            as_shipped=True,
         )
     results = {
         "world": "hard",
@@ -106,7 +107,7 @@ def _tell_cost(
     *,
     seeds: Sequence[int],
     documents: Path | None,
-    runs: int,
+    methods: Sequence[tuple[str, str]],
     tries: int,
     retrain: bool,
     base: str,
@@ -125,7 +126,9 @@ def _tell_cost(
         (epochs, size) for epochs, folder in folders for name, size in models.items() if not (folder / name).is_dir()
     ]
     tried = tries + (MORE_TRIES + len(WEIGHTS) if tries > 1 else 0)
-    runs = len(settings.epochs) * runs * (tried + len(seeds) - 1)  # rates are chosen on the first seed
+    searched = sum(objective != "default" for objective, _ in methods)
+    runs = (len(methods) + 1) * len(seeds) + searched * (tried - 1)  # with known spans; a search on the first seed
+    runs *= len(settings.epochs)
     runs += len(RETRAINED) * len(folders) if retrain else 0
     done = sum(len(list((folder / "runs").glob("*/run.json"))) for _, folder in folders)
     steps = max(0, runs - done) * settings.unlearn.max_steps

@@ -45,6 +45,7 @@ def bench_unlearn(
     settings: UnlearnBenchSettings | None = None,
     base: str | None = None,
     device: str = "auto",
+    as_shipped: bool = False,
 ) -> dict[str, Any]:
     """Run the benchmark and write `out/results.json`; models and runs that are already in `out` are kept.
 
@@ -62,6 +63,7 @@ def bench_unlearn(
         settings (*optional*): people, models, schedules, and what all runs have in common.
         base (*optional*): an existing base model.
         device (`str`, *optional*, defaults to `auto`): of the models.
+        as_shipped (`bool`, *optional*, defaults to `False`): the default runs at its own rate and weight alone.
 
     Returns:
         what `results.json` holds; see `summarize_seeds`.
@@ -84,13 +86,15 @@ def bench_unlearn(
         }
         evidence = gather_evidence(world, device=device)
         seed = Seed(number, directory, world, evidence, audits, settings, device)
-        done.append(run_seed(seed, wanted, tries=factors(tries), retrain=retrain, first=done[0] if done else None))
+        first = done[0] if done else None
+        done.append(run_seed(seed, wanted, tries=factors(tries), retrain=retrain, first=first, as_shipped=as_shipped))
         results = {
             **summarize_seeds(done),
             "settings": {
                 "seeds": list(seeds)[: len(done)],
                 "tries": [factor * settings.unlearn.learning_rate for factor in factors(tries)],
                 "more_tries_at_an_edge": MORE_TRIES,
+                "default_as_shipped": as_shipped,
                 "anchor_weights_at_the_best_rate": list(WEIGHTS) if tries > 1 else [],
                 "criterion": _CRITERION + ", ".join(f"{name} {allowed}" for name, allowed in ALLOWED.items()),
                 "fdr": FDR,

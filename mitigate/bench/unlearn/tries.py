@@ -51,9 +51,18 @@ class SeedRuns:
 
 
 def run_seed(
-    seed: Seed, wanted: Iterable[tuple[str, str]], *, tries: Sequence[float], retrain: bool, first: SeedRuns | None
+    seed: Seed,
+    wanted: Iterable[tuple[str, str]],
+    *,
+    tries: Sequence[float],
+    retrain: bool,
+    first: SeedRuns | None,
+    as_shipped: bool = False,
 ) -> SeedRuns:
-    """All runs of one seed: every try, or, after the first seed, each method at the rate and weight chosen there."""
+    """All runs of one seed: every try, or, after the first seed, each method at the rate and weight chosen there.
+
+    With `as_shipped` the default runs at its own rate and weight alone, as those have it who do not search.
+    """
 
     def tried(objective: str, scope: str, selection: str, chosen: Tried | None) -> Tried:
         def run(one: Try) -> Run:
@@ -61,10 +70,11 @@ def run_seed(
 
         if chosen:
             return Tried({chosen.best: run(chosen.best)}, chosen.best)
-        runs = {Try(factor): run(Try(factor)) for factor in tries}
-        while beyond := beyond_edge({t.rate: r.criterion for t, r in runs.items()}, at_most=len(tries) + MORE_TRIES):
+        rates = (1.0,) if as_shipped and objective == "default" else tries
+        runs = {Try(factor): run(Try(factor)) for factor in rates}
+        while beyond := beyond_edge({t.rate: r.criterion for t, r in runs.items()}, at_most=len(rates) + MORE_TRIES):
             runs[Try(beyond)] = run(Try(beyond))
-        if len(tries) > 1:
+        if len(rates) > 1:
             at, nearest = min(runs.items(), key=lambda item: item[1].criterion)
             held = nearest.record["anchor_weight"] > 0
             further = [Try(at.rate, hold) for hold in WEIGHTS] if held else [Try(at.rate * step) for step in BETWEEN]
