@@ -30,6 +30,7 @@ _HOMES = {
     "Unlearned": "mitigate.unlearning.trainer",
     "audit": "mitigate.detection.audit",
     "audit_generated": "mitigate.generation.audit",
+    "audit_parts": "mitigate.detection.parts.audit",
     "bench_detect": "mitigate.bench.detect.run",
     "compare": "mitigate.verification.compare",
     "crossfit_references": "mitigate.detection.references.crossfit",

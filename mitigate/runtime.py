@@ -73,8 +73,11 @@ class _Lines(tqdm):
 
 
 @contextmanager
-def progress(total: int, description: str, *, unit: str = "it") -> Iterator[tqdm]:
-    """A progress bar with ETA on the main process's terminal; without one, a line every minute; silent elsewhere."""
+def progress(total: int | None, description: str, *, unit: str = "it") -> Iterator[tqdm]:
+    """A progress bar with ETA on the main process's terminal; without one, a line every minute; silent elsewhere.
+
+    Without a total, what is done and for how long.
+    """
     if sys.stderr.isatty() or not is_main():
         bar = tqdm(total=total, desc=description, unit=unit, disable=not is_main(), leave=False)
     else:
@@ -86,7 +89,9 @@ def progress(total: int, description: str, *, unit: str = "it") -> Iterator[tqdm
             delay=LINE_EVERY,
             mininterval=LINE_EVERY,
             miniters=1,
-            bar_format="{desc}: {n_fmt} of {total_fmt} {unit}, {elapsed} so far, about {remaining} to go",
+            bar_format="{desc}: {n_fmt} {unit}, {elapsed} so far"
+            if total is None
+            else "{desc}: {n_fmt} of {total_fmt} {unit}, {elapsed} so far, about {remaining} to go",
         )
     with bar:
         yield bar

@@ -31,7 +31,15 @@ FILES_IN_A_ROOM, FILES_AT_THE_TOP = 12, 6
 PUBLIC = (
     *("Audit", "Comparison", "Detect", "Document", "DocumentSource", "Documents", "MitigateError", "ModelStore"),
     *("Recipe", "References", "Request", "Retain", "Span", "Unlearn", "Unlearned", "__version__", "audit"),
-    *("audit_generated", "bench_detect", "compare", "crossfit_references", "load_recipe", "load_references"),
+    *(
+        "audit_generated",
+        "audit_parts",
+        "bench_detect",
+        "compare",
+        "crossfit_references",
+        "load_recipe",
+        "load_references",
+    ),
     *("read_documents", "reaudit", "retrain", "run", "unlearn", "verify"),
 )
 

@@ -33,6 +33,8 @@ from mitigate.errors import MitigateError, printable
 
 if TYPE_CHECKING:
     from mitigate.detection.record import Audit
+    from mitigate.detection.settings import Detect
+    from mitigate.models.store import ModelStore
 
 _MOST_STRETCHES = 20  # that are printed
 
@@ -82,6 +84,14 @@ def audit(
             "informia); without, what they said is taken from the audit where the score needs no more.",
         ),
     ] = False,
+    part_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="For documents that memory does not hold: audit about so many tokens at once, for instance 1000000. "
+            "OUT/parts keeps every part, OUT/exposed is an audit of what stands out; run again, it goes on.",
+        ),
+    ] = None,
     forget_ids: ForgetIds = None,
     forget_contains: ForgetContains = None,
     forget_where: ForgetWhere = None,
@@ -105,6 +115,8 @@ def audit(
     Example: mitigate audit recipes/lume.yaml data.root=lume detect.fdr=0.05 out=runs/lume-audit
 
     Example: mitigate audit --target my-model --reference references --documents a.jsonl --forget-contains "Jane Roe"
+
+    Example: mitigate audit --target my-model --reference base --documents large.jsonl --part-tokens 1000000 --out large
     """
     generate = generate or bool(prompts or match or sampling)
     request = request_from(forget_ids, forget_contains, forget_where, linked=forget_linked)
@@ -112,6 +124,11 @@ def audit(
         raise MitigateError(
             "the --forget options go with --target and --documents: in a recipe give forget.ids, forget.contains or "
             "forget.where; a re-audit keeps the request of its audit; generated text has no documents to forget"
+        )
+    if part_tokens is not None and (request is not None or recipe or again or generate):
+        raise MitigateError(
+            "--part-tokens goes with --target and --documents alone: an erasure request looks for its secrets in all "
+            "documents at once, a recipe goes on to unlearn; audit by parts, and go on from OUT/exposed"
         )
     if recipe is not None:
         if target or documents or reference or again or generate:
@@ -138,15 +155,18 @@ def audit(
     from mitigate.generation.settings import Sampling
 
     detect, drawn = settings_from(Detect, settings), settings_from(Sampling, sampling)
-    check_free_out(out)
     quiet()
+    store = model_store(base, device, dtype, trust_remote_code, allow_pickle)
+    references = reference or []
+    if part_tokens is not None and documents is not None:
+        _audit_parts(target, references, documents, out, part_tokens, detect=detect, store=store, seed=seed)
+        return
+    check_free_out(out)
     from mitigate.detection.audit import audit as audit_documents
     from mitigate.detection.audit import reaudit
     from mitigate.detection.record import Audit
     from mitigate.generation.audit import audit_generated
 
-    store = model_store(base, device, dtype, trust_remote_code, allow_pickle)
-    references = reference or []
     if again is not None:
         result = reaudit(Audit.load(again), target, store=store, references_again=references_again)
     elif documents is None:
@@ -163,6 +183,40 @@ def audit(
         if generate:
             _print_stretches(result)
         for line in result.metadata.skipped:
+            typer.echo(f"skipped {printable(line)}", err=True)
+
+
+def _audit_parts(
+    target: str,
+    references: Sequence[str],
+    documents: str,
+    out: Path,
+    part_tokens: int,
+    *,
+    detect: Detect,
+    store: ModelStore,
+    seed: int,
+) -> None:
+    from mitigate.detection.parts.audit import audit_parts
+
+    made = audit_parts(
+        target,
+        references,
+        documents=documents,
+        out=out,
+        part_tokens=part_tokens,
+        detect=detect,
+        store=store,
+        seed=seed,
+    )
+    if is_main_process():
+        total = made.total
+        typer.echo(
+            f"{total.documents} documents, {total.tokens} tokens in {total.parts} parts: {total.found} memorized spans "
+            f"found, {total.selected} selected for unlearning, in {total.exposed} documents -> "
+            + (f"{out / 'exposed'}" if made.exposed else f"{out / 'parts'} (nothing stands out: no {out / 'exposed'})")
+        )
+        for line in made.skipped:
             typer.echo(f"skipped {printable(line)}", err=True)
 
 

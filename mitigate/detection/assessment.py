@@ -9,7 +9,7 @@ where nothing can be memorized. *None*: the bare score, its error rate unknown.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -65,6 +65,22 @@ class Assessment:
     calibration: Calibration
     fit: Fit | None = None
     warnings: tuple[str, ...] = ()
+
+    def first(self, count: int) -> Assessment:
+        """What it says of its first documents."""
+        tokenized = self.tokenized[:count]
+        tokens = sum(len(own.ids) for own in tokenized)
+        ids = {own.id for own in tokenized}
+        rows = [row for row in self.spans if row.doc_id in ids]
+        return replace(
+            self,
+            tokenized=tokenized,
+            signals={name: column[:tokens] for name, column in self.signals.items()},
+            score=self.score[:tokens],
+            log_odds=self.log_odds[:tokens],
+            memorized=self.memorized[:tokens],
+            spans=[replace(row, span_id=number) for number, row in enumerate(rows)],
+        )
 
 
 def assess_documents(
@@ -174,7 +190,7 @@ def assess_again(before: Audit, target: Model) -> Assessment:
     own |= {"log_ratio": own["log_prob"] - own["log_prob_out"], "log_prob_references": before.reference_log_probs}
     own |= {name: np.full_like(own["log_ratio"], np.nan) for name in ("kl", "log_ratio_variance")}
     score = token_scores(own, detect.score)
-    scored = ScoredDocuments(documents, tokenized, score, eligible_sets(documents))
+    scored = ScoredDocuments(documents, tokenized, score, eligible_sets(documents.sets))
     kind = before.metadata.calibration.kind
     findings = by_score(scored, own, kind, rule=detect.spans, given=before.span_rows)
     return Assessment(tokenized, own, score, findings.log_odds, findings.memorized, findings.rows, findings.calibration)
@@ -190,9 +206,9 @@ def is_kept(before: Audit) -> bool:
     return plain and detect.score not in WHOLE_SCORES and before.metadata.calibration.kind != "shadows"
 
 
-def eligible_sets(documents: Documents) -> set[str | None]:
-    """The sets whose memorized spans are selected for unlearning."""
-    return {"forget"} if any(document.set == "forget" for document in documents) else {None}
+def eligible_sets(sets: Iterable[str | None]) -> set[str | None]:
+    """The sets, of those that the documents belong to, whose memorized spans are selected for unlearning."""
+    return {"forget"} if "forget" in sets else {None}
 
 
 def check_calibration(documents: Documents, *, crossfitted: int, detect: Detect) -> None:

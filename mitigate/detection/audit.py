@@ -9,8 +9,9 @@ What they return says `mitigate.detection.record`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from mitigate.detection.spans.linked import with_linked
 from mitigate.detection.spans.row import span_table
 from mitigate.detection.spans.scored import ReferenceMembership
 from mitigate.detection.tables import document_table, token_table
-from mitigate.documents import Documents, Request, read_documents
+from mitigate.documents import Document, Documents, Request, read_documents
 from mitigate.documents.erasure import apply_request
 from mitigate.errors import MitigateError
 from mitigate.models.compatible import check_tokenizers
@@ -69,49 +70,117 @@ def audit(
         MitigateError: no reference, a reference with another tokenizer, no OUT reference for a document, NaN logits, an
             erasure request that selects nothing.
     """
-    detect = detect or Detect()
-    store = store or ModelStore()
-    references = references if isinstance(references, References) else load_references(references)
-    given = {f"reference {number}": path for number, path in enumerate(references.paths)}
-    check_tokenizers(target.source if isinstance(target, Model) else target, given, store=store)
-    model = target if isinstance(target, Model) else store.load(target)
+    auditor = Auditor.of(target, references, detect=detect, store=store, seed=seed)
     if not isinstance(documents, Documents):
-        documents = read_documents(documents, tokenizer=model.tokenizer, mark=forget.where if forget else None)
-    documents = apply_request(documents, forget) if forget is not None else documents
-    reference_models = [store.load(path) for path in references.paths]
-    membership = ReferenceMembership(
-        out=references.out_for(documents),
-        trained=references.trained_for(documents),
-        crossfitted=references.crossfitted,
-    )
-    eligible = eligible_sets(documents)
-    check_log_probs(model, reference_models, detect)
-    for reference in reference_models:
-        check_same_tokenizer(model, reference)
-    assessed = assess_documents(model, reference_models, documents, membership, detect=detect, eligible=eligible)
-    names = [reference.name for reference in reference_models]
-    warnings = check_references(
-        assessed.signals,
-        documents,
-        assessed.tokenized,
-        names=names,
-        crossfitted=membership.crossfitted,
-        vocabulary=model.vocabulary_size,
-    )
-    warnings += [warning] if (warning := fit_warning(assessed.fit)) else []
-    warnings += assessed.warnings
-    for warning in warnings:
-        logger.warning("%s", warning)
-    erasure = None
-    if documents.erasure is not None:
-        assessed, erasure = with_linked(assessed, documents)
-    settings = {"kind": references.kind, "detect": detect, "seed": seed, "warnings": tuple(warnings)}
-    settings |= {"erasure": erasure, "fit": assessed.fit}
-    identities = [_identity(reference) for reference in reference_models]
-    context = min(detect.context or model.context, *(one.context for one in (model, *reference_models)))
-    result = _assemble(model, identities, documents, membership, assessed, context=context, settings=settings)
-    warn_of_gaps(result.metadata.coverage, documents, assessed.tokenized)
-    return result
+        mark = forget.where if forget else None
+        documents = read_documents(documents, tokenizer=auditor.target.tokenizer, mark=mark)
+    return auditor.audit(apply_request(documents, forget) if forget is not None else documents)
+
+
+@dataclass(frozen=True)
+class Auditor:
+    """A target and its references, which are loaded once, and how they judge documents.
+
+    Attributes:
+        target: the model under audit.
+        references: who judges, and what each was trained on.
+        detect: score, temperature and span rule.
+        store: loads the models.
+        seed: recorded with an audit.
+    """
+
+    target: Model
+    references: References
+    detect: Detect
+    store: ModelStore
+    seed: int
+
+    @classmethod
+    def of(
+        cls,
+        target: str | Path | Model,
+        references: References | str | Path | Sequence[str | Path],
+        *,
+        detect: Detect | None,
+        store: ModelStore | None,
+        seed: int,
+    ) -> Auditor:
+        """With the target loaded; arguments as of `audit`.
+
+        Raises:
+            MitigateError: no reference, or one with another tokenizer.
+        """
+        store = store or ModelStore()
+        references = references if isinstance(references, References) else load_references(references)
+        given = {f"reference {number}": path for number, path in enumerate(references.paths)}
+        check_tokenizers(target.source if isinstance(target, Model) else target, given, store=store)
+        model = target if isinstance(target, Model) else store.load(target)
+        return cls(model, references, detect or Detect(), store, seed)
+
+    @cached_property
+    def judges(self) -> list[Model]:
+        """The references, loaded.
+
+        Raises:
+            MitigateError: one has another vocabulary, or a setting asks for what a server does not tell.
+        """
+        models = [self.store.load(path) for path in self.references.paths]
+        check_log_probs(self.target, models, self.detect)
+        for model in models:
+            check_same_tokenizer(self.target, model)
+        return models
+
+    @property
+    def context(self) -> int:
+        """Tokens in a window."""
+        return min(self.detect.context or self.target.context, *(one.context for one in (self.target, *self.judges)))
+
+    def audit(
+        self, documents: Documents, *, controls: Sequence[Document] = (), sets: Iterable[str | None] | None = None
+    ) -> Audit:
+        """Score every token of the documents and find the memorized spans.
+
+        Args:
+            documents: what to judge.
+            controls (*optional*): others that only calibrate: what is found in them is not told.
+            sets (*optional*): those of all documents, where these are a part of them.
+
+        Raises:
+            MitigateError: no OUT reference for a document, NaN logits.
+        """
+        model, detect, judged = self.target, self.detect, documents
+        if controls:
+            documents = Documents((*judged.items, *controls))
+        membership = ReferenceMembership(
+            out=self.references.out_for(documents),
+            trained=self.references.trained_for(documents),
+            crossfitted=self.references.crossfitted,
+        )
+        eligible = eligible_sets(documents.sets if sets is None else sets)
+        assessed = assess_documents(model, self.judges, documents, membership, detect=detect, eligible=eligible)
+        warnings = check_references(
+            assessed.signals,
+            documents,
+            assessed.tokenized,
+            names=[reference.name for reference in self.judges],
+            crossfitted=membership.crossfitted,
+            vocabulary=model.vocabulary_size,
+        )
+        warnings += [warning] if (warning := fit_warning(assessed.fit)) else []
+        warnings += assessed.warnings
+        for warning in warnings:
+            logger.warning("%s", warning)
+        erasure = None
+        if documents.erasure is not None:
+            assessed, erasure = with_linked(assessed, documents)
+        if controls:
+            assessed, membership = assessed.first(len(judged)), membership.first(len(judged))
+        settings = {"kind": self.references.kind, "detect": detect, "seed": self.seed, "warnings": tuple(warnings)}
+        settings |= {"erasure": erasure, "fit": assessed.fit}
+        identities = [_identity(reference) for reference in self.judges]
+        result = _assemble(model, identities, judged, membership, assessed, context=self.context, settings=settings)
+        warn_of_gaps(result.metadata.coverage, judged, assessed.tokenized)
+        return result
 
 
 def reaudit(
@@ -156,7 +225,7 @@ def reaudit(
             documents,
             membership,
             detect=before.metadata.detect,
-            eligible=eligible_sets(documents),
+            eligible=eligible_sets(documents.sets),
             given=before.span_rows,
         )
     kept = ("kind", "detect", "seed", "warnings", "erasure", "fit")

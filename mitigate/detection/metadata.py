@@ -19,7 +19,7 @@ from mitigate.errors import MitigateError
 SCHEMA = 3  # of audit.json and the tables beside it; one of another version is refused
 REMEDY = "audit again"
 Reason = Literal["not audited", "cut", "first token"]
-_NOT_EVERYWHERE = ("again", "generated")  # keys of audit.json that only some audits have
+_NOT_EVERYWHERE = ("again", "generated", "extract")  # keys of audit.json that only some audits have
 
 
 class Record(BaseModel):
@@ -204,6 +204,24 @@ class Generated(Record):
     without_text: int
 
 
+class Extract(Record):
+    """What an audit is taken from: all that was audited, of which it holds what stands out, and controls.
+
+    Attributes:
+        documents, tokens, parts: that were audited.
+        found: spans found in them; `known`: known spans; `selected`: spans to be unlearned.
+        exposed: documents that hold a span that was found or is selected.
+    """
+
+    documents: int
+    tokens: int
+    parts: int
+    found: int
+    known: int
+    selected: int
+    exposed: int
+
+
 class AuditMetadata(Record):
     """Everything in an audit that is not a table.
 
@@ -222,6 +240,7 @@ class AuditMetadata(Record):
         fit: None without cross-fitted references.
         again: of a re-audit, the fingerprint of the audit that it repeats.
         generated: of an audit of text that the model wrote.
+        extract: of an audit that is what stands out of a larger one; `coverage` is the larger one's.
     """
 
     target: AuditedModel
@@ -244,6 +263,7 @@ class AuditMetadata(Record):
     fit: Fit | None
     again: str | None = None
     generated: Generated | None = None
+    extract: Extract | None = None
 
     def written(self) -> dict[str, Any]:
         """The content of audit.json."""

@@ -13,8 +13,8 @@ import logging
 from collections.abc import Collection
 from dataclasses import replace
 
-from mitigate.documents.duplicates import without_trained_controls
 from mitigate.documents.request import Request
+from mitigate.documents.sets.duplicates import without_trained_controls
 from mitigate.documents.types import Documents, Erasure
 from mitigate.errors import MitigateError, summarize
 from mitigate.text.folding import find_words, fold

@@ -154,6 +154,11 @@ class Documents(Sequence[Document]):
         """Hash of everything in the documents and of their order."""
         return fingerprint([asdict(document) for document in self.items])
 
+    @property
+    def sets(self) -> set[str | None]:
+        """The sets that any of the documents belongs to; None for those without one."""
+        return {document.set for document in self.items}
+
     def subset(self, sets: str | Collection[str]) -> Documents:
         """The documents of one set, or of several, in order; none is not an error.
 

@@ -144,7 +144,7 @@ def compare(
             "compare: the second audit is not the first one made again, for its spans or its references are others, or "
             "the two were swapped; make it with `mitigate audit --target MODEL --again AUDIT`"
         )
-    notes: list[str] = []
+    notes = _extract_notes(before)
     seen_before, seen_after, kept_out = as_judged(before, after)
     if kept_out is False:
         notes.append(_unjudged(after))
@@ -279,6 +279,18 @@ def _attempt(secrets: Secrets, models: Mapping[str, Model], description: str) ->
         key: tuple(extract(model, secrets, description=f"{description}: {key}")) for key, model in models.items()
     }
     return Attempts(tuple(secret.place for secret in secrets), completed, secrets.total, secrets.untried)
+
+
+def _extract_notes(before: Audit) -> list[str]:
+    """What of a larger audit this one is."""
+    extract = before.metadata.extract
+    if extract is None:
+        return []
+    return [
+        f"taken from an audit of {extract.documents:,} documents ({extract.tokens:,} tokens, {extract.parts:,} parts): "
+        f"the {extract.exposed:,} in which a span was found or selected, and others to compare with; shares are of "
+        "these, what was not judged is of all"
+    ]
 
 
 def _unjudged(after: Audit | None) -> str:

@@ -17,7 +17,7 @@ from on_disk import write_lines
 from pydantic import ValidationError
 
 import mitigate.cli.app
-from mitigate.documents import DocumentSource, Request, read_documents, reading
+from mitigate.documents import DocumentSource, Request, read_documents, source_reader
 from mitigate.documents.erasure import apply_request
 from mitigate.errors import MitigateError
 from mitigate.text import patterns
@@ -124,7 +124,7 @@ def test_a_line_too_long_to_hold_is_refused(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_long_text_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "_MOST_CHARACTERS", 50)
+    monkeypatch.setattr(source_reader, "_MOST_CHARACTERS", 50)
     (tmp_path / "d.txt").write_text("\n\n".join(f"paragraph {number}" for number in range(9)))
     assert "set per: paragraph or line" in refused(tmp_path / "d.txt")
     assert len(read_documents(DocumentSource(path=str(tmp_path / "d.txt"), per="paragraph"))) == 9

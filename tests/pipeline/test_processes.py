@@ -188,6 +188,33 @@ def test_rows_of_two_processes_come_together_bit_for_bit(tmp_path: Path) -> None
     assert said == dict.fromkeys("01", "True True row 7 was written by two processes")
 
 
+PARTS = """
+import sys
+from pathlib import Path
+
+from mitigate import Detect, ModelStore, audit_parts
+
+target, references, documents, out = sys.argv[1:]
+detect, store = Detect(select="known"), ModelStore(device="cpu")
+made = audit_parts(
+    target, [references], documents=documents, out=Path(out, "by-parts"), part_tokens=200, detect=detect, store=store
+)
+print(made.total)
+"""
+
+
+def test_two_processes_audit_by_parts_as_one_does(world: World, tmp_path: Path) -> None:
+    script, documents = tmp_path / "parts.py", tmp_path / "documents.jsonl"
+    script.write_text(PARTS)
+    write_jsonl(world.documents, documents)
+    for processes, name in ((1, "one"), (2, "two")):
+        launch_two(script, world.target, world.references, documents, tmp_path / name, processes=processes)
+    files = sorted((tmp_path / "one" / "by-parts").rglob("*.*"))
+    assert len({file.parent for file in files}) > 3
+    for file in files:
+        assert (tmp_path / "two" / file.relative_to(tmp_path / "one")).read_bytes() == file.read_bytes(), file
+
+
 ENDS = """
 import sys, time
 from pathlib import Path

@@ -93,6 +93,8 @@ def speed_table(results: dict[str, Any]) -> str:
     if "memory" in results:
         lines.append("")
         memory = results["memory"]
-        for count, tokens, peak in zip(memory["documents"], memory["tokens"], memory["peak_bytes"], strict=True):
-            lines.append(f"an audit of {count:,} documents, {tokens:,} tokens: {peak / 2**20:,.0f} MiB at most")
+        peaks = [memory[way]["peak_bytes"] for way in ("whole", "parts")]
+        for count, tokens, *both in zip(memory["documents"], memory["tokens"], *peaks, strict=True):
+            whole, parts = (f"{peak / 2**20:,.0f} MiB" for peak in both)
+            lines.append(f"an audit of {count:,} documents, {tokens:,} tokens: {whole} at most, by parts {parts}")
     return "\n".join(lines).strip()

@@ -28,6 +28,10 @@ class ReferenceMembership:
     trained: Sequence[Sequence[int]]
     crossfitted: Sequence[int]
 
+    def first(self, count: int) -> ReferenceMembership:
+        """That of the first documents."""
+        return replace(self, out=self.out[:count], trained=self.trained[:count])
+
 
 @dataclass(frozen=True)
 class Findings:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
-from mitigate.documents.duplicates import key_of
+from mitigate.documents.sets.duplicates import key_of
 from mitigate.documents.sources import DocumentSource
 from mitigate.documents.types import Document
 from mitigate.errors import MitigateError, summarize

@@ -1,0 +1,1 @@
+"""Audits of more documents than memory holds, part by part."""

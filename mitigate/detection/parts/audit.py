@@ -1,0 +1,149 @@
+"""Audit more documents than memory holds: part by part, each an audit of its own, and what stands out as one audit.
+
+    audit_parts("my-model", ["reference"], documents="large.jsonl", part_tokens=1_000_000, out="large")
+
+    out/parts/00000 ...     audits of the parts, in the order of the documents
+    out/exposed             one audit of all documents with a span that was found or is selected, and of controls
+    out/plan.json           what they were made from
+
+The documents are read twice. First to count and check them; then part by part, each audited beside up to 500 documents
+of the set holdout, so that each is calibrated on its own: a rate of false discoveries that holds in every part holds in
+all. A part that is there is kept, so an audit that was cut short goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mitigate import __version__
+from mitigate.artifacts.files import damage, fingerprint, read_record, write_record
+from mitigate.artifacts.locks import sole_worker
+from mitigate.artifacts.temporaries import discard, holds_something, sweep
+from mitigate.detection.audit import Auditor
+from mitigate.detection.metadata import Extract
+from mitigate.detection.parts.exposed import Exposed
+from mitigate.detection.record import Audit
+from mitigate.detection.references.crossfit import References
+from mitigate.detection.settings import Detect
+from mitigate.documents import DocumentSource
+from mitigate.documents.corpus import Corpus, survey
+from mitigate.errors import MitigateError
+from mitigate.models.directory import model_fingerprint
+from mitigate.models.model import Model
+from mitigate.models.store import ModelStore
+from mitigate.runtime import process_state, together
+
+logger = logging.getLogger(__name__)
+PLAN = "plan.json"
+_OTHERS = "holds an audit of other documents, models or settings; choose another --out or remove it"
+
+
+@dataclass(frozen=True)
+class PartedAudit:
+    """An audit that was made part by part.
+
+    Attributes:
+        directory: where it is.
+        total: how much was audited, and what of it stands out.
+        skipped: a line for each row and document that was left out.
+        exposed: the documents that stand out, and controls, as an audit; None where none does.
+    """
+
+    directory: Path
+    total: Extract
+    skipped: tuple[str, ...]
+    exposed: Audit | None
+
+
+def audit_parts(
+    target: str | Path | Model,
+    references: References | str | Path | Sequence[str | Path],
+    *,
+    documents: str | Path | DocumentSource | Sequence[str | Path | DocumentSource],
+    out: str | Path,
+    part_tokens: int,
+    detect: Detect | None = None,
+    store: ModelStore | None = None,
+    seed: int = 0,
+) -> PartedAudit:
+    """Audit documents part by part, in memory that does not grow with their number but for what stands out.
+
+    Args:
+        target, references, detect, store, seed: as for `audit`.
+        documents: files, hub data sets or sources, without the keys that need all documents at once.
+        out: directory of the parts; finished ones in it are kept.
+        part_tokens: about so many tokens are audited at once, controls aside; each takes about 300 bytes, and shadows
+            calibrate a part on its own documents.
+
+    Raises:
+        MitigateError: as `audit` and `read_documents`; `out` holds something else.
+    """
+    out = Path(out)
+    if part_tokens < 1:
+        raise MitigateError(f"part_tokens: {part_tokens}; give 1 or more, for instance 1000000")
+    auditor = Auditor.of(target, references, detect=detect, store=store, seed=seed)
+    corpus = survey(documents, tokenizer=auditor.target.tokenizer)
+    number = math.ceil(corpus.tokens / part_tokens)
+    state = process_state()
+    if not (out / PLAN).is_file() and holds_something(out):
+        raise MitigateError(f"{out}: already holds something else (no {PLAN}); choose another directory")
+    state.wait_for_everyone()  # all have looked before one writes
+    with sole_worker(out, state):
+        plan = _plan(auditor, corpus, number)
+        if not (out / PLAN).is_file():
+            state.wait_for_everyone()
+            if state.is_main_process:
+                write_record(out / PLAN, plan)
+        elif read_record(out / PLAN) != plan:
+            raise MitigateError(f"{out}: {_OTHERS}")
+        with together(state):
+            if state.is_main_process:
+                sweep(out, deep=True)
+        exposed = Exposed(corpus)
+        for count, part in enumerate(corpus.parts(number)):
+            directory = out / "parts" / f"{count:05d}"
+            logger.info("part %d of about %d: %d documents", count + 1, number, len(part))
+            found = _kept(directory)
+            state.wait_for_everyone()  # all have looked before one writes
+            if found is None:
+                own = {document.id for document in part}
+                controls = [one for one in corpus.controls if one.id not in own]
+                found = auditor.audit(part, controls=controls, sets=corpus.sets)
+                if state.is_main_process:
+                    found.save(directory)
+            state.wait_for_everyone()
+            exposed.add(found)
+        result = exposed.audit()
+        if state.is_main_process and result is not None:
+            result.save(out / "exposed", replace=True)
+        state.wait_for_everyone()
+        return PartedAudit(out, exposed.total, corpus.skipped, result)
+
+
+def _plan(auditor: Auditor, corpus: Corpus, number: int) -> dict[str, Any]:
+    return {
+        "target": auditor.target.fingerprint,
+        "references": [model_fingerprint(path, base=auditor.store.base) for path in auditor.references.paths],
+        "trained_on": fingerprint([groups and sorted(groups) for groups in auditor.references.trained_on]),
+        "documents": corpus.fingerprint,
+        "detect": auditor.detect.model_dump(mode="json"),
+        "seed": auditor.seed,
+        "parts": number,
+        "code": __version__,
+    }
+
+
+def _kept(directory: Path) -> Audit | None:
+    """The audit of a part that is there already; a damaged one goes."""
+    if not directory.is_dir():
+        return None
+    if wrong := damage(directory):
+        logger.warning("%s: %s; audited again", directory, wrong[0])
+        discard(directory)
+        return None
+    return Audit.load(directory)

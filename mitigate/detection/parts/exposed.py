@@ -1,0 +1,112 @@
+"""What stands out of an audit by parts, as one audit: documents with spans found or selected, and controls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mitigate.detection.metadata import AuditMetadata, Calibration, Coverage, Extract, Fit, NonMembers, Shadows
+from mitigate.detection.record import Audit
+from mitigate.detection.spans.row import SpanRow, span_table
+from mitigate.documents.corpus import Corpus
+
+
+class Exposed:
+    """Collects, part by part, the documents that stand out and those that they are compared with.
+
+    Args:
+        corpus: says which documents of the sets holdout and retain are taken.
+    """
+
+    def __init__(self, corpus: Corpus) -> None:
+        self.corpus = corpus
+        self.total = Extract(documents=0, tokens=0, parts=0, found=0, known=0, selected=0, exposed=0)
+        self._compared = corpus.retained | {document.id for document in corpus.controls}
+        self._tokens: list[pa.Table] = []
+        self._documents: list[pa.Table] = []
+        self._spans: list[SpanRow] = []
+        self._metadata: list[AuditMetadata] = []
+
+    def add(self, part: Audit) -> None:
+        """Count a part in, and keep what stands out of it."""
+        rows = part.span_rows
+        exposed = {row.doc_id for row in rows if row.source == "found" or row.selected}
+        total = self.total
+        self.total = Extract(
+            documents=total.documents + len(part.documents),
+            tokens=total.tokens + len(part.tokens),
+            parts=total.parts + 1,
+            found=total.found + sum(row.source == "found" for row in rows),
+            known=total.known + sum(row.source == "known" for row in rows),
+            selected=total.selected + sum(row.selected for row in rows),
+            exposed=total.exposed + len(exposed),
+        )
+        taken = exposed | self._compared
+        ids = pa.array(sorted(taken), pa.string())
+        kept = [row for row in rows if row.doc_id in taken]
+        number = {row.span_id: place for place, row in enumerate(kept, start=len(self._spans))}
+        self._spans += [replace(row, span_id=number[row.span_id]) for row in kept]
+        self._documents.append(part.documents.filter(pc.is_in(part.documents["doc_id"], ids)))
+        tokens = part.tokens.filter(pc.is_in(part.tokens["doc_id"].cast(pa.string()), ids))
+        own = [number.get(one) for one in tokens["span_id"].to_pylist()]
+        place = tokens.column_names.index("span_id")
+        self._tokens.append(tokens.set_column(place, "span_id", pa.array(own, pa.int32())))
+        self._metadata.append(part.metadata)
+
+    def audit(self) -> Audit | None:
+        """One audit of what stands out; None where nothing does."""
+        if not self.total.exposed:
+            return None
+        tokens = pa.concat_tables(self._tokens).unify_dictionaries().combine_chunks()
+        documents = pa.concat_tables(self._documents).combine_chunks()
+        first = self._metadata[0]
+        made = Audit(tokens, documents, span_table(self._spans), first)
+        warnings = dict.fromkeys(warning for part in self._metadata for warning in part.warnings)
+        metadata = first.model_copy(
+            update={
+                "documents": made.document_list().fingerprint,
+                "skipped": self.corpus.skipped,
+                "coverage": _coverage([part.coverage for part in self._metadata]),
+                "calibration": _weakest([part.calibration for part in self._metadata]),
+                "fit": _mean_fit([part.fit for part in self._metadata if part.fit is not None]),
+                "warnings": tuple(warnings),
+                "extract": self.total,
+            }
+        )
+        return replace(made, metadata=metadata)
+
+
+def _coverage(parts: Sequence[Coverage]) -> Coverage:
+    """Of all parts together."""
+    counts = ("characters", "audited", "known_spans", "known_spans_outside", "values_outside")
+    return Coverage(
+        **{name: sum(getattr(part, name) for part in parts) for name in counts},
+        outside=tuple(span for part in parts for span in part.outside),
+    )
+
+
+def _weakest(parts: Sequence[Calibration]) -> Calibration:
+    """The calibration that promises least: the one with the largest error, or with the fewest spans to compare with."""
+
+    def promise(calibration: Calibration) -> float:
+        if isinstance(calibration, Shadows):
+            return -calibration.ece
+        return float(sum(calibration.null_spans.values())) if isinstance(calibration, NonMembers) else 0.0
+
+    return min(parts, key=promise)
+
+
+def _mean_fit(parts: Sequence[Fit]) -> Fit | None:
+    """Losses over the documents of all parts."""
+    documents = sum(part.documents for part in parts)
+    if not documents:
+        return None
+    losses = {
+        name: float(np.average([getattr(part, name) for part in parts], weights=[part.documents for part in parts]))
+        for name in ("target", "trained", "untrained")
+    }
+    return Fit(documents=documents, **losses)
