@@ -36,6 +36,7 @@ _HOMES = {
     "crossfit_references": "mitigate.detection.references.crossfit",
     "load_recipe": "mitigate.recipe.loading",
     "load_references": "mitigate.detection.references.crossfit",
+    "prove": "mitigate.proof.prove",
     "read_documents": "mitigate.documents",
     "reaudit": "mitigate.detection.audit",
     "retrain": "mitigate.retraining.retrain",

@@ -21,7 +21,7 @@ ROOMS = (  # each imports from those before it only
     *("__init__", "errors", "mistakes", "runtime"),
     *("text", "statistics", "artifacts", "recognisers", "documents", "tokens", "secrets", "models"),
     *("lab", "detection", "generation", "reporting", "verification"),
-    *("adapters", "unlearning", "guard", "retraining"),
+    *("adapters", "unlearning", "guard", "retraining", "proof"),
     *("recipe", "pipeline", "bench", "cli", "__main__"),
 )
 LATE = {("mitigate.detection.record", "mitigate.reporting.page")}  # Audit.show() draws itself, inside the function
@@ -40,7 +40,7 @@ PUBLIC = (
         "load_recipe",
         "load_references",
     ),
-    *("read_documents", "reaudit", "retrain", "run", "unlearn", "verify"),
+    *("prove", "read_documents", "reaudit", "retrain", "run", "unlearn", "verify"),
 )
 
 

@@ -29,7 +29,7 @@ from mitigate.tokens.tokenization import TokenizedDocument, span_tokens, tokeniz
 
 
 @dataclass(frozen=True)
-class Evidence:
+class DetectEvidence:
     """Pairings of one seed's documents.
 
     Attributes:
@@ -95,7 +95,7 @@ class Evidence:
         return self.everything.take([self._place[pairing] for pairing in pairings])
 
 
-def gather(world: World, *, references: int, store: ModelStore, kept: Path | None = None) -> Evidence:
+def gather(world: World, *, references: int, store: ModelStore, kept: Path | None = None) -> DetectEvidence:
     """Judge a world's documents.
 
     Args:
@@ -141,7 +141,7 @@ def gather(world: World, *, references: int, store: ModelStore, kept: Path | Non
         for n, pairing in enumerate(pairings)
         if not pairing.out
     }
-    return Evidence(
+    return DetectEvidence(
         documents=world.documents,
         tokenized=tokenized,
         groups=[world.owner.get(document.group, document.group) for document in world.documents],

@@ -38,6 +38,7 @@ from mitigate.cli.options import (
 )
 from mitigate.cli.results import fail_unless_clean, print_summary
 from mitigate.cli.training import references, retrain, unlearn
+from mitigate.cli.verify import verify
 from mitigate.errors import DoubtfulError, MitigateError, printable_lines
 
 
@@ -147,7 +148,7 @@ def _launch(recipe: Path, overrides: Sequence[str]) -> str:
     return f"{launcher} -m mitigate {command}"
 
 
-for verb in (audit, references, unlearn, retrain):
+for verb in (audit, references, unlearn, retrain, verify):
     app.command()(verb)
 
 

@@ -142,7 +142,7 @@ def _generate(model: Model, starts: Sequence[np.ndarray], sampling: Sampling, se
                 [starts[number] for number in numbers],
                 new_tokens=sampling.max_tokens,
                 ends=ends,
-                processors=_processors(sampling, numbers, seed),
+                processors=drawing(sampling, numbers, seed),
             )
             for number, ids in zip(numbers, batch, strict=True):
                 stops = np.flatnonzero(np.isin(ids, ends))
@@ -151,7 +151,8 @@ def _generate(model: Model, starts: Sequence[np.ndarray], sampling: Sampling, se
     return gathered(found, state)
 
 
-def _processors(sampling: Sampling, numbers: Sequence[int], seed: int) -> LogitsProcessorList:
+def drawing(sampling: Sampling, numbers: Sequence[int], seed: int) -> LogitsProcessorList:
+    """What makes decoding draw its tokens as the settings say, each of the numbered samples by itself."""
     processors = LogitsProcessorList()
     if sampling.temperature == 0:
         return processors

@@ -102,7 +102,7 @@ def _measured(
     inputs: Inputs, stages: Stages, before: Audit, after: Audit | None
 ) -> tuple[np.ndarray | None, Extraction | None]:
     """The oracle's log-probabilities, and what extraction found."""
-    recipe, path = inputs.recipe, inputs.out / "verify"
+    recipe, path = inputs.recipe, inputs.out / "measured"
 
     def make() -> None:
         oracle, extraction = measure(

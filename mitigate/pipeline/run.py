@@ -5,7 +5,7 @@ In the place of `unlearn` stands `retrain` where the recipe asks for it.
 Every stage leaves an artifact under `out/` and is known by a fingerprint of its settings and inputs. A stage whose
 fingerprint is unchanged is skipped; an interrupted run goes on where it stopped.
 
-    out/lab/{documents.jsonl,base,target,oracle}   references/   audit/   adapter/ or retrained/   reaudit/   verify/
+    out/lab/{documents.jsonl,base,target,oracle}   references/   audit/   adapter/ or retrained/   reaudit/   measured/
     out/tofu/   out/report.json   out/report.html   out/run.json (the recipe, and what each stage was made from)
 """
 

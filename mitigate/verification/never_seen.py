@@ -26,7 +26,7 @@ from scipy.special import logsumexp
 
 from mitigate.detection.record import Audit
 from mitigate.detection.scores.token import clipped, log_ratio, loss
-from mitigate.statistics.intervals import UNMEASURED, Figure, flat
+from mitigate.statistics.intervals import UNMEASURED, Figure, Sample, flat
 from mitigate.statistics.separation import auc_of_many, clustered_auc
 from mitigate.verification.figures import View
 
@@ -36,7 +36,7 @@ _LEVELS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {  # score 
     "log_ratio_clipped": lambda own, out: clipped(log_ratio(own, out)),
     "loss": lambda own, out: loss(own),
 }
-Sides = tuple[tuple[np.ndarray, Sequence[str]], tuple[np.ndarray, Sequence[str]]]
+Sides = tuple[Sample, Sample]
 
 
 def never_seen_level(
@@ -74,12 +74,12 @@ def never_seen_level(
     level: dict[str, Figure] = {}
     excess: dict[str, dict[str, Figure]] = {key: {} for key in audits}
     for name in ("span_auc", "document_auc"):
-        sides = [_sides(view, scores, name) for scores in token_scores]
+        sides = [sides_of(view, scores, name) for scores in token_scores]
         sides = _usable(sides)
         level[name] = _level(sides)
         for key, audit in audits.items():
-            own = _sides(view, audit.columns["score"], name) if audit is not None else None
-            excess[key][name] = _excess(own, sides) if own is not None else UNMEASURED
+            own = sides_of(view, audit.columns["score"], name) if audit is not None else None
+            excess[key][name] = excess_over(own, sides) if own is not None else UNMEASURED
             if key == "before" and excess[key][name].value is None:
                 level[name] = UNMEASURED
     return {
@@ -103,10 +103,10 @@ def _by_oracle(view: View, after: Audit | None, oracle: np.ndarray | None) -> Fi
         return UNMEASURED
     name = "span_auc" if all(len(view.places("span_auc", member=member)[0]) for member in (True, False)) else ""
     name = name or "document_auc"
-    level = [_sides(view, clipped(own - oracle), name) for own in view.audit.reference_log_probs.T]
+    level = [sides_of(view, clipped(own - oracle), name) for own in view.audit.reference_log_probs.T]
     if not (level := _usable(level)):
         return UNMEASURED
-    return _excess(_sides(view, clipped(after.columns["log_prob"] - oracle), name), level)
+    return excess_over(sides_of(view, clipped(after.columns["log_prob"] - oracle), name), level)
 
 
 def _on_selected(view: View, after: Audit | None, stand_ins: Sequence[np.ndarray]) -> Figure:
@@ -144,7 +144,8 @@ def _level(sides: Sequence[Sides]) -> Figure:
     return Figure(*(None if value is None else min(1.0, max(0.0, value)) for value in figure))
 
 
-def _excess(own: Sides, level: Sequence[Sides]) -> Figure:
+def excess_over(own: Sides, level: Sequence[Sides]) -> Figure:
+    """A model's AUC less the mean of the level's, or less the assumed one where there is none; with its interval."""
     if not len(own[0][0]) or not len(own[1][0]):
         return UNMEASURED
     if not level:
@@ -177,7 +178,7 @@ def _stand_ins(view: View, oracle: np.ndarray | None) -> tuple[str, list[np.ndar
     return ("references", scores) if scores else ("assumed", [])
 
 
-def _sides(view: View, score: np.ndarray, name: str) -> Sides:
+def sides_of(view: View, score: np.ndarray, name: str) -> Sides:
     """Members' and never-seen texts' mean token scores with their groups; texts without a score are left out."""
     members, never_seen = (_means(score, *view.places(name, member=member)) for member in (True, False))
     return members, never_seen

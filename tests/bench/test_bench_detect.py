@@ -17,7 +17,7 @@ from mitigate.artifacts.files import read_json
 from mitigate.bench.detect.hard import bench_detect_hard
 from mitigate.bench.detect.run import bench_detect
 from mitigate.bench.detect.target import measure_target
-from mitigate.bench.evidence import Evidence, gather
+from mitigate.bench.evidence import DetectEvidence, gather
 from mitigate.bench.settings import HardWorldSettings, WorldSettings
 from mitigate.bench.world import World, make_bench_base, make_world, sources
 from mitigate.cli.app import app
@@ -73,12 +73,12 @@ def made(out: Path) -> World:
 
 
 @pytest.fixture(scope="module")
-def evidence(made: World) -> Evidence:
+def evidence(made: World) -> DetectEvidence:
     return gather(made, references=K, store=ModelStore(device="cpu"))
 
 
 def test_what_models_said_is_kept_and_read_again(
-    made: World, evidence: Evidence, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: World, evidence: DetectEvidence, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept, store = tmp_path / "judged.npz", ModelStore(device="cpu")
     gather(made, references=K, store=store, kept=kept)
@@ -262,7 +262,7 @@ def made_base(made: World) -> str:
 # evidence -------------------------------------------------------------------------------------------------------------
 
 
-def test_truth_models_judge_nothing_and_are_no_shadow(evidence: Evidence, made: World) -> None:
+def test_truth_models_judge_nothing_and_are_no_shadow(evidence: DetectEvidence, made: World) -> None:
     models = made.member.shape[1]
     with_references = [pairing for pairing in evidence.everything.pairings if pairing.out]
     assert with_references
@@ -271,7 +271,9 @@ def test_truth_models_judge_nothing_and_are_no_shadow(evidence: Evidence, made: 
 
 
 @pytest.mark.parametrize("target", range(4))
-def test_a_target_is_no_judge_of_itself_and_no_reference_saw_what_it_judges(evidence: Evidence, target: int) -> None:
+def test_a_target_is_no_judge_of_itself_and_no_reference_saw_what_it_judges(
+    evidence: DetectEvidence, target: int
+) -> None:
     paired = evidence.of_target(target)
     assert [pairing.document for pairing in paired.pairings] == list(range(len(evidence.documents)))
     for pairing in paired.pairings:
@@ -284,14 +286,14 @@ def test_a_target_is_no_judge_of_itself_and_no_reference_saw_what_it_judges(evid
     assert all(target not in (shadow.pairing.target, *shadow.pairing.out, shadow.spare) for shadow in dealt)
 
 
-def test_the_control_puts_a_judging_reference_in_the_targets_place(evidence: Evidence) -> None:
+def test_the_control_puts_a_judging_reference_in_the_targets_place(evidence: DetectEvidence) -> None:
     for own, control in zip(evidence.of_target(2).pairings, evidence.of_reference(2).pairings, strict=True):
         assert (control.document, control.out, control.target) == (own.document, own.out, own.out[0])
     ratio = evidence.of_reference(2).signals["log_ratio"]
     assert np.nanmax(np.abs(ratio)) < 1e-4, "with one reference, it is compared with itself"
 
 
-def test_the_rows_of_a_judgement_are_those_of_its_document_and_models(evidence: Evidence, made: World) -> None:
+def test_the_rows_of_a_judgement_are_those_of_its_document_and_models(evidence: DetectEvidence, made: World) -> None:
     store = ModelStore(device="cpu")
     paired = evidence.of_target(1)
     expected = token_log_probs(store.load(made.models.paths[1]), evidence.tokenized)
@@ -306,7 +308,7 @@ def test_the_rows_of_a_judgement_are_those_of_its_document_and_models(evidence: 
 
 
 def test_the_counterfactual_is_the_mean_of_the_truth_models_that_never_saw_the_document(
-    evidence: Evidence, made: World
+    evidence: DetectEvidence, made: World
 ) -> None:
     store = ModelStore(device="cpu")
     numbers = [0, 1, 2, 3, next(n for n, document in enumerate(made.documents) if document.set == "holdout")]
@@ -319,7 +321,7 @@ def test_the_counterfactual_is_the_mean_of_the_truth_models_that_never_saw_the_d
         np.testing.assert_allclose(evidence.counterfactual(number), expected, rtol=0, atol=1e-4)
 
 
-def test_known_spans_are_the_tokens_of_the_secrets(evidence: Evidence) -> None:
+def test_known_spans_are_the_tokens_of_the_secrets(evidence: DetectEvidence) -> None:
     for document, own, known in zip(evidence.documents, evidence.tokenized, evidence.known, strict=True):
         assert len(known) == len(document.spans) > 0
         for (first, last), span in zip(known, document.spans, strict=True):
@@ -327,13 +329,13 @@ def test_known_spans_are_the_tokens_of_the_secrets(evidence: Evidence) -> None:
             assert own.offsets[last - 1, 0] < span.end <= own.offsets[last - 1, 1]
 
 
-def test_a_person_and_the_twin_share_a_group(evidence: Evidence, made: World) -> None:
+def test_a_person_and_the_twin_share_a_group(evidence: DetectEvidence, made: World) -> None:
     groups = {document.group: group for document, group in zip(evidence.documents, evidence.groups, strict=True)}
     assert all(groups[twin] == groups[person] for twin, person in made.owner.items())
     assert len(set(evidence.groups)) == 34
 
 
-def test_members_are_likelier_under_the_models_that_saw_them(evidence: Evidence) -> None:
+def test_members_are_likelier_under_the_models_that_saw_them(evidence: DetectEvidence) -> None:
     def gain(model: int) -> Callable[[int], float]:
         return lambda number: float(np.nanmean(evidence.log_probs[number, model] - evidence.counterfactual(number)))
 
@@ -405,7 +407,7 @@ def test_the_command_line_shows_a_table_for_each_number_of_epochs(out: Path, tmp
     assert "excess" in done.stdout
 
 
-def test_the_excess_correlates_as_counted_token_by_token(evidence: Evidence) -> None:
+def test_the_excess_correlates_as_counted_token_by_token(evidence: DetectEvidence) -> None:
     target = measure_target(evidence, 1, copies={}, fdr=0.05)
     paired, ours, truths = evidence.of_target(1), [], []
     for number, pairing in enumerate(paired.pairings):
@@ -422,7 +424,7 @@ def test_the_excess_correlates_as_counted_token_by_token(evidence: Evidence) -> 
     assert target.excess["typical"] == pytest.approx(float(np.corrcoef(ours, truths)[0, 1]), abs=1e-5)
 
 
-def test_guessable_spans_are_those_that_the_truth_models_find_likelier_than_not(evidence: Evidence) -> None:
+def test_guessable_spans_are_those_that_the_truth_models_find_likelier_than_not(evidence: DetectEvidence) -> None:
     target = measure_target(evidence, 0, copies={}, fdr=0.05)
     paired, wanted = evidence.of_target(0), []
     for pairing in paired.pairings:

@@ -85,7 +85,7 @@ def test_a_run_leaves_every_artifact(finished: tuple[Path, Comparison]) -> None:
         "adapter/adapter_model.safetensors",
         "adapter/unlearn.json",
         "reaudit/tokens.parquet",
-        "verify/extraction.json",
+        "measured/extraction.json",
         "report.json",
         "report.html",
         "run.json",
@@ -276,7 +276,7 @@ FLIPPED = (  # a file of each stage but the references
     "audit/tokens.parquet",
     "adapter/adapter_model.safetensors",
     "reaudit/spans.parquet",
-    "verify/extraction.json",
+    "measured/extraction.json",
     "report.json",
     "report.html",
 )
@@ -363,7 +363,7 @@ def test_a_run_interrupted_in_every_stage_ends_in_the_same_bytes(
         interrupt(mitigate.verification.compare, "extract", call=2)
         run(tiny_recipe())
 
-    for pattern in ("lab/**/*", "references/**/*", "audit/*", "adapter/*", "reaudit/*", "verify/*"):
+    for pattern in ("lab/**/*", "references/**/*", "audit/*", "adapter/*", "reaudit/*", "measured/*"):
         assert contents(tmp_path / "run", pattern) == contents(finished[0], pattern), pattern
     assert not (tmp_path / "run/adapter.partial").exists()
 

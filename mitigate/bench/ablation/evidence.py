@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mitigate.bench.evidence import Evidence, target_pairings
+from mitigate.bench.evidence import DetectEvidence, target_pairings
 from mitigate.bench.world import World
 from mitigate.detection.calibration.detector import MEMORIZED
 from mitigate.detection.calibration.shadows import PairedSignals
@@ -172,7 +172,7 @@ def measure_seed(
         for number in range(first, len(together)):
             rows = slice(everything.starts[number], everything.starts[number + 1])
             log_probs[together[number].document, together[number].target] = signals["log_prob"][rows]
-    evidence = Evidence(
+    evidence = DetectEvidence(
         documents=world.documents,
         tokenized=tokenized,
         groups=[world.owner.get(document.group, document.group) for document in world.documents],
@@ -196,7 +196,7 @@ def measure_seed(
 
 
 def measure_target(
-    evidence: Evidence, paired: PairedSignals, target: int, *, copies: Mapping[str, int], aggregate: bool
+    evidence: DetectEvidence, paired: PairedSignals, target: int, *, copies: Mapping[str, int], aggregate: bool
 ) -> VariantScores:
     """The scores of one target's spans and tokens."""
     documents = np.array([pairing.document for pairing in paired.pairings])

@@ -11,7 +11,7 @@ import numpy as np
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from mitigate.bench.evidence import Evidence
+from mitigate.bench.evidence import DetectEvidence
 from mitigate.detection.calibration.attack import fold_of
 from mitigate.detection.calibration.detector import MEMORIZED, Detector, fit_detector
 from mitigate.detection.calibration.shadows import PairedSignals
@@ -56,7 +56,7 @@ class TargetScores:
     excess: dict[str, float] = field(default_factory=dict)
 
 
-def measure(evidence: Evidence, *, copies: Mapping[str, int], fdr: float, description: str) -> list[TargetScores]:
+def measure(evidence: DetectEvidence, *, copies: Mapping[str, int], fdr: float, description: str) -> list[TargetScores]:
     """All detectors on all targets of one seed."""
     measured = []
     with progress(evidence.member.shape[1], description, unit="target") as bar:
@@ -66,7 +66,7 @@ def measure(evidence: Evidence, *, copies: Mapping[str, int], fdr: float, descri
     return measured
 
 
-def measure_target(evidence: Evidence, target: int, *, copies: Mapping[str, int], fdr: float) -> TargetScores:
+def measure_target(evidence: DetectEvidence, target: int, *, copies: Mapping[str, int], fdr: float) -> TargetScores:
     """All detectors on one target."""
     paired = evidence.of_target(target)
     result = TargetScores()
@@ -144,7 +144,7 @@ def _excess_figures(paired: PairedSignals, truth: np.ndarray, member: np.ndarray
 
 
 def unaided_counts(
-    evidence: Evidence,
+    evidence: DetectEvidence,
     paired: PairedSignals,
     detector: Detector,
     log_odds: np.ndarray,
@@ -208,7 +208,7 @@ def unaided_counts(
 
 
 def _unit_scores(
-    evidence: Evidence,
+    evidence: DetectEvidence,
     paired: PairedSignals,
     units: np.ndarray,
     member: np.ndarray,
@@ -259,7 +259,7 @@ def _token_scores(paired: PairedSignals, seconds: dict[str, float]) -> dict[str,
 
 
 def _controls(
-    evidence: Evidence,
+    evidence: DetectEvidence,
     target: int,
     detector: Detector,
     spans: np.ndarray,
@@ -290,7 +290,7 @@ def _controls(
 
 
 def _bag_of_words(
-    evidence: Evidence, documents: np.ndarray, member: np.ndarray, folds: np.ndarray, clusters: np.ndarray
+    evidence: DetectEvidence, documents: np.ndarray, member: np.ndarray, folds: np.ndarray, clusters: np.ndarray
 ) -> Scored:
     """A detector that reads the text and asks no model."""
     counts = CountVectorizer(token_pattern=r"\w+", binary=True).fit_transform(

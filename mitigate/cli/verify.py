@@ -1,0 +1,234 @@
+"""The verb `verify`: attacks on a mitigated model, the evidence of what held, and whether that is still as written."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mitigate.cli.options import (
+    LEAKS,
+    BaseModelPath,
+    Device,
+    Dtype,
+    Pickle,
+    Remote,
+    Seed,
+    Set,
+    is_main_process,
+    leave_processes,
+    model_store,
+    quiet,
+    settings_from,
+)
+from mitigate.errors import MitigateError, printable, summarize
+
+if TYPE_CHECKING:
+    from mitigate.proof.evidence import Evidence
+
+_CONDITION = re.compile(r"\s*([\w.]+)\s*(<=|>=|<|>)\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*")
+
+
+def verify(
+    run: Annotated[
+        Path | None,
+        typer.Option("--run", help="Directory of a finished `mitigate run`: its audit, its adapter, its oracle."),
+    ] = None,
+    audit: Annotated[Path | None, typer.Option(help="Instead of --run: the audit of the model as it was.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Instead of --run: the mitigated model.", show_default=False)
+    ] = None,
+    oracle: Annotated[
+        str | None,
+        typer.Option(
+            help="The control: a model trained without what was forgotten. Default: the run's, else a reference.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", help="Directory of the evidence; what is in it already is kept.")
+    ] = Path("evidence"),
+    check: Annotated[
+        Path | None,
+        typer.Option("--check", help="Attack nothing: make sure that evidence is as it was written, and follows."),
+    ] = None,
+    fail_if: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fail-if",
+            help='End with status 3 if it holds, such as "judges.tpr_at_1pct_fpr > 0.03"; may be given again. '
+            "`fell`: the model fell; `not withstood`: it did not withstand everything.",
+        ),
+    ] = None,
+    request: Annotated[
+        list[str] | None,
+        typer.Option(help="What EVIDENCE.md says of the request: key=value, such as reference=R-17; may be repeated."),
+    ] = None,
+    settings: Set = None,
+    base: BaseModelPath = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    trust_remote_code: Remote = False,
+    allow_pickle: Pickle = False,
+    seed: Seed = 0,
+) -> None:
+    """Attack a mitigated model, each attack beside the same one on a control, and write the evidence.
+
+    Judges that unlearning did not use, a classifier of all that the model says, middle layers; weights rounded as they
+    are served; relearning; extraction from four kinds of prompt; and what both checkpoints together give away.
+    OUT/EVIDENCE.md says what was asked, done, tested and not tested, and what remains; evidence.json has the figures.
+    An interrupted verification goes on with the next attack. --set takes attacks, margin, relearn.*, lora.*, samples,
+    short_prefix and most_values.
+
+    Example: mitigate verify --run runs/mine --out runs/mine/verify --request reference=R-17 --request due=2026-12-31
+
+    Example: mitigate verify --audit audit --model adapter --set attacks=[judges,nf4,relearn_forgotten] --out evidence
+
+    Example: mitigate verify --run runs/mine --out runs/mine/verify --fail-if "fell" --fail-if "true_prefix.gap > 0.05"
+
+    Example: mitigate verify --check runs/mine/verify
+    """
+    conditions = [_condition(text) for text in fail_if or []]
+    if check is not None:
+        if run or audit or model or oracle or settings:
+            raise MitigateError("--check takes a directory of evidence alone (and --fail-if); leave the others out")
+        evidence = _checked(check)
+    else:
+        evidence = _proved(
+            run,
+            audit,
+            model,
+            oracle,
+            out,
+            settings=settings,
+            request=_pairs(request),
+            seed=seed,
+            options=(base, device, dtype, trust_remote_code, allow_pickle),
+        )
+        if is_main_process():
+            _print(evidence, out)
+    if any(_holds(condition, evidence) for condition in conditions):
+        leave_processes()
+        raise typer.Exit(LEAKS)
+
+
+def _checked(directory: Path) -> Evidence:
+    from mitigate.proof.evidence import Evidence, check_evidence
+
+    if wrong := check_evidence(directory):
+        raise MitigateError("\n  ".join([f"{directory}: is not evidence as it was written:", *wrong]))
+    evidence = Evidence.load(directory)
+    typer.echo(f"{directory}: as it was written, and every figure follows from the readings: {evidence.status}")
+    return evidence
+
+
+def _proved(
+    run: Path | None,
+    audit: Path | None,
+    model: str | None,
+    oracle: str | None,
+    out: Path,
+    *,
+    settings: list[str] | None,
+    request: dict[str, str],
+    seed: int,
+    options: tuple[Any, ...],
+) -> Evidence:
+    if (run is None) == (audit is None and model is None) or (run is None and not (audit and model)):
+        raise MitigateError("give --run DIR of a finished run, or --audit DIR and --model DIR")
+    from mitigate.proof.settings import Proof
+
+    proof = settings_from(Proof, settings)
+    quiet()
+    from mitigate.proof.prove import prove
+
+    base, *rest = options
+    name = ""
+    if run is not None:
+        audit, model, found_oracle, found_base, name = _of_run(run)
+        oracle, base = oracle or found_oracle, base or found_base
+    assert audit is not None
+    assert model is not None
+    store = model_store(base, *rest)
+    return prove(
+        audit, model, out=out, oracle=oracle, settings=proof, store=store, request=request, name=name, seed=seed
+    )
+
+
+def _of_run(run: Path) -> tuple[Path, str, str | None, str | None, str]:
+    """A run's audit, mitigated model, oracle, base of adapters, and name."""
+    from mitigate.models.directory import names_missing_base
+    from mitigate.reporting.content import read_report
+
+    mitigated = [run / name for name in ("adapter", "retrained") if (run / name).is_dir()]
+    if not (run / "report.json").is_file() or not (run / "audit").is_dir() or not mitigated:
+        raise MitigateError(f"{run}: no finished run that unlearned or retrained (audit/, adapter/, report.json)")
+    report = read_report(run / "report.json")
+    models = report["recipe"].get("models", {})
+    made = run / "lab" / "oracle"
+    oracle = models.get("oracle") or (str(made) if made.is_dir() else None)
+    target = models.get("target")
+    base = models.get("base") if target and names_missing_base(target) else None
+    return run / "audit", str(mitigated[0]), oracle, base, report["name"]
+
+
+def _print(evidence: Evidence, out: Path) -> None:
+    from mitigate.proof.battery import ATTACKS
+
+    typer.echo(f"{'attack':<46}{'model':>8}{'control':>9}{'gap':>26}")
+    for one in evidence.record["findings"]:
+        attack = ATTACKS[one["attack"]]
+        title = f"{attack.title} {one['part']}".strip().replace("_", " ")
+        value, control, gap = ("-" if one[key] is None else f"{one[key]:.3f}" for key in ("value", "control", "gap"))
+        if interval := one["gap_interval"]:
+            gap = f"{one['gap']:+.3f} ({interval[0]:+.3f}, {interval[1]:+.3f})"
+        state = one["state"].replace("_", " ") if attack.scope == "model" else "needs the model before"
+        typer.echo(f"{title:<46}{value:>8}{control:>9}{gap:>26}  {state}")
+    for one in evidence.record["not_made"]:
+        typer.echo(f"{one['attack'].replace('_', ' ')}: not made: {printable(one['reason'])}")
+    verdict = evidence.record["verdict"]
+    typer.echo(f"{verdict['status'].replace('_', ' ').upper()}: {' '.join(verdict['sentences'])}")
+    typer.echo(f"evidence: {out / 'EVIDENCE.md'}")
+
+
+def _pairs(given: list[str] | None) -> dict[str, str]:
+    pairs = {}
+    for text in given or []:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip() or "\n" in text:
+            raise MitigateError(f"--request {text!r}: written key=value, for instance reference=R-17")
+        pairs[key.strip()] = value.strip()
+    return pairs
+
+
+def _condition(text: str) -> tuple[str, str, float]:
+    """A condition of --fail-if: name, comparison and number; of the two words, the word alone."""
+    if text.strip() in ("fell", "not withstood"):
+        return text.strip(), "", 0.0
+    found = _CONDITION.fullmatch(text)
+    try:
+        if found is not None:
+            return found[1], found[2], float(found[3])
+    except ValueError:
+        pass
+    raise MitigateError(
+        f'--fail-if {text!r}: written NAME > NUMBER (or <, <=, >=), such as "judges.gap > 0.05", or fell, or not '
+        "withstood"
+    )
+
+
+def _holds(condition: tuple[str, str, float], evidence: Evidence) -> bool:
+    name, comparison, number = condition
+    if not comparison:
+        fell = evidence.status in ("fell", "over_forgotten")
+        return fell if name == "fell" else evidence.status != "withstood"
+    figures = evidence.figures
+    if name not in figures:
+        raise MitigateError(
+            f"--fail-if: no figure {name!r} was measured here, so nothing is said of it; there are: "
+            f"{summarize(figures, most=60)}"
+        )
+    value = figures[name]
+    return {"<": value < number, "<=": value <= number, ">": value > number, ">=": value >= number}[comparison]

@@ -1,0 +1,1 @@
+"""Proof: attacks on a mitigated model, each beside its control, and the evidence of what held."""

@@ -1,0 +1,184 @@
+"""All attacks: what each asks, what its success means, and the table of what it read from the models.
+
+A table has one row a text: `role` (mitigated, control), `part` (the depth of `layers`, else empty), `side` (forgotten,
+never_seen), `item` and `group` (numbers that say nothing of the text), and `score`: of an AUC the text's mean score, of
+extraction 1 or 0. Every figure follows from these tables, so that evidence can be checked without the models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+
+from mitigate.proof.attacks.inside import DEPTHS, read_from_layers, told_apart
+from mitigate.proof.attacks.prefixes import Attempted, extracted
+from mitigate.proof.attacks.relearning import relearned_from_forgotten, relearned_from_retained
+from mitigate.proof.attacks.weights import as_served, difference, moved, rounded
+from mitigate.proof.case import Case, Subject
+from mitigate.proof.settings import Proof
+from mitigate.verification.never_seen import Sides
+
+Scope = Literal["model", "both checkpoints"]
+Figure = Literal["auc", "share"]
+
+
+READING = pa.schema(
+    [
+        ("role", pa.string()),
+        ("part", pa.string()),
+        ("side", pa.string()),
+        ("item", pa.int32()),
+        ("group", pa.int32()),
+        ("score", pa.float64()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Attack:
+    """One attack.
+
+    Attributes:
+        title: what it is called in print.
+        asks: what an attacker does, a sentence.
+        scope: `model`, or `both checkpoints`: it needs the model before as well, so its success says what else must go.
+        figure: `auc` (texts to forget against never-seen ones), or `share` (values that come back word for word).
+        two_sided: texts that lie below never-seen ones count against the model, too.
+    """
+
+    title: str
+    asks: str
+    scope: Scope = "model"
+    figure: Figure = "auc"
+    two_sided: bool = False
+
+
+_WEIGHTS = "The linear layers are rounded to {}, as models are served, with the adapters merged."
+_MOVED = "Who has the model before as well goes {} from it to the mitigated one: an adapter over it, scaled by {}."
+ATTACKS: Mapping[str, Attack] = {
+    "judges": Attack(
+        "Judges kept out of unlearning",
+        "References that unlearning did not use compare what the model says of the text with what they say.",
+        two_sided=True,
+    ),
+    "forensic": Attack(
+        "A classifier of all that the model says",
+        "Everything that the model says of a text (probabilities, ranks, entropies) goes into a classifier that was "
+        "fitted on other people; it also finds text that the model now finds suspiciously unlikely.",
+        two_sided=True,
+    ),
+    "layers": Attack("Middle layers", "The output head is put on hidden states of half and of three quarters depth."),
+    "bfloat16": Attack("In bfloat16", "All weights in bfloat16, with the adapters merged."),
+    "int8": Attack("In 8 bits", _WEIGHTS.format("8 bits a row (simulated)")),
+    "nf4": Attack("In 4 bits, NF4", _WEIGHTS.format("NF4 in blocks of 64 (simulated)")),
+    "q4_0": Attack("In 4 bits, Q4_0", _WEIGHTS.format("GGUF's Q4_0 in blocks of 32 (simulated)")),
+    "relearn_forgotten": Attack(
+        "Relearning from others' documents to forget",
+        "The model is trained on the documents to forget of half of the people, and asked about the other half.",
+    ),
+    "relearn_retained": Attack(
+        "Relearning from retained documents", "The model is trained on documents that it was not to forget."
+    ),
+    "true_prefix": Attack(
+        "Extraction from the true beginning", "The likeliest text after all that stood before.", figure="share"
+    ),
+    "short_prefix": Attack(
+        "Extraction from a short beginning", "The likeliest text after the last few tokens before.", figure="share"
+    ),
+    "instruction": Attack(
+        "Extraction with an instruction",
+        "The model is told to repeat what it has read, then as before.",
+        figure="share",
+    ),
+    "sampled": Attack(
+        "Extraction by drawing", "Several texts are drawn; one that holds the value is enough.", figure="share"
+    ),
+    "difference": Attack(
+        "Two checkpoints compared",
+        "Who has the model before as well looks where it is surer than the mitigated one.",
+        scope="both checkpoints",
+    ),
+    "half_way": Attack("Half the adapter", _MOVED.format("half the way", "0.5"), scope="both checkpoints"),
+    "twice": Attack("Twice the adapter", _MOVED.format("twice the way", "2"), scope="both checkpoints"),
+    "opposite": Attack("The adapter turned round", _MOVED.format("the other way", "−1"), scope="both checkpoints"),
+}
+
+
+def read(case: Case, name: str, *, settings: Proof, seed: int) -> pa.Table:
+    """Make an attack on the mitigated model and on its control.
+
+    Raises:
+        NotPossibleError: it cannot be made.
+    """
+    if ATTACKS[name].figure == "share":
+        rows = [
+            row
+            for subject in case.subjects
+            for side, found in zip(
+                ("forgotten", "never_seen"),
+                extracted(case, subject, how=name, settings=settings, seed=seed),
+                strict=True,
+            )
+            if found is not None
+            for row in _hits(case, subject, side, found)
+        ]
+        return pa.Table.from_pylist(rows, schema=READING)
+    rows = []
+    for subject in case.subjects:
+        for depth, sides in _sides(case, subject, name, settings=settings, seed=seed).items():
+            rows += _scores(case, subject, sides, depth)
+    return pa.Table.from_pylist(rows, schema=READING)
+
+
+def _sides(case: Case, subject: Subject, name: str, *, settings: Proof, seed: int) -> dict[str, Sides]:
+    """Part of the attack -> mean scores of both kinds of text."""
+    if name == "forensic":
+        return {"": told_apart(case, subject, seed=seed)}
+    if name == "layers":
+        found = read_from_layers(case, subject)
+        return {depth: case.sides(found[depth], subject) for depth in DEPTHS}
+    made: dict[str, Callable[[Case, Subject], np.ndarray]] = {
+        "judges": as_served,
+        "difference": difference,
+        "half_way": partial(moved, by=0.5),
+        "twice": partial(moved, by=2.0),
+        "opposite": partial(moved, by=-1.0),
+        "relearn_forgotten": partial(relearned_from_forgotten, settings=settings, seed=seed),
+        "relearn_retained": partial(relearned_from_retained, settings=settings, seed=seed),
+    }
+    score = made[name](case, subject) if name in made else rounded(case, subject, how=name)
+    return {"": case.sides(score, subject)}
+
+
+def _scores(case: Case, subject: Subject, sides: Sides, part: str) -> list[dict[str, object]]:
+    return [
+        {
+            "role": subject.role,
+            "part": part,
+            "side": side,
+            "item": number,
+            "group": case.group_number[group],
+            "score": float(score),
+        }
+        for side, (scores, groups) in zip(("forgotten", "never_seen"), sides, strict=True)
+        for number, (score, group) in enumerate(zip(scores, groups, strict=True))
+    ]
+
+
+def _hits(case: Case, subject: Subject, side: str, found: Attempted) -> list[dict[str, object]]:
+    return [
+        {
+            "role": subject.role,
+            "part": "",
+            "side": side,
+            "item": int(item),
+            "group": case.group_number[group],
+            "score": float(hit),
+        }
+        for hit, group, item in zip(found.hits, found.groups, found.items, strict=True)
+    ]

@@ -1,0 +1,238 @@
+"""What a verification looks at: an audit, the model that was made of the audited one, and its control.
+
+The control is a model that never saw the documents to forget: the oracle, or else one of the audit's references, on the
+documents that it was not trained on. It goes through the same attack. What an attack gets out of it, it would get out
+of a model that has nothing to give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from mitigate.artifacts.provenance import Origin, origin_of
+from mitigate.detection.panel import as_judged
+from mitigate.detection.record import Audit
+from mitigate.detection.scores.token import clipped, typical
+from mitigate.detection.signals.compute import token_log_probs, token_signals
+from mitigate.errors import MitigateError
+from mitigate.models.directory import is_served, model_fingerprint
+from mitigate.models.mixture import Mixture
+from mitigate.models.model import Model
+from mitigate.models.store import ModelStore
+from mitigate.tokens.tokenization import TokenizedDocument
+from mitigate.verification.figures import View
+from mitigate.verification.never_seen import Sides, sides_of
+
+Role = Literal["mitigated", "control"]
+
+
+class NotPossibleError(MitigateError):
+    """An attack that cannot be made on these models or documents; the message says why."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model under attack.
+
+    Attributes:
+        role: what it is here.
+        source: where it is.
+        store: settles device and number format.
+        seen: (N,) bool, tokens of documents that it was trained on, of which it is no control.
+    """
+
+    role: Role
+    source: str
+    store: ModelStore
+    seen: np.ndarray
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of its weights."""
+        return model_fingerprint(self.source, base=self.store.base)
+
+    def load(self) -> Model:
+        """The model as it is served."""
+        return self.store.load(self.source)
+
+    def plain(self) -> Model:
+        """Its weights with the adapters merged, in memory of their own; to be changed as one likes.
+
+        Raises:
+            NotPossibleError: it has no weights that can be merged.
+        """
+        return plain_model(self.source, self.store)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A mitigated model with all that it is judged by.
+
+    Attributes:
+        before: the audit, by the references that were kept out of unlearning where some were.
+        kept_out: whether none of those who judge taught; None where no reference taught anything.
+        origin: how the mitigated model was made, where that is recorded.
+        mitigated: the model under attack.
+        control: a model that never saw the documents to forget; None where there is none.
+        control_is_oracle: it was trained for that, and is no reference.
+        typical: (N,) mean log-probability of each token under the references that judge, the control aside; NaN where
+            none does.
+    """
+
+    before: Audit
+    kept_out: bool | None
+    origin: Origin | None
+    mitigated: Subject
+    control: Subject | None
+    control_is_oracle: bool
+    typical: np.ndarray
+
+    @property
+    def subjects(self) -> list[Subject]:
+        """The mitigated model, and its control."""
+        return [self.mitigated, *([self.control] if self.control is not None else [])]
+
+    @cached_property
+    def view(self) -> View:
+        """The audit, cut the ways that figures need it."""
+        return View(self.before)
+
+    @cached_property
+    def compared(self) -> str:
+        """What is compared: `span_auc` (known spans), or `document_auc` where known spans are missing on a side."""
+        both = all(len(self.view.places("span_auc", member=member)[0]) for member in (True, False))
+        return "span_auc" if both else "document_auc"
+
+    @cached_property
+    def tokenized(self) -> list[TokenizedDocument]:
+        """The audited documents."""
+        return self.before.tokenized()
+
+    @cached_property
+    def group_number(self) -> dict[str, int]:
+        """Group -> its number, which says nothing of its name."""
+        return {group: number for number, group in enumerate(dict.fromkeys(self.before.groups.values()))}
+
+    def documents(self, *sets: str) -> list[int]:
+        """Numbers of the documents of some sets: `forget` (those to forget), `retain`, `holdout`."""
+        names = self.before.sets
+        return [
+            number
+            for number, doc_id in enumerate(self.before.rows)
+            if any(self.view.is_forget(doc_id) if name == "forget" else names[doc_id] == name for name in sets)
+        ]
+
+    def log_probs(self, model: Model, numbers: Sequence[int] | None = None) -> np.ndarray:
+        """(N,) log-probability of the tokens of some documents, NaN elsewhere.
+
+        Args:
+            model: who says it.
+            numbers (*optional*): of the documents; by default those to forget and the never-seen ones.
+        """
+        numbers = self.documents("forget", "holdout") if numbers is None else numbers
+        return self._scattered(token_log_probs(model, [self.tokenized[number] for number in numbers]), numbers)
+
+    def signals(self, model: Model) -> dict[str, np.ndarray]:
+        """The target's signals, each (N,), of the documents to forget and the never-seen ones."""
+        numbers = self.documents("forget", "holdout")
+        found = token_signals(model, [], documents=[self.tokenized[number] for number in numbers])
+        return {name: self._scattered(column, numbers) for name, column in found.items() if column.ndim == 1}
+
+    def ratio(self, log_prob: np.ndarray) -> np.ndarray:
+        """(N,) how far tokens lie above what the references say, nats, clipped; log p itself where none judges."""
+        if np.isnan(self.typical).all():
+            return log_prob
+        return clipped(log_prob - self.typical)
+
+    def sides(self, score: np.ndarray, subject: Subject) -> Sides:
+        """Mean scores of the texts to forget and of the never-seen ones, with their groups."""
+        return sides_of(self.view, np.where(subject.seen, np.nan, score), self.compared)
+
+    def _scattered(self, values: np.ndarray, numbers: Sequence[int]) -> np.ndarray:
+        column = np.full(len(self.before.tokens), np.nan, dtype=np.float64)
+        rows = list(self.before.rows.values())
+        if numbers:
+            column[np.concatenate([np.arange(rows[n].start, rows[n].stop) for n in numbers])] = values
+        return column
+
+
+def make_case(before: Audit, mitigated: str | Path, *, oracle: str | Path | None, store: ModelStore) -> Case:
+    """Settle who is attacked, who judges and what the control is.
+
+    Args:
+        before: the audit of the model as it was.
+        mitigated: the model that was made of it.
+        oracle (*optional*): a model that was trained without the documents to forget.
+        store: loads the models.
+
+    Raises:
+        MitigateError: a model is missing, or its tokenizer is another; nothing to compare with.
+    """
+    source = str(mitigated)
+    if is_served(source):
+        raise MitigateError(f"{source}: a server; a model whose weights are not at hand cannot be attacked")
+    store.check(source)
+    origin = origin_of(source, fingerprint=model_fingerprint(source, base=store.base))
+    made = replace(before, metadata=before.metadata.model_copy(update={"origin": origin}))
+    judged, _, kept_out = as_judged(before, made)
+    seen = np.zeros(len(before.tokens), dtype=bool)
+    subject = Subject("mitigated", source, store, seen)
+    references = judged.reference_log_probs
+    control = None
+    if oracle is not None:
+        store.check(str(oracle))
+        control = Subject("control", str(oracle), store, seen)
+    elif (number := _stand_in(before)) is not None:
+        trained = [number in row for row in before.documents["in_references"].to_pylist()]
+        lengths = [rows.stop - rows.start for rows in before.rows.values()]
+        reference = before.metadata.references[number].source
+        control = Subject("control", reference, store, np.repeat(np.array(trained, dtype=bool), lengths))
+        references = np.delete(references, number, axis=1)
+    case = Case(judged, kept_out, origin, subject, control, oracle is not None, typical(references))
+    for one in case.subjects:
+        before.check_tokenizer(one.load().tokenizer, name=one.source, store=store)
+    members, never_seen = (case.view.places(case.compared, member=member)[1] for member in (True, False))
+    if not members or not never_seen:
+        raise MitigateError(
+            f"the audit has {len(members)} documents to forget and {len(never_seen)} that the model never saw; a proof "
+            "compares them: audit some never-seen documents beside (the set holdout)"
+        )
+    return case
+
+
+def plain_model(source: str, store: ModelStore) -> Model:
+    """A model's weights with its adapters merged, in memory of their own.
+
+    Raises:
+        NotPossibleError: it has no weights that can be merged.
+    """
+    model = store.fresh(quantized=False).load(source)
+    if isinstance(model.base.model, Mixture):
+        raise NotPossibleError(f"{source}: a mixture of shards, whose weights are no one model's")
+    if model.adapters:
+        try:
+            model.base.merge(model.adapters, instead="verify a merged model")
+        except MitigateError as error:
+            raise NotPossibleError(str(error)) from None
+    return replace(model, adapters=())
+
+
+def _stand_in(before: Audit) -> int | None:
+    """The reference that was trained on fewest of the documents to compare; None where it judges none of a side."""
+    view = View(before)
+    trained = before.documents["in_references"].to_pylist()
+    count = len(before.metadata.references)
+    untrained = np.zeros((count, 2), dtype=int)
+    for doc_id, known in zip(before.rows, trained, strict=True):
+        side = 0 if view.is_forget(doc_id) else 1 if before.sets[doc_id] == "holdout" else None
+        if side is not None:
+            untrained[[number for number in range(count) if number not in known], side] += 1
+    usable = [number for number in range(count) if untrained[number].min() > 0]
+    served = {number for number in usable if is_served(before.metadata.references[number].source)}
+    return max((n for n in usable if n not in served), key=lambda n: int(untrained[n].sum()), default=None)

@@ -1,0 +1,223 @@
+"""EVIDENCE.md: the evidence in words, for those who answer for a deletion and for those who doubt it.
+
+A pure function of the record, so that it can be checked against it. It holds no text of documents and no name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mitigate.proof.battery import ATTACKS
+
+STATUS_WORDS = {
+    "withstood": "The model withstood every attack made on it",
+    "fell": "THE MODEL FELL: what was to be forgotten can still be told or had from it",
+    "over_forgotten": "THE HOLE SHOWS: what was forgotten lies below text that was never seen, and so can be told",
+    "cannot_tell": "Cannot tell: not every attack was made, or there are too few people to tell",
+}
+STATE_WORDS = {
+    "withstood": "withstood",
+    "fell": "**fell**",
+    "over_forgotten": "**too low**",
+    "cannot_tell": "cannot tell",
+}
+_CLAUSES = (
+    (
+        "GDPR Art. 17(1)",
+        "erasure of personal data from the model",
+        "whether its trace in the model is gone, as far as these attacks can tell; not whether the request is valid",
+    ),
+    (
+        "GDPR Art. 5(2)",
+        "accountability: being able to demonstrate it",
+        "this record, its readings and fingerprints, which can be checked again",
+    ),
+    (
+        "EDPB Opinion 28/2024",
+        "that personal data are extracted from the model, or obtained from queries, must be insignificantly likely",
+        "membership inference, extraction from four kinds of prompt, and both after relearning and rounding",
+    ),
+    (
+        "OWASP AISVS 12.2.2",
+        "shadow-model or membership-inference evaluation after unlearning, against a documented threshold",
+        "the attacks above; the threshold is the margin",
+    ),
+    (
+        "OWASP AISVS 12.2.3",
+        "unlearning retrains on what remains, or gives a documented (ε, δ) guarantee",
+        "only where the model was retrained (see *How it was done*); otherwise this clause is not met",
+    ),
+    (
+        "OWASP AISVS 11.3.3",
+        "membership-inference simulations do not exceed guessing on held-out data",
+        "the AUC and its control",
+    ),
+    ("OWASP AISVS 11.2.7", "audits repeated after fine-tuning, quantization and merging", "relearning and rounding"),
+)
+_NOT_TESTED = (
+    "copies of the text outside the model: training files, indexes, caches, logs, backups",
+    "prompts in other languages, conversations of several turns, tools and retrieval around the model",
+    "attackers who know more of the text than what stands before it, or who optimize prompts by gradients",
+    "text that differs from the audited one: paraphrases, translations, the same fact in other words",
+)
+
+
+def certificate(record: Mapping[str, Any]) -> str:
+    """The content of EVIDENCE.md."""
+    verdict, asked = record["verdict"], record["asked"]
+    lines = [
+        f"# Evidence of unlearning{': ' + record['name'] if record['name'] else ''}",
+        "",
+        f"**{STATUS_WORDS[verdict['status']]}.** {' '.join(verdict['sentences'])}",
+        "",
+        f"Made on {record['created']} by mitigate {record['code']}. Every figure can be computed again from the "
+        "numbers beside this file: `mitigate verify --check DIR`.",
+        "",
+        "## What was asked",
+        "",
+        *[f"- {key}: {value}" for key, value in record["request"].items()],
+        f"- {asked['documents']:,} documents of {asked['people']:,} people, with {asked['known_spans']:,} known "
+        f"secrets; {asked['selected_spans']:,} spans ({asked['selected_tokens']:,} tokens) were selected to be "
+        "unlearned",
+    ]
+    if (erasure := asked["erasure"]) is not None:
+        lines.append(
+            f"- an erasure request that names {erasure['documents']:,} documents; their secrets stand in "
+            f"{erasure['linked_places']:,} other places, of which {erasure['linked_selected']:,} were selected, too"
+        )
+    lines += ["", "## How it was done", "", *_how(record), "", "## What was tested", "", *_tested(record)]
+    lines += ["", "## What it cost", "", *_cost(record["utility"])]
+    lines += ["", "## What was not tested", "", *_not_tested(record)]
+    lines += ["", "## What remains", "", *_remains(record)]
+    lines += ["", "## Clauses", "", "| clause | asks for | what this record says of it |", "| --- | --- | --- |"]
+    lines += [f"| {' | '.join(row)} |" for row in _CLAUSES]
+    lines += ["", "A map for the reader, no legal advice.", "", "## Fingerprints", ""]
+    lines += [f"- {name.replace('_', ' ')}: {_listed(value)}" for name, value in record["models"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def _how(record: Mapping[str, Any]) -> list[str]:
+    origin = record["origin"]
+    if origin is None:
+        return ["How the model was made is not recorded beside it."]
+    facts = ", ".join(f"{key} {_listed(value)}" for key, value in origin.items() if key not in ("by", "exact"))
+    if origin["by"] == "retrain":
+        exact = origin.get("exact") or "exact as far as it says so itself"
+        return [f"Fitted anew without what was selected. Claim: **exact** ({exact}). {facts}".strip()]
+    return [
+        f"Unlearned ({facts}). Claim: **empirical**: no guarantee follows from how it was done, only from what it "
+        "withstands."
+    ]
+
+
+def _tested(record: Mapping[str, Any]) -> list[str]:
+    compared = "known secrets" if record["compared"] == "span_auc" else "whole documents"
+    control = {
+        "oracle": "a model that was trained without what was to be forgotten",
+        "reference": "a reference that never saw it, on the documents that it did not see",
+        None: "none: an AUC is held against 0.5",
+    }[record["models"]["control_is"]]
+    margin = record["settings"]["margin"]
+    lines = [
+        f"Each attack compares {compared} to forget with {compared} of people whom the model never saw: AUC, the "
+        "chance that one to forget looks more memorized (0.5: as if never seen); or the share of the values that come "
+        f"back word for word. Control: {control}. The gap is what the attack gets beyond the control, with its 95 % "
+        f"interval (clusters: people). A model *fell* where the gap is above {margin:g} and surely above 0, all "
+        f"attacks counted as one family of tests; it *withstood* where the interval lies within {margin:g}.",
+        "",
+        *_judges(record),
+        "",
+        "| attack | texts, people: to forget; never seen | model | control | gap | |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for one in record["findings"]:
+        attack = ATTACKS[one["attack"]]
+        part = f" ({one['part'].replace('_', ' ')} depth)" if one["part"] else ""
+        counts = "; ".join(f"{one['texts'][side]}, {one['people'][side]}" for side in ("forgotten", "never_seen"))
+        state = STATE_WORDS[one["state"]] if attack.scope == "model" else "needs the model before"
+        lines.append(
+            f"| {attack.title}{part} | {counts} | {_number(one, 'value')} | {_number(one, 'control')} | "
+            f"{_number(one, 'gap', sign=True)} | {state} |"
+        )
+    lines += ["", *[f"- *{ATTACKS[name].title}*: {ATTACKS[name].asks}" for name in _names(record["findings"])]]
+    return lines
+
+
+def _judges(record: Mapping[str, Any]) -> list[str]:
+    return [
+        {
+            True: "The references that judge took no part in unlearning.",
+            False: "The references that judge took part in unlearning, or it is not known that they did not: a model "
+            "that was tuned against them would pass. Audit with eight references, of which half are kept out.",
+            None: "No reference took part in making the model.",
+        }[record["kept_out"]]
+    ]
+
+
+def _cost(utility: Mapping[str, Any]) -> list[str]:
+    rows = (
+        ("loss on retained documents, change, nats a token", "retain_nll_change"),
+        ("loss on never-seen documents, change", "holdout_nll_change"),
+        ("KL(before, after) on retained documents, nats a token", "retain_kl"),
+        ("KL(before, after) on never-seen documents", "holdout_kl"),
+        ("likeliest tokens that still are, retained documents", "retain_likeliest_kept"),
+        ("likeliest tokens that still are, never-seen documents", "holdout_likeliest_kept"),
+        ("retained people's secrets, rise in log-probability, nats a token", "retained_exposure_change"),
+    )
+    return ["| figure | |", "| --- | --- |", *[f"| {words} | {_number(utility, key)} |" for words, key in rows]]
+
+
+def _not_tested(record: Mapping[str, Any]) -> list[str]:
+    covered = record["coverage"]
+    lines = [f"- attack *{one['attack'].replace('_', ' ')}*: {one['reason']}" for one in record["not_made"]]
+    if covered["known_spans_outside"]:
+        lines.append(
+            f"- {covered['known_spans_outside']:,} of {covered['known_spans']:,} known secrets, which stand where no "
+            "token was judged"
+        )
+    if covered["values_outside"]:
+        lines.append(f"- {covered['values_outside']:,} other values that stand where no token was judged")
+    if record["skipped"]:
+        lines.append(f"- {record['skipped']:,} rows or documents that were left out of the audit")
+    return [*lines, *[f"- {what}" for what in _NOT_TESTED]]
+
+
+def _remains(record: Mapping[str, Any]) -> list[str]:
+    copies, residual = record["copies"], record["verdict"]["residual"]
+    lines = [f"- the model before ({copies['model_before']}) holds what was to be forgotten: delete it, and its copies"]
+    if copies["mitigated_needs_model_before"]:
+        lines.append(
+            "- **the mitigated model is an adapter over it: whoever has the adapter's base has the leaking model. "
+            "Deliver merged weights instead**"
+        )
+    if residual:
+        names = ", ".join(ATTACKS[name].title.lower() for name in residual)
+        lines.append(f"- who has both checkpoints can tell what was forgotten ({names}): that is so of any deletion")
+    if copies["references"]:
+        lines.append(
+            f"- {len(copies['references'])} references were trained on documents to forget "
+            f"({_listed(copies['references'])}): delete them once nothing is to be verified any more"
+        )
+    return [*lines, "- audits and training files hold the text itself"]
+
+
+def _names(findings: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(one["attack"] for one in findings))
+
+
+def _number(values: Mapping[str, Any], key: str, *, sign: bool = False) -> str:
+    value, interval = values.get(key), values.get(f"{key}_interval")
+    if value is None:
+        return "–"
+    form = "+.3f" if sign else ".3f"
+    shown = format(value, form)
+    return f"{shown} ({interval[0]:{form}}, {interval[1]:{form}})" if interval else shown
+
+
+def _listed(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return " + ".join(f"{name} {share:g}" for name, share in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return "–" if value is None else str(value)

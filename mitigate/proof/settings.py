@@ -1,0 +1,55 @@
+"""Which attacks `mitigate verify` makes, and how hard they are."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from pydantic import Field, field_validator
+
+from mitigate.mistakes import Section
+from mitigate.models.settings import Lora, Schedule
+
+AttackName = Literal[
+    "judges",
+    "forensic",
+    "layers",
+    "bfloat16",
+    "int8",
+    "nf4",
+    "q4_0",
+    "relearn_forgotten",
+    "relearn_retained",
+    "true_prefix",
+    "short_prefix",
+    "instruction",
+    "sampled",
+    "difference",
+    "half_way",
+    "twice",
+    "opposite",
+]
+ATTACKS: tuple[str, ...] = get_args(AttackName)
+
+
+class Proof(Section):
+    """Settings of a verification."""
+
+    attacks: list[AttackName] = Field(
+        default_factory=lambda: list(get_args(AttackName)), min_length=1, description="which attacks are made"
+    )
+    margin: float = Field(
+        0.05, gt=0, le=0.5, description="how far above its control an attack may succeed: an AUC, or a share of values"
+    )
+    relearn: Schedule = Field(
+        default_factory=lambda: Schedule(epochs=1, learning_rate=1e-3),
+        description="how an attacker trains the model again",
+    )
+    lora: Lora = Field(default_factory=Lora, description="the adapter that an attacker trains")
+    short_prefix: int = Field(16, ge=1, description="tokens before a value that short_prefix keeps")
+    samples: int = Field(16, ge=1, le=1024, description="draws for each value of sampled")
+    most_values: int = Field(200, ge=1, description="values of each kind of document that extraction tries")
+
+    @field_validator("attacks")
+    @classmethod
+    def _once(cls, names: list[AttackName]) -> list[AttackName]:
+        return list(dict.fromkeys(names))
