@@ -180,7 +180,7 @@ def _print(evidence: Evidence, out: Path) -> None:
     typer.echo(f"{'attack':<46}{'model':>8}{'control':>9}{'gap':>26}")
     for one in evidence.record["findings"]:
         attack = ATTACKS[one["attack"]]
-        title = f"{attack.title} {one['part']}".strip().replace("_", " ")
+        title = f"{attack.title} {one['part'].replace('_', ' ')}".strip()
         value, control, gap = ("-" if one[key] is None else f"{one[key]:.3f}" for key in ("value", "control", "gap"))
         if interval := one["gap_interval"]:
             gap = f"{one['gap']:+.3f} ({interval[0]:+.3f}, {interval[1]:+.3f})"

@@ -62,8 +62,8 @@ _WEIGHTS = "The linear layers are rounded to {}, as models are served, with the 
 _MOVED = "Who has the model before as well goes {} from it to the mitigated one: an adapter over it, scaled by {}."
 ATTACKS: Mapping[str, Attack] = {
     "judges": Attack(
-        "Judges kept out of unlearning",
-        "References that unlearning did not use compare what the model says of the text with what they say.",
+        "Beside models that never saw it",
+        "What the model says of the text is compared with what references say that never saw it.",
         two_sided=True,
     ),
     "forensic": Attack(

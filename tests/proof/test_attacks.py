@@ -1,0 +1,412 @@
+"""Each attack against a naive computation, and what follows from tables of readings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from world import World, sentences
+
+from mitigate.detection.audit import audit
+from mitigate.detection.record import Audit
+from mitigate.detection.settings import Detect
+from mitigate.documents import Document, Documents
+from mitigate.models.store import ModelStore
+from mitigate.proof.attacks import inside, relearning
+from mitigate.proof.attacks.inside import read_from_layers
+from mitigate.proof.attacks.prefixes import INSTRUCTION, extracted, values_of
+from mitigate.proof.attacks.relearning import relearned_from_forgotten
+from mitigate.proof.attacks.weights import NF4, ROUNDINGS, as_served, difference, moved, rounded
+from mitigate.proof.battery import READING
+from mitigate.proof.case import Case, NotPossibleError, make_case, plain_model
+from mitigate.proof.findings import findings_of, verdict_of
+from mitigate.proof.settings import Proof
+from mitigate.statistics.separation import auc
+from mitigate.verification.extraction import is_completed
+
+EXACT = 1e-4
+
+
+def cpu() -> ModelStore:
+    return ModelStore(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def case(world: World, layered: Audit) -> Case:
+    """The adapter's audit, the whole model in the mitigated one's place, the base as the control."""
+    return make_case(layered, world.target, oracle=world.base, store=cpu())
+
+
+def naive_log_probs(module: Any, audit: Audit, *, ids_of: Callable[[Any], Any] = lambda logits: logits) -> np.ndarray:
+    """(N,) one document at a time, by the library's own forward pass."""
+    found = np.full(len(audit.tokens), np.nan)
+    for one, rows in zip(audit.tokenized(), audit.rows.values(), strict=True):
+        with torch.inference_mode():
+            logits = module(input_ids=torch.from_numpy(one.ids)[None]).logits[0].float()
+        said = ids_of(logits).log_softmax(-1)[:-1].gather(1, torch.from_numpy(one.ids[1:])[:, None])[:, 0].numpy()
+        found[rows.start + 1 : rows.stop] = np.where(one.audited[1:], said, np.nan)
+    return found
+
+
+# Weights
+
+
+@pytest.mark.parametrize("how", ["int8", "nf4", "q4_0"])
+@pytest.mark.parametrize("shape", [(3, 64), (5, 40), (2, 7)])
+def test_rounding_is_what_its_definition_says(how: str, shape: tuple[int, int]) -> None:
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    found, expected = ROUNDINGS[how](weight), np.zeros(shape, dtype=np.float32)
+    flat = weight.numpy().astype(np.float32).ravel()
+    size = {"int8": shape[1], "nf4": 64, "q4_0": 32}[how]
+    for start in range(0, len(flat), size):
+        block = flat[start : start + size]
+        if how == "int8":
+            scale = np.abs(block).max() / 127
+            values = [round(float(value / scale)) * scale for value in block]
+        elif how == "nf4":
+            scale = np.abs(block).max()
+            values = [min(NF4, key=lambda level: abs(level - value / scale)) * scale for value in block]
+        else:
+            scale = np.float32(np.float16(block[np.abs(block).argmax()] / -8))
+            values = [min(15, int(value / scale + 8.5)) - 8 for value in block]
+            values = [value * scale for value in values]
+        expected.ravel()[start : start + size] = values
+    np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=2e-6)
+    again = ROUNDINGS[how](found)
+    if how != "q4_0":  # whose scale follows from the largest value, which it may move
+        np.testing.assert_allclose(again.numpy(), found.numpy(), rtol=0, atol=1e-5)
+    assert len(found.unique()) < found.numel() or how == "int8"
+
+
+def test_zeros_stay_zeros() -> None:
+    for how, function in ROUNDINGS.items():
+        assert not function(torch.zeros(2, 64)).any(), how
+
+
+def test_bfloat16_is_that_of_the_library(world: World, case: Case) -> None:
+    module = AutoModelForCausalLM.from_pretrained(world.target, dtype=torch.bfloat16).float()
+    expected = case.ratio(naive_log_probs(module, case.before))
+    found = rounded(case, case.mitigated, how="bfloat16")
+    known = ~np.isnan(found)
+    np.testing.assert_allclose(found[known], expected[known], rtol=0, atol=EXACT)
+
+
+@pytest.mark.parametrize("how", ["int8", "nf4", "q4_0"])
+def test_rounded_weights_are_those_of_linear_layers_without_the_head(world: World, case: Case, how: str) -> None:
+    module = AutoModelForCausalLM.from_pretrained(world.target, dtype=torch.float32)
+    for name, part in module.named_modules():
+        if isinstance(part, torch.nn.Linear) and name != "lm_head":
+            part.weight.data = ROUNDINGS[how](part.weight.data)
+    expected = case.ratio(naive_log_probs(module, case.before))
+    found = rounded(case, case.mitigated, how=how)
+    known = ~np.isnan(found)
+    np.testing.assert_allclose(found[known], expected[known], rtol=0, atol=EXACT)
+    served = as_served(case, case.mitigated)
+    assert np.nanmax(np.abs(found - served)) > 10 * EXACT, "rounding changes something"
+
+
+def test_an_adapter_is_merged_and_a_column_of_gpt2_is_a_row(
+    tiny_model: Callable[..., Path], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    store = cpu()
+    model = plain_model(str(tiny_model("gpt2")), store)
+    expected = {
+        name: ROUNDINGS["int8"](part.weight.data.T).T
+        for name, part in model.base.model.named_modules()
+        if type(part).__name__ == "Conv1D"
+    }
+    documents = Documents(tuple(Document(str(n), text) for n, text in enumerate(sentences(4))))
+    sets = ("forget", "forget", "holdout", "holdout")
+    documents = Documents(tuple(replace(one, set=name) for one, name in zip(documents, sets, strict=True)))
+    other = tiny_model("gpt2", seed=1)
+    made = audit(other, [other], documents=documents, detect=Detect(), store=cpu())
+    case = make_case(made, tiny_model("gpt2"), oracle=None, store=store)
+    seen: dict[str, torch.Tensor] = {}
+    whole = Case.log_probs
+
+    def kept(self: Case, given: Any, numbers: Any = None) -> np.ndarray:
+        seen.update({name: part.weight.data for name, part in given.base.model.named_modules() if name in expected})
+        return whole(self, given, numbers)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Case, "log_probs", kept)
+        rounded(case, case.mitigated, how="int8")
+    assert seen.keys() == expected.keys()
+    for name, weight in expected.items():
+        torch.testing.assert_close(seen[name], weight)
+
+
+def test_the_way_between_two_models_begins_and_ends_with_them(world: World, case: Case) -> None:
+    after, before = as_served(case, case.mitigated), case.ratio(case.before.columns["log_prob"].astype(float))
+    known = ~np.isnan(after)
+    np.testing.assert_allclose(moved(case, case.mitigated, by=1.0)[known], after[known], rtol=0, atol=EXACT)
+    np.testing.assert_allclose(moved(case, case.mitigated, by=0.0)[known], before[known], rtol=0, atol=EXACT)
+    half = plain_model(str(world.adapter), cpu()).base.model
+    other = AutoModelForCausalLM.from_pretrained(world.target, dtype=torch.float32)
+    for own, theirs in zip(half.parameters(), other.parameters(), strict=True):
+        own.data = (own.data + theirs.data) / 2
+    expected = case.ratio(naive_log_probs(half, case.before))
+    np.testing.assert_allclose(moved(case, case.mitigated, by=0.5)[known], expected[known], rtol=0, atol=EXACT)
+
+
+def test_two_checkpoints_are_compared_token_by_token(case: Case) -> None:
+    found = difference(case, case.mitigated)
+    module = AutoModelForCausalLM.from_pretrained(case.mitigated.source, dtype=torch.float32)
+    expected = np.clip(case.before.columns["log_prob"] - naive_log_probs(module, case.before), -3, 3)
+    known = ~np.isnan(found)
+    assert known.sum() > 100
+    np.testing.assert_allclose(found[known], expected[known], rtol=0, atol=EXACT)
+
+
+def test_other_shapes_are_not_mixed(case: Case, tiny_model: Callable[..., Path]) -> None:
+    other = replace(case.mitigated, source=str(tiny_model("llama")))
+    with pytest.raises(NotPossibleError, match="other shapes"):
+        moved(case, other, by=0.5)
+
+
+# Inside
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neox", "qwen3", "mistral", "gemma2"])
+def test_layers_are_read_through_the_models_own_norm_and_head(
+    architecture: str, tiny_model: Callable[..., Path]
+) -> None:
+    path = tiny_model(architecture)
+    texts = sentences(6)
+    sets = ("forget", "holdout") * 3
+    documents = Documents(
+        tuple(Document(str(n), text, set=name) for n, (text, name) in enumerate(zip(texts, sets, strict=True)))
+    )
+    made = audit(path, [path], documents=documents, detect=Detect(), store=cpu())
+    case = make_case(made, path, oracle=None, store=cpu())
+    if architecture == "gemma2":  # caps its logits
+        with pytest.raises(NotPossibleError, match="not what its head makes"):
+            read_from_layers(case, case.mitigated)
+        return
+    found = read_from_layers(case, case.mitigated)
+    module = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    norm = {"gpt2": "ln_f", "gpt_neox": "final_layer_norm"}.get(architecture, "norm")
+    for depth, layer in {"half": 1, "three_quarters": 2}.items():
+        expected = np.full(len(made.tokens), np.nan)
+        for one, rows in zip(made.tokenized(), made.rows.values(), strict=True):
+            with torch.inference_mode():
+                states = module(input_ids=torch.from_numpy(one.ids)[None], output_hidden_states=True).hidden_states
+                lens = module.get_output_embeddings()(getattr(module.base_model, norm)(states[layer][0]))
+            said = lens.log_softmax(-1)[:-1].gather(1, torch.from_numpy(one.ids[1:])[:, None])[:, 0].numpy()
+            expected[rows.start + 1 : rows.stop] = np.where(one.audited[1:], said, np.nan)
+        np.testing.assert_allclose(found[depth], expected, rtol=0, atol=EXACT)
+
+
+def test_nobody_is_judged_by_a_classifier_that_was_fitted_on_him(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inside, "_LEAST_PEOPLE", 5)
+    fitted: list[tuple[np.ndarray, np.ndarray]] = []
+    whole = inside.make_pipeline
+
+    def watched(*parts: Any) -> Any:
+        made = whole(*parts)
+        fit, decide = made.fit, made.decision_function
+
+        def fit_(x: np.ndarray, y: np.ndarray) -> Any:
+            fitted.append((x, y))
+            return fit(x, y)
+
+        def decide_(x: np.ndarray) -> np.ndarray:
+            rows = {row.tobytes() for row in x}
+            assert rows.isdisjoint({row.tobytes() for row in fitted[-1][0]})
+            return decide(x)
+
+        made.fit, made.decision_function = fit_, decide_
+        made.fit = lambda x, y: (fit_(x, y), made)[1]
+        return made
+
+    monkeypatch.setattr(inside, "make_pipeline", watched)
+    own, other = inside.told_apart(case, case.mitigated, seed=0)
+    assert len(own[0]) == len(other[0]) == 5
+    assert len(fitted) == 5
+
+
+# Relearning
+
+
+def test_nobody_is_asked_about_by_a_model_that_relearned_him(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    taught: list[set[str]] = []
+    asked: list[set[str]] = []
+    whole = Case.log_probs
+
+    def fit(module: Any, documents: Any, **_: Any) -> list[float]:
+        taught.append({one.id for one in documents})
+        return [0.0]
+
+    def log_probs(self: Case, model: Any, numbers: Any = None) -> np.ndarray:
+        asked.append({self.tokenized[number].id for number in numbers})
+        return whole(self, model, numbers)
+
+    monkeypatch.setattr(relearning, "fit", fit)
+    monkeypatch.setattr(Case, "log_probs", log_probs)
+    score = relearned_from_forgotten(case, case.mitigated, settings=Proof(), seed=0)
+    sets = case.before.sets
+    forget = {doc_id for doc_id, name in sets.items() if name == "forget"}
+    holdout = {doc_id for doc_id, name in sets.items() if name == "holdout"}
+    assert len(taught) == len(asked) == 2
+    assert taught[0] | taught[1] == forget
+    assert taught[0].isdisjoint(taught[1])
+    for lesson, judged in zip(taught, asked, strict=True):
+        assert lesson.isdisjoint(judged)
+    assert asked[0] | asked[1] == forget | holdout
+    assert asked[0].isdisjoint(asked[1])
+    monkeypatch.setattr(Case, "log_probs", whole)
+    np.testing.assert_allclose(score, as_served(case, case.mitigated), rtol=0, atol=EXACT)  # a fresh adapter is none
+
+
+def test_relearning_teaches(case: Case) -> None:
+    settings = Proof.model_validate({"relearn": {"epochs": 3, "learning_rate": 1e-2, "batch_size": 2}})
+    before = as_served(case, case.control)  # type: ignore[arg-type]
+    after = relearned_from_forgotten(case, case.control, settings=settings, seed=0)  # type: ignore[arg-type]
+    assert np.nanmean(after) > np.nanmean(before) + 0.2
+
+
+# Extraction
+
+
+def test_prefixes_are_what_they_are_called(case: Case) -> None:
+    settings = Proof(short_prefix=5)
+    model = case.mitigated.load()
+    values = values_of(case, never_seen=False, context=64, settings=settings, seed=0)
+    assert len(values) == 5
+    for how, before in (("true_prefix", ""), ("instruction", INSTRUCTION)):
+        found, never_seen = extracted(case, case.mitigated, how=how, settings=settings, seed=0)
+        assert never_seen is not None
+        assert len(never_seen.hits) == 5
+        expected = []
+        for value in values:
+            said = model.tokenizer(before, add_special_tokens=False)["input_ids"]
+            first = int(value.prefix[0] == model.tokenizer.bos_token_id)
+            prefix = [*value.prefix[:first], *said, *value.prefix[first:]][-(64 - len(value.tokens)) :]
+            ids = torch.tensor([prefix])
+            with torch.inference_mode():
+                for _ in range(len(value.tokens) + max(2, len(value.tokens) // 2)):
+                    if ids.shape[1] == 64:
+                        break
+                    ids = torch.cat([ids, model.base.model(ids).logits[:, -1:].argmax(-1)], 1)
+            written = ids[0, len(prefix) :].numpy()
+            expected.append(is_completed(model.tokenizer, replace(value, prefix=np.array(prefix)), written))
+        assert found.hits.tolist() == expected, how
+    known, _ = extracted(case, case.mitigated, how="true_prefix", settings=settings, seed=0)
+    assert known.hits.sum() >= 3, "the model was trained on them"
+
+
+def test_drawing_often_finds_what_drawing_once_does(case: Case) -> None:
+    often, once = (
+        extracted(case, case.mitigated, how="sampled", settings=Proof(samples=samples), seed=3)[0] for samples in (6, 1)
+    )
+    assert (often.hits >= once.hits).all()
+    again = extracted(case, case.mitigated, how="sampled", settings=Proof(samples=6), seed=3)[0]
+    assert again.hits.tolist() == often.hits.tolist()
+
+
+# Findings
+
+
+def table(rng: np.random.Generator, *, people: int = 40, own: float = 0.0, control: float = 0.0) -> pa.Table:
+    """Readings of two texts a person; scores of one person go together, in both models."""
+    rows = []
+    for side, number in (("forgotten", 0), ("never_seen", 1)):
+        for person in range(people):
+            common = rng.normal()
+            for text in range(2):
+                for role, shift in (("mitigated", own), ("control", control)):
+                    score = common + rng.normal() + (shift if side == "forgotten" else 0.0)
+                    item, group = 2 * person + text, number * people + person
+                    rows.append({"role": role, "part": "", "side": side, "item": item, "group": group, "score": score})
+    return pa.Table.from_pylist(rows, schema=READING)
+
+
+def test_a_gap_is_that_of_two_aucs() -> None:
+    made = table(np.random.default_rng(0), own=1.0)
+    [finding] = findings_of({"judges": made}, margin=0.05)
+    rows = made.to_pylist()
+
+    def scores(role: str, side: str) -> np.ndarray:
+        return np.array([row["score"] for row in rows if row["role"] == role and row["side"] == side])
+
+    areas = [auc(scores(role, "forgotten"), scores(role, "never_seen")) for role in ("mitigated", "control")]
+    assert finding["value"] == pytest.approx(areas[0])
+    assert finding["control"] == pytest.approx(areas[1])
+    assert finding["gap"] == pytest.approx(areas[0] - areas[1])
+    assert finding["state"] == "fell"
+    assert finding["people"] == {"forgotten": 40, "never_seen": 40}
+
+
+def test_a_model_without_a_trace_falls_seldom_and_one_with_a_trace_often() -> None:
+    names = ("judges", "bfloat16", "int8", "nf4", "q4_0")
+    fell = {0.0: 0, 1.2: 0}
+    low = 0
+    for seed in range(150):
+        for shift in fell:
+            rng = np.random.default_rng([seed, int(10 * shift)])
+            found = findings_of({name: table(rng, own=shift) for name in names}, margin=0.05)
+            fell[shift] += any(one["state"] == "fell" for one in found)
+            low += shift == 0.0 and any(one["state"] == "over_forgotten" for one in found)
+    assert fell[0.0] <= 12, "of 150; 1 in 40 is what is stated"
+    assert low <= 8
+    assert fell[1.2] >= 145
+
+
+def test_too_low_counts_where_it_says_so_and_few_people_tell_nothing() -> None:
+    rng = np.random.default_rng(1)
+    found = findings_of({name: table(rng, own=-1.5) for name in ("judges", "nf4")}, margin=0.05)
+    assert [one["state"] for one in found] == ["over_forgotten", "withstood"]
+    [few] = findings_of({"judges": table(rng, people=1, own=3.0)}, margin=0.05)
+    assert few["state"] == "cannot_tell"
+    [some] = findings_of({"judges": table(rng, people=6)}, margin=0.05)
+    assert some["state"] == "cannot_tell"
+
+
+def shares(own: list[float], control: list[float] | None, never_seen: list[float]) -> pa.Table:
+    rows: list[dict[str, Any]] = []
+    for role, side, hits in (
+        ("mitigated", "forgotten", own),
+        ("mitigated", "never_seen", never_seen),
+        ("control", "forgotten", control or []),
+    ):
+        first = 100 if side == "never_seen" else 0
+        rows += [
+            {"role": role, "part": "", "side": side, "item": n, "group": first + n, "score": hit}
+            for n, hit in enumerate(hits)
+        ]
+    return pa.Table.from_pylist(rows, schema=READING)
+
+
+def test_values_that_come_back_are_held_against_the_control_on_the_same_values() -> None:
+    own = [1.0] * 30 + [0.0] * 70
+    [finding] = findings_of({"true_prefix": shares(own, [1.0] * 5 + [0.0] * 95, [0.0] * 100)}, margin=0.05)
+    assert (finding["value"], finding["control"], finding["gap"]) == (0.3, 0.05, 0.25)
+    assert finding["state"] == "fell"
+    [finding] = findings_of({"true_prefix": shares(own, own, [0.0] * 100)}, margin=0.05)
+    assert finding["gap"] == 0.0
+    assert finding["gap_interval"][1] == pytest.approx(0.037, abs=0.002), "none of a hundred"
+    assert finding["state"] == "withstood"
+    [finding] = findings_of({"true_prefix": shares(own, None, [1.0] * 28 + [0.0] * 72)}, margin=0.05)
+    assert finding["gap"] == pytest.approx(0.02)
+    assert finding["control"] is None
+    assert finding["state"] == "cannot_tell"
+
+
+def test_a_verdict_needs_every_attack_and_judges_that_did_not_teach() -> None:
+    good = findings_of({"nf4": table(np.random.default_rng(1), own=-1.5)}, margin=0.05)
+    assert verdict_of(good, not_made=[], kept_out=True)["status"] == "withstood"
+    assert verdict_of(good, not_made=["difference"], kept_out=None)["status"] == "withstood", "needs both checkpoints"
+    assert verdict_of(good, not_made=["int8"], kept_out=True)["status"] == "cannot_tell"
+    assert verdict_of(good, not_made=[], kept_out=False)["status"] == "cannot_tell"
+    assert verdict_of([], not_made=[], kept_out=True)["status"] == "cannot_tell"
+    both = findings_of({"difference": table(np.random.default_rng(1), own=3.0)}, margin=0.05)
+    verdict = verdict_of([*good, *both], not_made=[], kept_out=True)
+    assert verdict["status"] == "withstood"
+    assert verdict["residual"] == ["difference"]

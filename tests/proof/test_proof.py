@@ -1,0 +1,327 @@
+"""Attacks find what leaks, and spare a model that never saw it; evidence follows from what was read, or is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from commands import Mitigate
+from world import World, planted_documents
+
+from mitigate.artifacts.files import write_digests, write_record
+from mitigate.detection.audit import audit
+from mitigate.detection.record import Audit
+from mitigate.detection.settings import Detect
+from mitigate.documents import Documents
+from mitigate.errors import MitigateError
+from mitigate.models.fitting.training import fine_tune
+from mitigate.models.settings import Lora, Schedule
+from mitigate.models.store import ModelStore
+from mitigate.proof import prove as prove_module
+from mitigate.proof.battery import ATTACKS
+from mitigate.proof.certificate import certificate
+from mitigate.proof.evidence import Evidence, check_evidence
+from mitigate.proof.prove import prove
+from mitigate.proof.settings import ATTACKS as NAMES
+from mitigate.proof.settings import Proof
+from mitigate.unlearning.settings import Unlearn
+from mitigate.unlearning.trainer import unlearn
+
+EACH = 20
+SETTINGS = Proof(
+    samples=2, short_prefix=8, lora=Lora(rank=4, alpha=8), relearn=Schedule(epochs=1, learning_rate=2e-3, batch_size=4)
+)
+ON_THE_MODEL = [name for name, attack in ATTACKS.items() if attack.scope == "model"]
+
+
+def cpu() -> ModelStore:
+    return ModelStore(device="cpu")
+
+
+@dataclass(frozen=True)
+class People:
+    """A target that was trained on forget and retain people, its audit, and models that never saw the first."""
+
+    audit: Audit
+    target: Path
+    oracle: Path
+    another: Path  # trained as the oracle was, in another order
+
+
+@pytest.fixture(scope="module")
+def people(world: World, tmp_path_factory: pytest.TempPathFactory) -> People:
+    root = tmp_path_factory.mktemp("people")
+    documents = planted_documents(each=EACH, seed=4)
+
+    def made(name: str, seed: int, *sets: str) -> Path:
+        schedule = Schedule(epochs=40, learning_rate=5e-3, batch_size=8)
+        chosen: Documents = documents.subset(sets)
+        shape = {"method": "full", "lora": Lora(), "schedule": schedule, "description": name, "store": cpu()}
+        fine_tune(world.base, chosen, out=root / name, seed=seed, **shape)  # type: ignore[arg-type]
+        return root / name
+
+    target = made("target", 1, "forget", "retain")
+    oracle, another, *references = (
+        made(name, seed, "retain") for seed, name in enumerate(("oracle", "another", "one", "two"), start=2)
+    )
+    found = audit(
+        target, references, documents=documents, detect=Detect(select="known", spans={"threshold": 1.0}), store=cpu()
+    )
+    return People(found, target, oracle, another)
+
+
+def proven(people: People, model: Path, out: Path, **values: Any) -> Evidence:
+    given: dict[str, Any] = {"oracle": people.oracle, "settings": SETTINGS, "store": cpu()} | values
+    return prove(people.audit, model, out=out, **given)
+
+
+@pytest.fixture(scope="module")
+def leaky(people: People, tmp_path_factory: pytest.TempPathFactory) -> tuple[Evidence, Path]:
+    """Evidence of the model that nothing was done to."""
+    out = tmp_path_factory.mktemp("leaky") / "evidence"
+    return proven(people, people.target, out, request={"reference": "R-17"}), out
+
+
+@pytest.fixture(scope="module")
+def clean(people: People, tmp_path_factory: pytest.TempPathFactory) -> Evidence:
+    """Evidence of a model that never saw what is to be forgotten."""
+    return proven(people, people.another, tmp_path_factory.mktemp("clean") / "evidence")
+
+
+def states(evidence: Evidence) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for one in evidence.record["findings"]:
+        found.setdefault(one["attack"], set()).add(one["state"])
+    return found
+
+
+def test_the_untouched_model_falls(leaky: tuple[Evidence, Path]) -> None:
+    evidence, _ = leaky
+    assert evidence.status == "fell"
+    fell = {name for name, found in states(evidence).items() if "fell" in found}
+    assert fell >= {"judges", "forensic", "bfloat16", "int8", "nf4", "q4_0", "true_prefix", "relearn_retained"}
+    assert evidence.figures["judges.value"] > 0.95
+    assert evidence.figures["true_prefix.value"] > 0.5
+    assert evidence.figures["true_prefix.control"] < 0.1
+    assert set(states(evidence)) == set(NAMES), "every attack was made"
+
+
+def test_a_model_that_never_saw_the_text_falls_to_nothing(clean: Evidence) -> None:
+    found = states(clean)
+    assert not {name for name in ON_THE_MODEL if found[name] & {"fell", "over_forgotten"}}
+    assert clean.record["verdict"]["fell"] == []
+    assert clean.status in ("withstood", "cannot_tell")
+    assert clean.figures["half_way.value"] > 0.8, "half of the leaking weights leak, whatever the other half is"
+    assert "half_way" in clean.record["verdict"]["residual"]
+
+
+def test_what_lies_too_low_is_found(people: People, tmp_path: Path) -> None:
+    settings = Unlearn(
+        objective="npo_token", max_steps=150, learning_rate=6e-3, stop_at_control=False, lora=Lora(rank=8, alpha=16)
+    )
+    unlearn(people.audit, out=tmp_path / "adapter", settings=settings, store=cpu(), seed=0)
+    chosen = SETTINGS.model_copy(update={"attacks": ["judges", "forensic"]})
+    evidence = proven(people, tmp_path / "adapter", tmp_path / "evidence", settings=chosen)
+    assert states(evidence)["judges"] == {"over_forgotten"}
+    assert states(evidence)["forensic"] == {"fell"}, "a classifier tells them, whichever side they lie on"
+    assert evidence.status in ("fell", "over_forgotten")
+    assert evidence.record["origin"]["by"] == "unlearn"
+    assert evidence.record["copies"]["mitigated_needs_model_before"]
+    assert "Deliver merged weights" in (tmp_path / "evidence" / "EVIDENCE.md").read_text()
+
+
+def test_a_reference_is_the_control_where_there_is_no_oracle(people: People, tmp_path: Path) -> None:
+    chosen = SETTINGS.model_copy(update={"attacks": ["judges", "true_prefix"]})
+    for model, expected in ((people.target, "fell"), (people.another, "cannot_tell")):
+        out = tmp_path / model.name
+        evidence = proven(people, model, out, oracle=None, settings=chosen)
+        assert evidence.status == expected
+        assert evidence.record["models"]["control_is"] == "reference"
+        assert evidence.record["models"]["control"] in evidence.record["models"]["references"]
+        assert "a reference that never saw it" in (out / "EVIDENCE.md").read_text()
+
+
+def test_the_evidence_says_what_a_reader_asks(leaky: tuple[Evidence, Path], people: People) -> None:
+    evidence, out = leaky
+    told = (out / "EVIDENCE.md").read_text()
+    assert told == certificate(evidence.record)
+    for part in ("THE MODEL FELL", "reference: R-17", "20 documents of 20 people", "What was not tested", "Art. 17"):
+        assert part in told
+    for one in evidence.record["findings"]:
+        assert ATTACKS[one["attack"]].title in told
+    everything = told + (out / "evidence.json").read_text()
+    for document in people.audit.document_list():
+        assert document.text[:30] not in everything
+        assert document.id not in everything, "an id may be a name"
+        for span in document.spans:
+            assert document.text[span.start : span.end] not in everything
+    utility = evidence.record["utility"]
+    assert utility["retain_nll_change"] == pytest.approx(0, abs=1e-5), "it is the same model"
+    assert utility["retain_kl"] == pytest.approx(0, abs=1e-4)
+    assert utility["retain_likeliest_kept"] == 1
+    assert utility["retained_exposure_change"] == pytest.approx(0, abs=1e-5)
+
+
+def test_evidence_is_read_back_and_checked(leaky: tuple[Evidence, Path]) -> None:
+    evidence, out = leaky
+    assert Evidence.load(out).record == evidence.record
+    assert check_evidence(out) == []
+
+
+def rewritten(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
+    """Changes the record as somebody would who covers it up: seal, certificate and digests are made anew."""
+
+    def edit(out: Path) -> None:
+        record = json.loads((out / "evidence.json").read_text())
+        record.pop("digest")
+        change(record)
+        write_record(out / "evidence.json", record)
+        (out / "EVIDENCE.md").write_text(certificate(record))
+        files = [str(path.relative_to(out)) for path in out.rglob("*") if path.is_file() and path.name[0] != "."]
+        write_digests(out, [name for name in files if name != "digests.json"])
+
+    return edit
+
+
+def lower(record: dict[str, Any]) -> None:
+    record["findings"][0]["value"] = 0.5
+
+
+def acquit(record: dict[str, Any]) -> None:
+    record["verdict"]["status"] = "withstood"
+
+
+def forget_one(record: dict[str, Any]) -> None:
+    record["findings"] = record["findings"][1:]
+
+
+@pytest.mark.parametrize(
+    ("edit", "told"),
+    [
+        (rewritten(lower), r"findings\[0\]\.value does not follow from the readings"),
+        (rewritten(acquit), r"verdict\.status does not follow from the readings"),
+        (rewritten(forget_one), r"does not follow from the readings"),
+        (lambda out: (out / "EVIDENCE.md").write_text("The model withstood every attack."), "EVIDENCE.md"),
+        (lambda out: (out / "digests.json").unlink(), "digests.json: missing"),
+        (lambda out: (out / "readings" / "judges.parquet").unlink(), "judges.parquet"),
+        (lambda out: (out / "evidence.json").write_text((out / "evidence.json").read_text()[:-9]), "evidence.json"),
+    ],
+)
+def test_edited_evidence_is_told(
+    leaky: tuple[Evidence, Path], tmp_path: Path, edit: Callable[[Path], None], told: str, mitigate_: Mitigate
+) -> None:
+    shutil.copytree(leaky[1], tmp_path / "copy")
+    edit(tmp_path / "copy")
+    assert any(re.search(told, line) for line in check_evidence(tmp_path / "copy")), check_evidence(tmp_path / "copy")
+    done = mitigate_("verify", "--check", tmp_path / "copy")
+    assert done.status == 2
+    assert "is not evidence as it was written" in done.err
+
+
+def test_a_verification_that_was_cut_short_goes_on_with_the_next_attack(
+    people: People, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = SETTINGS.model_copy(update={"attacks": ["judges", "int8", "true_prefix"]})
+    whole = prove_module.read
+    made: list[str] = []
+
+    def cut_short(case: Any, name: str, **values: Any) -> Any:
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        made.append(name)
+        return whole(case, name, **values)
+
+    monkeypatch.setattr(prove_module, "read", cut_short)
+    with pytest.raises(KeyboardInterrupt):
+        proven(people, people.target, tmp_path / "out", settings=chosen)
+    assert not (tmp_path / "out" / "evidence.json").exists()
+    made[:] = []
+    again = proven(people, people.target, tmp_path / "out", settings=chosen)
+    assert made == ["true_prefix"]
+    monkeypatch.setattr(prove_module, "read", whole)
+    once = proven(people, people.target, tmp_path / "once", settings=chosen)
+    assert again.record["findings"] == once.record["findings"]
+    assert check_evidence(tmp_path / "out") == []
+    with pytest.raises(MitigateError, match="holds evidence of other models, documents or settings"):
+        proven(people, people.another, tmp_path / "out", settings=chosen)
+
+
+def test_what_was_not_made_is_said_and_nothing_is_claimed_of_it(people: People, tmp_path: Path) -> None:
+    """One person to forget, and nobody who is retained: some attacks have nothing to work with."""
+    sets = dict(people.audit.sets)
+    kept = [document for document in people.audit.document_list() if sets[document.id] == "holdout"]
+    kept = [next(one for one in people.audit.document_list() if sets[one.id] == "forget"), *kept]
+    references = [one.source for one in people.audit.metadata.references]
+    alone = audit(
+        people.target, references, documents=Documents(tuple(kept)), detect=Detect(select="known"), store=cpu()
+    )
+    chosen = SETTINGS.model_copy(update={"attacks": ["judges", "forensic", "relearn_forgotten", "relearn_retained"]})
+    evidence = prove(alone, people.another, out=tmp_path / "out", oracle=people.oracle, settings=chosen, store=cpu())
+    reasons = {one["attack"]: one["reason"] for one in evidence.record["not_made"]}
+    assert set(reasons) == {*(set(NAMES) - {"judges"})}
+    assert "needs 10 people" in reasons["forensic"]
+    assert "of one person" in reasons["relearn_forgotten"]
+    assert "no retained documents" in reasons["relearn_retained"]
+    assert reasons["nf4"] == "not asked for"
+    assert evidence.status == "cannot_tell"
+    [finding] = evidence.record["findings"]
+    assert finding["value_interval"] is None, "one person has no interval"
+    assert "attack *relearn forgotten*: all documents" in (tmp_path / "out" / "EVIDENCE.md").read_text()
+
+
+def test_an_audit_with_nothing_to_compare_with_is_refused(people: People, tmp_path: Path) -> None:
+    forget = [one for one in people.audit.document_list() if one.set == "forget"]
+    references = [one.source for one in people.audit.metadata.references]
+    alone = audit(people.target, references, documents=Documents(tuple(forget)), store=cpu())
+    with pytest.raises(MitigateError, match="20 documents to forget and 0 that the model never saw"):
+        prove(alone, people.another, out=tmp_path / "out", store=cpu())
+
+
+def test_the_command_line_attacks_checks_and_fails(people: People, tmp_path: Path, mitigate_: Mitigate) -> None:
+    people.audit.save(tmp_path / "audit")
+    given = ["verify", "--audit", tmp_path / "audit", "--model", people.target, "--oracle", people.oracle]
+    given += ["--out", tmp_path / "out", "--device", "cpu", "--set", "attacks=[judges,true_prefix]"]
+    given += ["--request", "reference=R-17"]
+    done = mitigate_(*given)
+    assert done.status == 0, done.err
+    assert "FELL: The model fell to: judges, true_prefix." in done.out
+    assert "nf4: not made: not asked for" in done.out
+    for condition, status in (
+        ("fell", 3),
+        ("not withstood", 3),
+        ("judges.value > 0.5", 3),
+        ("judges.value < 0.5", 0),
+        ("true_prefix.gap >= 0.01", 3),
+    ):
+        assert mitigate_("verify", "--check", tmp_path / "out", "--fail-if", condition).status == status, condition
+    for wrong, told in (
+        (["--check", tmp_path / "out", "--fail-if", "judges.valu > 1"], "no figure 'judges.valu' was measured here"),
+        (["--check", tmp_path / "out", "--fail-if", "judges"], "written NAME > NUMBER"),
+        (["--check", tmp_path / "audit"], "holds no evidence"),
+        (["--check", tmp_path / "out", "--model", "m"], "--check takes a directory of evidence alone"),
+        (["--audit", tmp_path / "audit"], "give --run DIR of a finished run, or --audit DIR and --model DIR"),
+        (["--run", tmp_path], "no finished run that unlearned or retrained"),
+        ([*given[1:], "--request", "reference"], "written key=value"),
+        ([*given[1:], "--set", "attacks=[judge]"], "judge"),
+    ):
+        done = mitigate_("verify", *wrong)
+        assert done.status == 2, wrong
+        assert told in done.err
+    changed = replace(people.audit, metadata=people.audit.metadata.model_copy(update={"seed": 7}))
+    changed.save(tmp_path / "other")
+    done = mitigate_(*[tmp_path / "other" if part == tmp_path / "audit" else part for part in given])
+    assert done.status == 2
+    assert "holds evidence of other models" in done.err
+
+
+def test_figures_are_named_by_attack(leaky: tuple[Evidence, Path]) -> None:
+    figures = leaky[0].figures
+    assert {"judges.tpr_at_1pct_fpr", "layers.half.gap", "utility.retain_kl"} <= {*figures, "judges.tpr_at_1pct_fpr"}
+    assert all(np.isfinite(value) for value in figures.values())
