@@ -186,6 +186,12 @@ def _not_tested(record: Mapping[str, Any]) -> list[str]:
 def _remains(record: Mapping[str, Any]) -> list[str]:
     copies, residual = record["copies"], record["verdict"]["residual"]
     lines = [f"- the model before ({copies['model_before']}) holds what was to be forgotten: delete it, and its copies"]
+    if (elsewhere := record["elsewhere"])["places"]:
+        lines.append(
+            f"- **the same secrets stand in {elsewhere['places']:,} places of {elsewhere['documents']:,} documents "
+            "that the model was trained on and keeps; it may know them from there. Select these, too (an erasure "
+            "request finds them)**"
+        )
     if copies["mitigated_needs_model_before"]:
         lines.append(
             "- **the mitigated model is an adapter over it: whoever has the adapter's base has the leaking model. "

@@ -37,6 +37,7 @@ from mitigate.models.store import ModelStore
 from mitigate.proof.battery import read
 from mitigate.proof.case import Case, NotPossibleError, Subject, make_case
 from mitigate.proof.certificate import certificate
+from mitigate.proof.elsewhere import left_elsewhere
 from mitigate.proof.evidence import CERTIFICATE, EVIDENCE, READINGS, SCHEMA, Evidence
 from mitigate.proof.findings import findings_of, verdict_of
 from mitigate.proof.settings import ATTACKS, Proof
@@ -100,7 +101,7 @@ def prove(
             if state.is_main_process:
                 sweep(out, deep=True)
         tables, not_made, seconds = _read_all(case, out, settings, seed)
-        findings = findings_of(tables, margin=settings.margin)
+        findings, elsewhere = findings_of(tables, margin=settings.margin), left_elsewhere(case)
         record: dict[str, Any] = {
             "schema": SCHEMA,
             "name": name,
@@ -114,7 +115,13 @@ def prove(
             "copies": _copies(case, audit),
             "findings": findings,
             "not_made": not_made,
-            "verdict": verdict_of(findings, not_made=[one["attack"] for one in not_made], kept_out=case.kept_out),
+            "elsewhere": elsewhere,
+            "verdict": verdict_of(
+                findings,
+                not_made=[one["attack"] for one in not_made],
+                kept_out=case.kept_out,
+                elsewhere=elsewhere["places"],
+            ),
             "utility": utility_of(case, target),
             "coverage": audit.metadata.coverage.written(),
             "skipped": len(audit.metadata.skipped),

@@ -16,7 +16,7 @@ NF4 = (
     *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
     *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
 )
-_NF4_BLOCK, _Q4_BLOCK = 64, 32
+NF4_BLOCK, _Q4_BLOCK = 64, 32
 
 
 def bfloat16(weight: torch.Tensor) -> torch.Tensor:
@@ -39,7 +39,7 @@ def nf4(weight: torch.Tensor) -> torch.Tensor:
         largest = blocks.abs().amax(1, keepdim=True).clamp_min(1e-12)
         return levels[torch.bucketize(blocks / largest, edges)] * largest
 
-    return _by_blocks(weight, _NF4_BLOCK, rounded)
+    return _by_blocks(weight, NF4_BLOCK, rounded)
 
 
 def q4_0(weight: torch.Tensor) -> torch.Tensor:
@@ -75,7 +75,7 @@ def rounded(case: Case, subject: Subject, *, how: str) -> np.ndarray:
         how: a name of `ROUNDINGS`. Embeddings and the output head are not rounded, but for bfloat16.
     """
     model = subject.plain()
-    for weight, by_column in _matrices(model.base.model, everything=how == "bfloat16"):
+    for weight, by_column in matrices(model.base.model, everything=how == "bfloat16"):
         rows = weight.data.T if by_column else weight.data
         found = ROUNDINGS[how](rows.float()).to(weight.dtype)
         weight.data = found.T.contiguous() if by_column else found
@@ -104,7 +104,7 @@ def difference(case: Case, subject: Subject) -> np.ndarray:
     return np.clip(before - case.log_probs(subject.load()), -3, 3)
 
 
-def _matrices(module: torch.nn.Module, *, everything: bool) -> Iterator[tuple[torch.nn.Parameter, bool]]:
+def matrices(module: torch.nn.Module, *, everything: bool) -> Iterator[tuple[torch.nn.Parameter, bool]]:
     """The weights of linear layers, the output head aside; or all parameters.
 
     Yields:
