@@ -10,7 +10,7 @@ import torch
 from commands import Mitigate
 
 from mitigate.artifacts.files import read_json
-from mitigate.bench.unlearn.settings import FineTuning
+from mitigate.bench.unlearn.settings import FineTuning, RunSettings
 from mitigate.bench.verify.cheats import CANDIDATES, _kept_in_cells
 from mitigate.bench.verify.run import bench_verify, verify_table
 from mitigate.bench.verify.settings import VerifyBenchSettings
@@ -36,6 +36,7 @@ SETTINGS = VerifyBenchSettings(
         schedule=Schedule(epochs=1, learning_rate=1e-2, batch_size=16),
     ),
     base_documents=100,
+    unlearn=RunSettings(learning_rate=1e-2, max_steps=6, check_every=6),
     proof=Proof(
         attacks=["judges", "layers", "nf4", "true_prefix"], samples=1, most_values=20, lora=Lora(rank=4, alpha=8)
     ),
@@ -119,6 +120,7 @@ def test_the_command_line_runs_it(results: dict[str, Any], out: Path, mitigate_:
         ("schedule", ("epochs", "learning_rate", "batch_size")),
         ("base", ("vocabulary", "hidden_size", "layers", "heads", "context")),
         ("base.schedule", ("epochs", "learning_rate", "batch_size")),
+        ("unlearn", ("learning_rate", "max_steps", "check_every")),
         ("proof", ("attacks", "samples", "most_values")),
         ("proof.lora", ("rank", "alpha")),
     ):

@@ -16,6 +16,7 @@ from transformers import GenerationConfig
 
 from mitigate.artifacts.files import new_directory
 from mitigate.artifacts.provenance import UNLEARN_RECORD
+from mitigate.bench.unlearn.settings import RunSettings
 from mitigate.bench.unlearn.world import UnlearnWorld
 from mitigate.detection.audit import audit
 from mitigate.detection.record import Audit
@@ -41,14 +42,14 @@ class Made:
     Attributes:
         world: people and models.
         audit: of the target, with known spans.
-        whole: whether models are whole and not adapters.
+        unlearn: rate, rank and steps of unlearning.
         device: where they are trained.
         seed: of what is trained.
     """
 
     world: UnlearnWorld
     audit: Audit
-    whole: bool
+    unlearn: RunSettings
     device: str
     seed: int
 
@@ -77,18 +78,12 @@ class Candidate:
     audit: Callable[[Made], Audit] | None = None
 
 
-def _settings(made: Made, **values: Any) -> Unlearn:
-    """Unlearning with a rate and rank for the world's kind of model."""
-    own = {"learning_rate": 2e-3, "lora": Lora(rank=32, alpha=64)} if made.whole else {}
-    return Unlearn(**{**own, "keep_judges": True, **values})
-
-
 def _unlearned(made: Made, out: Path, **values: Any) -> str:
     unlearn(
         made.audit,
         out=out,
         retain=made.world.anchors,
-        settings=_settings(made, **values),
+        settings=Unlearn(**{**made.unlearn.model_dump(), "keep_judges": True, **values}),
         store=made.store(),
         seed=made.seed,
     )
@@ -186,8 +181,7 @@ def _target_of_both(made: Made, out: Path) -> str:
 
 
 def _too_low(made: Made, out: Path) -> str:
-    rate = 6e-3 if made.whole else 3e-3
-    return _unlearned(made, out, objective="npo_token", stop_at_control=False, max_steps=150, learning_rate=rate)
+    return _unlearned(made, out, objective="npo_token", stop_at_control=False)
 
 
 def _last_layer(made: Made, out: Path) -> str:

@@ -69,7 +69,7 @@ def bench_verify(
         )
         folder = out / f"seed-{seed}"
         audit = make_audit(world, "known", out=folder / "audits" / "known", seed=seed, device=device)
-        made = Made(world, audit, settings.method == "full", device, seed)
+        made = Made(world, audit, settings.unlearn, device, seed)
         for name in candidates:
             logger.info("seed %d: %s", seed, name.replace("_", " "))
             found[name].append(_verified(name, made, folder, settings))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from mitigate.bench.settings import HardSettings
-from mitigate.bench.unlearn.settings import FineTuning, UnlearnWorldSettings
+from mitigate.bench.unlearn.settings import FineTuning, HardRunSettings, RunSettings, UnlearnWorldSettings
 from mitigate.proof.settings import Proof
 
 
@@ -22,6 +22,10 @@ class VerifyBenchSettings(UnlearnWorldSettings):
     judges: int = Field(2, ge=2, multiple_of=2, description="cross-fitted references of `bench unlearn`; unused here")
     anchors: int = Field(40, ge=0, description="documents of prose that unlearning may hold still")
     prose: int = Field(2, ge=1, description="documents of prose of `bench unlearn`; unused here")
+    unlearn: RunSettings = Field(
+        default_factory=lambda: RunSettings(learning_rate=6e-3, max_steps=200),
+        description="of the default, and of cheats that are unlearned; see `Unlearn`",
+    )
     proof: Proof = Field(default_factory=lambda: Proof(samples=4), description="the attacks; see `mitigate verify`")
 
 
@@ -31,6 +35,9 @@ class HardVerifyBenchSettings(HardSettings, VerifyBenchSettings):
     schedule: FineTuning = Field(
         default_factory=lambda: FineTuning(learning_rate=1e-3),
         description="of every fine-tuned model; its epochs are those of `epochs`",
+    )
+    unlearn: HardRunSettings = Field(
+        default_factory=HardRunSettings, description="of the default, and of cheats that are unlearned; see `Unlearn`"
     )
     epochs: tuple[float, ...] = Field(
         (5.0,), min_length=1, description="passes over the documents, each a world of its own"
