@@ -48,6 +48,7 @@ _CLAUSES = (
         "unlearning retrains on what remains, or gives a documented (ε, δ) guarantee",
         "only where the model was retrained (see *How it was done*); otherwise this clause is not met",
     ),
+    ("OWASP AISVS 12.3.2", "an empirical lower bound on ε, beside the declared budget", "the bound under the table"),
     (
         "OWASP AISVS 11.3.3",
         "membership-inference simulations do not exceed guessing on held-out data",
@@ -138,10 +139,24 @@ def _tested(record: Mapping[str, Any]) -> list[str]:
         state = STATE_WORDS[one["state"]] if attack.scope == "model" else "needs the model before"
         lines.append(
             f"| {attack.title}{part} | {counts} | {_number(one, 'value')} | {_number(one, 'control')} | "
-            f"{_number(one, 'gap', sign=True)} | {state} |"
+            f"{_gap(one)} | {state} |"
         )
+    bound = next((one["epsilon"] for one in record["findings"] if one["attack"] == "judges"), None)
+    if bound is not None:
+        lines += [
+            "",
+            "*Beside models that never saw it* shows, with 95 % confidence, that no claim of (ε, δ)-"
+            f"indistinguishability with ε below {bound:.2f} (δ = 1e-5) holds for the model; 0 shows nothing.",
+        ]
     lines += ["", *[f"- *{ATTACKS[name].title}*: {ATTACKS[name].asks}" for name in _names(record["findings"])]]
     return lines
+
+
+def _gap(finding: Mapping[str, Any]) -> str:
+    """With its interval; of one person, who has none, the place among the never-seen ones."""
+    if (rank := finding.get("rank")) is None:
+        return _number(finding, "gap", sign=True)
+    return f"{rank['as_high']} of {rank['of']} never-seen people lie as high (p = {rank['p_value']:.3f})"
 
 
 def _judges(record: Mapping[str, Any]) -> list[str]:

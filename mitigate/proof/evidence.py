@@ -52,7 +52,7 @@ class Evidence:
         named: dict[str, float] = {}
         for one in self.record["findings"]:
             name = ".".join(part for part in (one["attack"], one["part"]) if part)
-            for key in ("value", "control", "gap", "tpr_at_1pct_fpr", "never_seen"):
+            for key in ("value", "control", "gap", "tpr_at_1pct_fpr", "epsilon", "never_seen"):
                 if isinstance(one.get(key), int | float):
                     named[f"{name}.{key}"] = float(one[key])
         for name, value in self.record["utility"].items():

@@ -14,8 +14,10 @@ import pyarrow.compute as pc
 from scipy.stats import norm
 
 from mitigate.proof.battery import ATTACKS, Attack
+from mitigate.statistics.clusters import indexed
 from mitigate.statistics.intervals import UNMEASURED, Figure, Sample, clustered, clustered_mean, clustered_share, flat
-from mitigate.statistics.separation import clustered_auc, clustered_tpr
+from mitigate.statistics.privacy import epsilon_lower_bound
+from mitigate.statistics.separation import clustered_auc, clustered_tpr, rank_among
 from mitigate.verification.never_seen import Sides, excess_over
 
 _SUCCEEDS = 0.6  # AUC of an attack with both checkpoints that is worth a warning
@@ -31,11 +33,12 @@ def findings_of(tables: Mapping[str, pa.Table], *, margin: float) -> list[dict[s
 
     Returns:
         `attack`, `part`; `texts` and `people`, forgotten and never seen; `value`, `control`, `gap` with 95 % intervals
-        (and `tpr_at_1pct_fpr` of an AUC, `never_seen` of a share); `state`. It is `fell` if the gap is above the margin
-        and surely above 0, `over_forgotten` if it is as far below and that counts, `withstood` if its interval lies
-        within the margin, else `cannot_tell`. Surely: all attacks on the model alone are one family of tests, and an
-        interval as wide as Bonferroni's 1 − 0.05 / tests asks for lies above 0; so a model that never saw the text
-        falls to any of them in one proof of forty.
+        (and, of an AUC, `tpr_at_1pct_fpr` and `epsilon`, see `epsilon_lower_bound`, of people's mean scores; of a share
+        `never_seen`); `rank` of a single person among the never-seen ones, who has no interval; `state`. It is `fell`
+        if the gap is above the margin and surely above 0, `over_forgotten` if it is as far below and that counts,
+        `withstood` if its interval lies within the margin, else `cannot_tell`. Surely: all attacks on the model alone
+        are one family of tests, and an interval as wide as Bonferroni's 1 − 0.05 / tests asks for lies above 0; so a
+        model that never saw the text falls to any of them in one proof of forty.
     """
     parts = [(name, part) for name, table in tables.items() for part in dict.fromkeys(table["part"].to_pylist())]
     tests = sum(ATTACKS[name].scope == "model" for name, _ in parts)
@@ -63,6 +66,7 @@ def _finding(name: str, part: str, table: pa.Table, *, margin: float, tests: int
         "texts": {side: len(sample[0]) for side, sample in zip(("forgotten", "never_seen"), own, strict=True)},
         "people": {side: len(set(sample[1])) for side, sample in zip(("forgotten", "never_seen"), own, strict=True)},
         **flat(figures),
+        **(_of_people(*own) if attack.figure == "auc" else {}),
         "state": _state(attack, figures["gap"], margin=margin, tests=tests),
     }
 
@@ -117,6 +121,22 @@ def _paired(table: pa.Table) -> Figure:
         return clustered_mean(differences, groups)
     figure = clustered_share(np.zeros(len(both), dtype=bool), groups)  # as far as none of so many can tell
     return figure if figure.high is None else Figure(0.0, -figure.high, figure.high)
+
+
+def _of_people(forgotten: Sample, never_seen: Sample) -> dict[str, Any]:
+    """What people's mean scores say: the bound on ε, and of a single person the place among the others."""
+    own, others = _by_person(*forgotten), _by_person(*never_seen)
+    rank = None
+    if len(own) == 1 and len(others):
+        _, p_value = rank_among(float(own[0]), others)
+        rank = {"as_high": int((others >= own[0]).sum()), "of": len(others), "p_value": p_value}
+    return {"epsilon": epsilon_lower_bound(own, others), "rank": rank}
+
+
+def _by_person(scores: np.ndarray, groups: Sequence[str]) -> np.ndarray:
+    """One mean score of each, in their order."""
+    index, count = indexed(groups)
+    return np.bincount(index, weights=scores, minlength=count) / np.bincount(index, minlength=count)
 
 
 def _sample(table: pa.Table, role: str, side: str) -> Sample:

@@ -23,6 +23,7 @@ from mitigate.detection.references.crossfit import load_references
 from mitigate.documents.written import write_jsonl
 from mitigate.models.store import ModelStore
 from mitigate.pipeline.run import run
+from mitigate.proof.evidence import Evidence
 from mitigate.recipe.loading import load_recipe
 from mitigate.unlearning.trainer import Unlearned
 
@@ -272,3 +273,36 @@ def test_two_machines_run_a_recipe_as_one_does(tmp_path: Path) -> None:
     one, two = (Audit.load(tmp_path / name / "run" / "reaudit") for name in ("one", "two"))
     np.testing.assert_allclose(two.columns["log_prob"], one.columns["log_prob"], rtol=0, atol=1e-3)
     assert Unlearned.load(tmp_path / "two" / "run" / "adapter").summary["processes"] == 2
+
+
+PROOF = """
+import sys
+from pathlib import Path
+
+from mitigate import Audit, ModelStore, prove
+from mitigate.proof.settings import Proof
+
+audit, model, oracle, out = sys.argv[1:]
+attacks = ["judges", "layers", "relearn_forgotten", "true_prefix", "sampled"]
+made = prove(
+    audit, model, oracle=oracle, out=Path(out, "proof"), settings=Proof(attacks=attacks, samples=2),
+    store=ModelStore(device="cpu"),
+)
+print(made.status)
+"""
+
+
+def test_two_processes_prove_as_one_does(world: World, whole: Audit, tmp_path: Path) -> None:
+    script = tmp_path / "proof.py"
+    script.write_text(PROOF)
+    whole.save(tmp_path / "audit")
+    for processes, name in ((1, "one"), (2, "two")):
+        launch_two(script, tmp_path / "audit", world.adapter, world.base, tmp_path / name, processes=processes)
+    one, two = (Evidence.load(tmp_path / name / "proof") for name in ("one", "two"))
+    assert list(one.readings) == ["judges", "layers", "relearn_forgotten", "true_prefix", "sampled"]
+    for name, table in one.readings.items():
+        for column in ("role", "part", "side", "item", "group"):
+            assert two.readings[name][column].equals(table[column]), (name, column)
+        scores = (each.readings[name]["score"].to_numpy() for each in (two, one))
+        np.testing.assert_allclose(*scores, rtol=0, atol=1e-4, err_msg=name)
+    assert one.record["verdict"] == two.record["verdict"]

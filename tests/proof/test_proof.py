@@ -273,6 +273,9 @@ def test_what_was_not_made_is_said_and_nothing_is_claimed_of_it(people: People, 
     assert evidence.status == "cannot_tell"
     [finding] = evidence.record["findings"]
     assert finding["value_interval"] is None, "one person has no interval"
+    assert finding["rank"]["of"] == 20
+    assert finding["rank"]["p_value"] == pytest.approx((1 + finding["rank"]["as_high"]) / 21)
+    assert f"{finding['rank']['as_high']} of 20 never-seen people" in (tmp_path / "out" / "EVIDENCE.md").read_text()
     assert "attack *relearn forgotten*: all documents" in (tmp_path / "out" / "EVIDENCE.md").read_text()
 
 
