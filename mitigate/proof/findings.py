@@ -140,8 +140,8 @@ def _by_person(scores: np.ndarray, groups: Sequence[str]) -> np.ndarray:
 
 
 def _sample(table: pa.Table, role: str, side: str) -> Sample:
-    rows = [row for row in table.to_pylist() if row["role"] == role and row["side"] == side]
-    return np.array([row["score"] for row in rows], dtype=float), [str(row["group"]) for row in rows]
+    rows = table.filter((pc.field("role") == role) & (pc.field("side") == side))
+    return rows["score"].to_numpy(), [str(group) for group in rows["group"].to_pylist()]
 
 
 def verdict_of(

@@ -26,20 +26,22 @@ def epsilon_lower_bound(members: np.ndarray, others: np.ndarray, *, delta: float
     if min(len(members), len(others)) < 4:
         return None
     (choose, judge), (choose_other, judge_other) = ((own[::2], own[1::2]) for own in (members, others))
-    best: tuple[float, float, int] = (-np.inf, 0.0, 1)
+    best, found = -np.inf, 0.0
     for sign in (1, -1):
-        for threshold in np.unique(np.concatenate([choose, choose_other])) * sign:
-            bound = _bound(sign * choose >= threshold, sign * choose_other >= threshold, delta)
-            best = max(best, (bound, float(threshold), sign))
-    _, threshold, sign = best
-    return max(0.0, _bound(sign * judge >= threshold, sign * judge_other >= threshold, delta))
+        thresholds = np.unique(sign * np.concatenate([choose, choose_other]))
+        bounds = _bounds(thresholds, sign * choose, sign * choose_other, delta)
+        place = int(bounds.argmax())
+        if bounds[place] > best:
+            best = float(bounds[place])
+            found = float(_bounds(thresholds[[place]], sign * judge, sign * judge_other, delta)[0])
+    return max(0.0, found)
 
 
-def _bound(hits: np.ndarray, false_hits: np.ndarray, delta: float) -> float:
-    """log((TPR − δ) / FPR) at the limits of both rates."""
+def _bounds(thresholds: np.ndarray, members: np.ndarray, others: np.ndarray, delta: float) -> np.ndarray:
+    """log((TPR − δ) / FPR) of each threshold, at the limits of both rates; −∞ where TPR may be δ."""
     level = (1 - _CONFIDENCE) / 2
-    true, count = int(hits.sum()), len(hits)
-    false, others = int(false_hits.sum()), len(false_hits)
-    lowest = float(beta.ppf(level, true, count - true + 1)) if true else 0.0
-    highest = float(beta.ppf(1 - level, false + 1, others - false)) if false < others else 1.0
-    return float(np.log((lowest - delta) / highest)) if lowest > delta else -np.inf
+    true, false = (len(own) - np.searchsorted(np.sort(own), thresholds) for own in (members, others))
+    with np.errstate(invalid="ignore"):
+        lowest = np.where(true > 0, beta.ppf(level, true, len(members) - true + 1), 0.0)
+        highest = np.where(false < len(others), beta.ppf(1 - level, false + 1, len(others) - false), 1.0)
+    return np.where(lowest > delta, np.log(np.maximum(lowest - delta, 1e-300) / highest), -np.inf)
