@@ -519,3 +519,44 @@ def speed(files: Files) -> Rows:
         ratios = [rounded(ratio["seconds_per_step"]), rounded(ratio["peak_bytes"])]
         rows.append([title, seconds, ratios[0], memory, ratios[1], number(variant["loss"], 5)])
     return [["step", "seconds", "of dense", "peak memory of the process, MiB", "of dense", "loss"], *rows]
+
+
+def memory(files: Files) -> Rows:
+    """Peak memory of audits of more and more documents, whole and by parts."""
+    found = files["memory"]["memory"]
+    titles = ["documents", "tokens", "audited at once, MiB", f"by parts of {found['part_tokens']:,} tokens, MiB"]
+    peaks = [[number(peak / 2**20, 0) for peak in found[way]["peak_bytes"]] for way in ("whole", "parts")]
+    rows = [
+        [f"{documents:,}", f"{tokens:,}", *both]
+        for documents, tokens, *both in zip(found["documents"], found["tokens"], *peaks, strict=True)
+    ]
+    return [titles, *rows, ["last / first", "", *(rounded(found[way]["ratio"]) for way in ("whole", "parts"))]]
+
+
+def attacks(files: Files) -> Rows:
+    """What each attack of a verification got out of the model and of its control."""
+    states = {"fell": "**fell**", "over_forgotten": "**too low**", "withstood": "withstood", "cannot_tell": "cannot tell"}
+    rows = [["attack", "model", "control", "gap, 95 % interval", ""]]
+    for one in next(iter(files.values()))["findings"]:
+        name = " ".join(part for part in (f"`{one['attack']}`", one["part"].replace("_", " ")) if part)
+        low, high = one["gap_interval"] or (None, None)
+        gap = signed(one["gap"]) + (f" ({signed(low)}, {signed(high)})" if low is not None else "")
+        both = one["attack"] in ("difference", "half_way", "twice", "opposite")
+        state = "needs both checkpoints" if both else states[one["state"]]
+        rows.append([name, rounded(one["value"]), rounded(one["control"]), gap, state])
+    return rows
+
+
+def cheats(files: Files) -> Rows:
+    """Which checks speak up against models that only look as if they had forgotten, and against honest ones."""
+    results = next(iter(files.values()))
+    rows = [["model", "what it is", "caught", "by; in bold: meant for it"]]
+    for name, row in results["candidates"].items():
+        counts: dict[str, int] = {}
+        for seed in row["seeds"]:
+            for check in seed["caught_by"]:
+                counts[check] = counts.get(check, 0) + 1
+        by = ", ".join(f"**`{check}`**" if check in row["meant"] else f"`{check}`" for check in counts)
+        caught = sum(bool(seed["caught_by"]) for seed in row["seeds"])
+        rows.append([f"`{name}`", row["what"], f"{caught} of {len(row['seeds'])}", by or "–"])
+    return rows

@@ -144,14 +144,11 @@ def _sample(table: pa.Table, role: str, side: str) -> Sample:
     return rows["score"].to_numpy(), [str(group) for group in rows["group"].to_pylist()]
 
 
-def verdict_of(
-    found: Sequence[Mapping[str, Any]], *, not_made: Sequence[str], kept_out: bool | None, elsewhere: int = 0
-) -> dict[str, Any]:
+def verdict_of(found: Sequence[Mapping[str, Any]], *, kept_out: bool | None, elsewhere: int = 0) -> dict[str, Any]:
     """What all findings say together.
 
     Args:
         found: of `findings_of`.
-        not_made: attacks that were asked for and could not be made.
         kept_out: see `Case`.
         elsewhere (*optional*): places of other documents, which the model keeps, that hold the same secrets.
 
@@ -162,12 +159,13 @@ def verdict_of(
     """
     alone = [one for one in found if ATTACKS[one["attack"]].scope == "model"]
     of = {state: _names(one for one in alone if one["state"] == state) for state in STATES}
-    not_made = [name for name in not_made if ATTACKS[name].scope == "model"]
+    made = {one["attack"] for one in found}
+    not_made = [name for name, attack in ATTACKS.items() if attack.scope == "model" and name not in made]
     residual = _names(
         one for one in found if ATTACKS[one["attack"]].scope != "model" and (one["value"] or 0) > _SUCCEEDS
     )
     status = next((state for state in ("fell", "over_forgotten") if of[state]), "")
-    complete = bool(alone) and not of["cannot_tell"] and not not_made and kept_out is not False and not elsewhere
+    complete = not of["cannot_tell"] and not not_made and kept_out is not False and not elsewhere
     status = status or ("withstood" if complete else "cannot_tell")
     sentences = []
     if of["fell"]:

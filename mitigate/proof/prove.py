@@ -80,8 +80,7 @@ def prove(
     """
     out, settings, store = Path(out), settings or Proof(), store or ModelStore()
     audit = before if isinstance(before, Audit) else Audit.load(before)
-    target, *references = load_audited([audit.metadata.target, *audit.metadata.references], store=store)
-    del references  # that none changed is all that was asked
+    target = load_audited([audit.metadata.target, *audit.metadata.references], store=store)[0]  # none has changed
     case = make_case(audit, mitigated, oracle=oracle, store=store)
     state = process_state()
     plan = _plan(case, audit, settings, seed)
@@ -116,12 +115,7 @@ def prove(
             "findings": findings,
             "not_made": not_made,
             "elsewhere": elsewhere,
-            "verdict": verdict_of(
-                findings,
-                not_made=[one["attack"] for one in not_made],
-                kept_out=case.kept_out,
-                elsewhere=elsewhere["places"],
-            ),
+            "verdict": verdict_of(findings, kept_out=case.kept_out, elsewhere=elsewhere["places"]),
             "utility": utility_of(case, target),
             "coverage": audit.metadata.coverage.written(),
             "skipped": len(audit.metadata.skipped),

@@ -24,7 +24,7 @@ from mitigate.proof.attacks.inside import read_from_layers
 from mitigate.proof.attacks.prefixes import INSTRUCTION, extracted, values_of
 from mitigate.proof.attacks.relearning import relearned_from_forgotten
 from mitigate.proof.attacks.weights import NF4, ROUNDINGS, as_served, difference, moved, rounded
-from mitigate.proof.battery import READING
+from mitigate.proof.battery import ATTACKS, READING
 from mitigate.proof.case import Case, NotPossibleError, make_case, plain_model
 from mitigate.proof.findings import findings_of, verdict_of
 from mitigate.proof.settings import Proof
@@ -400,13 +400,22 @@ def test_values_that_come_back_are_held_against_the_control_on_the_same_values()
 
 
 def test_a_verdict_needs_every_attack_and_judges_that_did_not_teach() -> None:
-    good = findings_of({"nf4": table(np.random.default_rng(1), own=-1.5)}, margin=0.05)
-    assert verdict_of(good, not_made=[], kept_out=True)["status"] == "withstood"
-    assert verdict_of(good, not_made=["difference"], kept_out=None)["status"] == "withstood", "needs both checkpoints"
-    assert verdict_of(good, not_made=["int8"], kept_out=True)["status"] == "cannot_tell"
-    assert verdict_of(good, not_made=[], kept_out=False)["status"] == "cannot_tell"
-    assert verdict_of([], not_made=[], kept_out=True)["status"] == "cannot_tell"
+    names = [name for name, attack in ATTACKS.items() if attack.scope == "model"]
+    lower = {name: table(np.random.default_rng(1), own=-1.5) for name in names if not ATTACKS[name].two_sided}
+    lower |= {name: shares([0.0] * 100, [0.0] * 100, []) for name in names if ATTACKS[name].figure == "share"}
+    level = [{"attack": name, "part": "", "state": "withstood", "value": 0.5} for name in ("judges", "forensic")]
+    good = [*findings_of(lower, margin=0.05), *level]
+    assert {one["state"] for one in good} == {"withstood"}
+    assert verdict_of(good, kept_out=True)["status"] == "withstood"
+    assert verdict_of(good, kept_out=None)["status"] == "withstood"
+    assert verdict_of(good, kept_out=False)["status"] == "cannot_tell"
+    assert verdict_of(good, kept_out=True, elsewhere=2)["status"] == "cannot_tell"
+    for name in names:
+        verdict = verdict_of([one for one in good if one["attack"] != name], kept_out=True)
+        assert verdict["status"] == "cannot_tell", "an attack that is not there was not withstood"
+        assert f"Not made: {name}." in verdict["sentences"]
+    assert verdict_of([], kept_out=True)["status"] == "cannot_tell"
     both = findings_of({"difference": table(np.random.default_rng(1), own=3.0)}, margin=0.05)
-    verdict = verdict_of([*good, *both], not_made=[], kept_out=True)
+    verdict = verdict_of([*good, *both], kept_out=True)
     assert verdict["status"] == "withstood"
     assert verdict["residual"] == ["difference"]

@@ -199,7 +199,9 @@ def acquit(record: dict[str, Any]) -> None:
 
 
 def forget_one(record: dict[str, Any]) -> None:
-    record["findings"] = record["findings"][1:]
+    record["findings"] = [one for one in record["findings"] if one["attack"] != "judges"]
+    record["verdict"]["fell"].remove("judges")
+    record["verdict"]["sentences"][0] = record["verdict"]["sentences"][0].replace("judges, ", "")
 
 
 @pytest.mark.parametrize(
@@ -207,7 +209,8 @@ def forget_one(record: dict[str, Any]) -> None:
     [
         (rewritten(lower), r"findings\[0\]\.value does not follow from the readings"),
         (rewritten(acquit), r"verdict\.status does not follow from the readings"),
-        (rewritten(forget_one), r"does not follow from the readings"),
+        (rewritten(forget_one), r"verdict\.sentences does not follow from the readings"),
+        (lambda out: (out / "EVIDENCE.md").unlink(), "EVIDENCE.md: does not say what"),
         (lambda out: (out / "EVIDENCE.md").write_text("The model withstood every attack."), "EVIDENCE.md"),
         (lambda out: (out / "digests.json").unlink(), "digests.json: missing"),
         (lambda out: (out / "readings" / "judges.parquet").unlink(), "judges.parquet"),
