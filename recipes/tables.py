@@ -61,6 +61,8 @@ COMMANDS = {
     " --tries 1 --no-retrain --set forget=40 --set retain=60 --set holdout=60 --set anchors=40 --set prose=40"
     " --set 'epochs=[5]' --set unlearn.batch_size=16 --set unlearn.check_every=10 --out runs/hard-unlearn",
     "speed": "mitigate bench speed --steps 10 --out runs/speed",
+    "memory": "mitigate bench speed --parts memory --out runs/speed",
+    "proof-quickstart": "mitigate verify --run runs/quickstart",
 }
 
 # --- what stands where ------------------------------------------------------------------------------------------------
@@ -99,6 +101,8 @@ TABLES = {
     "objectives-lume": Table(rows_of.objectives, ("unlearn-lume",)),
     "equal-forgetting": Table(rows_of.equal_forgetting, ("unlearn", "unlearn-lume")),
     "speed": Table(rows_of.speed, ("speed",)),
+    "memory": Table(rows_of.memory, ("memory",)),
+    "proof-quickstart": Table(rows_of.attacks, ("proof-quickstart",)),
 }
 
 

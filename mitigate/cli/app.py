@@ -111,6 +111,7 @@ def run(
     print_summary(comparison, loaded.out)
     if comparison.after is not None and is_main_process():
         print_loading(loaded.out / ("adapter" if loaded.unlearn is not None else "retrained"))
+        typer.echo(f"to attack it: {shlex.join(['mitigate', 'verify', '--run', str(loaded.out)])}")
     if fail_on_leak:
         fail_unless_clean(comparison)
 

@@ -48,8 +48,13 @@ def verify(
         ),
     ] = None,
     out: Annotated[
-        Path, typer.Option("--out", help="Directory of the evidence; what is in it already is kept.")
-    ] = Path("evidence"),
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Directory of the evidence; what is in it already is kept.",
+            show_default="RUN/verify, or evidence",
+        ),
+    ] = None,
     check: Annotated[
         Path | None,
         typer.Option("--check", help="Attack nothing: make sure that evidence is as it was written, and follows."),
@@ -82,11 +87,11 @@ def verify(
     An interrupted verification goes on with the next attack. --set takes attacks, margin, relearn.*, lora.*, samples,
     short_prefix and most_values.
 
-    Example: mitigate verify --run runs/mine --out runs/mine/verify --request reference=R-17 --request due=2026-12-31
+    Example: mitigate verify --run runs/mine --request reference=R-17 --request due=2026-12-31
 
     Example: mitigate verify --audit audit --model adapter --set attacks=[judges,nf4,relearn_forgotten] --out evidence
 
-    Example: mitigate verify --run runs/mine --out runs/mine/verify --fail-if "fell" --fail-if "true_prefix.gap > 0.05"
+    Example: mitigate verify --run runs/mine --fail-if "fell" --fail-if "true_prefix.gap > 0.05"
 
     Example: mitigate verify --check runs/mine/verify
     """
@@ -96,6 +101,7 @@ def verify(
             raise MitigateError("--check takes a directory of evidence alone (and --fail-if); leave the others out")
         evidence = _checked(check)
     else:
+        out = out or (run / "verify" if run is not None else Path("evidence"))
         evidence = _proved(
             run,
             audit,
