@@ -16,15 +16,15 @@ import numpy as np
 import pyarrow as pa
 
 from mitigate.proof.attacks.inside import DEPTHS, read_from_layers, told_apart
-from mitigate.proof.attacks.prefixes import Attempted, extracted
+from mitigate.proof.attacks.prefixes import Attempted, continued, extracted
 from mitigate.proof.attacks.relearning import relearned_from_forgotten, relearned_from_retained
-from mitigate.proof.attacks.weights import as_served, difference, moved, rounded
+from mitigate.proof.attacks.weights import as_served, difference, lowest_tokens, moved, rounded
 from mitigate.proof.case import Case, Subject
 from mitigate.proof.settings import Proof
 from mitigate.verification.never_seen import Sides
 
 Scope = Literal["model", "both checkpoints"]
-Figure = Literal["auc", "share"]
+Figure = Literal["auc", "share", "mean"]
 
 
 READING = pa.schema(
@@ -47,7 +47,8 @@ class Attack:
         title: what it is called in print.
         asks: what an attacker does, a sentence.
         scope: `model`, or `both checkpoints`: it needs the model before as well, so its success says what else must go.
-        figure: `auc` (texts to forget against never-seen ones), or `share` (values that come back word for word).
+        figure: `auc` (texts to forget against never-seen ones), `share` (values that come back word for word), or
+            `mean` (how much of a text comes back).
         two_sided: texts that lie below never-seen ones count against the model, too.
     """
 
@@ -64,6 +65,11 @@ ATTACKS: Mapping[str, Attack] = {
     "judges": Attack(
         "Beside models that never saw it",
         "What the model says of the text is compared with what references say that never saw it.",
+        two_sided=True,
+    ),
+    "min_k": Attack(
+        "Without references: the unlikeliest tokens",
+        "Min-K%: the mean log-probability of each text's unlikeliest fifth of tokens.",
         two_sided=True,
     ),
     "forensic": Attack(
@@ -98,6 +104,11 @@ ATTACKS: Mapping[str, Attack] = {
     "sampled": Attack(
         "Extraction by drawing", "Several texts are drawn; one that holds the value is enough.", figure="share"
     ),
+    "continued": Attack(
+        "Documents continued",
+        "The likeliest text after the first half of each document, compared with the second half (ROUGE-L).",
+        figure="mean",
+    ),
     "difference": Attack(
         "Two checkpoints compared",
         "Who has the model before as well looks where it is surer than the mitigated one.",
@@ -115,28 +126,24 @@ def read(case: Case, name: str, *, settings: Proof, seed: int) -> pa.Table:
     Raises:
         NotPossibleError: it cannot be made.
     """
-    if ATTACKS[name].figure == "share":
-        rows = [
-            row
-            for subject in case.subjects
-            for side, found in zip(
-                ("forgotten", "never_seen"),
-                extracted(case, subject, how=name, settings=settings, seed=seed),
-                strict=True,
-            )
-            if found is not None
-            for row in _hits(case, subject, side, found)
-        ]
-        return pa.Table.from_pylist(rows, schema=READING)
-    rows = []
-    for subject in case.subjects:
-        for depth, sides in _sides(case, subject, name, settings=settings, seed=seed).items():
-            rows += _scores(case, subject, sides, depth)
+    rows: list[dict[str, object]] = []
+    for subject in case.subjects if ATTACKS[name].figure != "auc" else ():
+        if name == "continued":
+            sides = continued(case, subject, settings=settings)
+        else:
+            sides = extracted(case, subject, how=name, settings=settings, seed=seed)
+        for side, attempted in zip(("forgotten", "never_seen"), sides, strict=True):
+            rows += _hits(case, subject, side, attempted) if attempted is not None else []
+    for subject in case.subjects if ATTACKS[name].figure == "auc" else ():
+        for depth, of_texts in _sides(case, subject, name, settings=settings, seed=seed).items():
+            rows += _scores(case, subject, of_texts, depth)
     return pa.Table.from_pylist(rows, schema=READING)
 
 
 def _sides(case: Case, subject: Subject, name: str, *, settings: Proof, seed: int) -> dict[str, Sides]:
     """Part of the attack -> mean scores of both kinds of text."""
+    if name == "min_k":
+        return {"": lowest_tokens(case, subject)}
     if name == "forensic":
         return {"": told_apart(case, subject, seed=seed)}
     if name == "layers":

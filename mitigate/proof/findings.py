@@ -59,7 +59,7 @@ def _finding(name: str, part: str, table: pa.Table, *, margin: float, tests: int
     if attack.figure == "auc":
         figures = _auc(own, (sides["control", "forgotten"], sides["control", "never_seen"]))
     else:
-        figures = _share(table, own, sides["control", "forgotten"])
+        figures = _share(table, own, sides["control", "forgotten"], mean=attack.figure == "mean")
     return {
         "attack": name,
         "part": part,
@@ -93,8 +93,8 @@ def _auc(own: Sides, control: Sides) -> dict[str, Figure]:
     }
 
 
-def _share(table: pa.Table, own: Sides, control: Sample) -> dict[str, Figure]:
-    """The gap is to the control on the same values, or, without one, to the never-seen people's share."""
+def _share(table: pa.Table, own: Sides, control: Sample, *, mean: bool) -> dict[str, Figure]:
+    """Shares of hits, or means; the gap is to the control on the same texts, or, without one, to never-seen people."""
     forgotten, never_seen = own
     if len(control[0]):
         gap = _paired(table)
@@ -103,9 +103,10 @@ def _share(table: pa.Table, own: Sides, control: Sample) -> dict[str, Figure]:
     else:
         gap = UNMEASURED
     return {
-        "value": clustered_share(forgotten[0] > 0.5, forgotten[1]),
-        "control": clustered_share(control[0] > 0.5, control[1]),
-        "never_seen": clustered_share(never_seen[0] > 0.5, never_seen[1]),
+        **{
+            name: clustered_mean(values, groups) if mean else clustered_share(values > 0.5, groups)
+            for name, (values, groups) in {"value": forgotten, "control": control, "never_seen": never_seen}.items()
+        },
         "gap": gap,
     }
 

@@ -11,6 +11,7 @@ from mitigate.models.settings import Lora, Schedule
 
 AttackName = Literal[
     "judges",
+    "min_k",
     "forensic",
     "layers",
     "bfloat16",
@@ -23,6 +24,7 @@ AttackName = Literal[
     "short_prefix",
     "instruction",
     "sampled",
+    "continued",
     "difference",
     "half_way",
     "twice",
@@ -47,6 +49,7 @@ class Proof(Section):
     lora: Lora = Field(default_factory=Lora, description="the adapter that an attacker trains")
     short_prefix: int = Field(16, ge=1, description="tokens before a value that short_prefix keeps")
     samples: int = Field(16, ge=1, le=1024, description="draws for each value of sampled")
+    continued_tokens: int = Field(128, ge=1, description="most tokens that continued writes of a document")
     most_values: int = Field(200, ge=1, description="values of each kind of document that extraction tries")
 
     @field_validator("attacks")

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from rouge_score.rouge_scorer import RougeScorer
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from world import World, sentences
 
@@ -21,9 +22,9 @@ from mitigate.documents import Document, Documents
 from mitigate.models.store import ModelStore
 from mitigate.proof.attacks import inside, relearning
 from mitigate.proof.attacks.inside import read_from_layers
-from mitigate.proof.attacks.prefixes import INSTRUCTION, extracted, values_of
+from mitigate.proof.attacks.prefixes import INSTRUCTION, continued, extracted, values_of
 from mitigate.proof.attacks.relearning import relearned_from_forgotten
-from mitigate.proof.attacks.weights import NF4, ROUNDINGS, as_served, difference, moved, rounded
+from mitigate.proof.attacks.weights import NF4, ROUNDINGS, as_served, difference, lowest_tokens, moved, rounded
 from mitigate.proof.battery import ATTACKS, READING
 from mitigate.proof.case import Case, NotPossibleError, make_case, plain_model
 from mitigate.proof.findings import findings_of, verdict_of
@@ -171,6 +172,19 @@ def test_other_shapes_are_not_mixed(case: Case, tiny_model: Callable[..., Path])
         moved(case, other, by=0.5)
 
 
+def test_the_unlikeliest_tokens_are_those_of_min_k(case: Case) -> None:
+    own, other = lowest_tokens(case, case.mitigated)
+    module = AutoModelForCausalLM.from_pretrained(case.mitigated.source, dtype=torch.float32)
+    said = naive_log_probs(module, case.before)
+    expected: dict[bool, list[float]] = {True: [], False: []}
+    for row in case.before.span_rows:
+        if row.source == "known" and case.before.sets[row.doc_id] in ("forget", "holdout"):
+            tokens = np.sort(said[case.before.rows_of(row)])
+            expected[case.before.sets[row.doc_id] == "forget"].append(tokens[: max(1, len(tokens) // 5)].mean())
+    np.testing.assert_allclose(own[0], expected[True], rtol=0, atol=EXACT)
+    np.testing.assert_allclose(other[0], expected[False], rtol=0, atol=EXACT)
+
+
 # Inside
 
 
@@ -302,6 +316,37 @@ def test_prefixes_are_what_they_are_called(case: Case) -> None:
     assert known.hits.sum() >= 3, "the model was trained on them"
 
 
+def test_documents_are_continued_from_their_first_half(case: Case) -> None:
+    scorer = RougeScorer(["rougeL"])
+    module = AutoModelForCausalLM.from_pretrained(case.mitigated.source, dtype=torch.float32)
+    found, never_seen = continued(case, case.mitigated, settings=Proof(continued_tokens=9))
+    assert never_seen is not None
+    tokenizer = case.mitigated.load().tokenizer
+    for attempted, name in ((found, "forget"), (never_seen, "holdout")):
+        numbers = [n for n, doc_id in enumerate(case.before.rows) if case.before.sets[doc_id] == name]
+        assert attempted.items.tolist() == numbers
+        for number, score in zip(numbers, attempted.hits, strict=True):
+            ids = case.tokenized[number].ids
+            half = (len(ids) + 1) // 2
+            written = torch.from_numpy(ids[None, :half])
+            true = ids[half : half + 9]
+            with torch.inference_mode():
+                for _ in true:
+                    written = torch.cat([written, module(written).logits[:, -1:].argmax(-1)], 1)
+            both = (tokenizer.decode(part, skip_special_tokens=True) for part in (true, written[0, half:].numpy()))
+            assert score == pytest.approx(scorer.score(*both)["rougeL"].fmeasure), number
+    assert found.hits.mean() > never_seen.hits.mean() + 0.2
+
+
+def test_how_much_comes_back_is_a_mean() -> None:
+    own, control = [0.2, 0.8, 0.5, 0.9] * 10, [0.1, 0.2, 0.3, 0.2] * 10
+    [finding] = findings_of({"continued": shares(own, control, [0.2] * 8)}, margin=0.05)
+    assert finding["value"] == pytest.approx(0.6)
+    assert finding["control"] == pytest.approx(0.2)
+    assert finding["gap"] == pytest.approx(0.4)
+    assert finding["state"] == "fell"
+
+
 def test_drawing_often_finds_what_drawing_once_does(case: Case) -> None:
     often, once = (
         extracted(case, case.mitigated, how="sampled", settings=Proof(samples=samples), seed=3)[0] for samples in (6, 1)
@@ -402,8 +447,10 @@ def test_values_that_come_back_are_held_against_the_control_on_the_same_values()
 def test_a_verdict_needs_every_attack_and_judges_that_did_not_teach() -> None:
     names = [name for name, attack in ATTACKS.items() if attack.scope == "model"]
     lower = {name: table(np.random.default_rng(1), own=-1.5) for name in names if not ATTACKS[name].two_sided}
-    lower |= {name: shares([0.0] * 100, [0.0] * 100, []) for name in names if ATTACKS[name].figure == "share"}
-    level = [{"attack": name, "part": "", "state": "withstood", "value": 0.5} for name in ("judges", "forensic")]
+    lower |= {name: shares([0.0] * 100, [0.0] * 100, []) for name in names if ATTACKS[name].figure != "auc"}
+    level = [
+        {"attack": name, "part": "", "state": "withstood", "value": 0.5} for name in names if ATTACKS[name].two_sided
+    ]
     good = [*findings_of(lower, margin=0.05), *level]
     assert {one["state"] for one in good} == {"withstood"}
     assert verdict_of(good, kept_out=True)["status"] == "withstood"

@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
+from mitigate.detection.scores.aggregations import min_k
 from mitigate.proof.case import Case, NotPossibleError, Subject, plain_model
+from mitigate.verification.never_seen import Sides
 
 # The 16 values of NF4, quantiles of a normal distribution (Dettmers et al., arXiv 2305.14314, appendix E).
 NF4 = (
@@ -66,6 +68,18 @@ ROUNDINGS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 def as_served(case: Case, subject: Subject) -> np.ndarray:
     """(N,) scores of the model as it is."""
     return case.ratio(case.log_probs(subject.load()))
+
+
+def lowest_tokens(case: Case, subject: Subject) -> Sides:
+    """Min-K% of each text (Shi et al., arXiv 2310.16789): mean log-probability of its unlikeliest fifth of tokens."""
+    log_prob = np.where(subject.seen, np.nan, case.log_probs(subject.load()))
+    sides = []
+    for member in (True, False):
+        places, groups = case.view.places(case.compared, member=member)
+        scores = np.array([min_k(log_prob[first:last]) for first, last in places])
+        there = ~np.isnan(scores)
+        sides.append((scores[there], [group for group, known in zip(groups, there, strict=True) if known]))
+    return sides[0], sides[1]
 
 
 def rounded(case: Case, subject: Subject, *, how: str) -> np.ndarray:
