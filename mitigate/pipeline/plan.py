@@ -240,4 +240,4 @@ class _Stages:
         work = f"{values:,} values tried on {sides + int(oracle)} models" if values else "figures and report"
         seconds = (tries * self.found.completing + tokens * self.found.scoring) / self.processes
         memory = self.found.scoring_peak + (sides + int(oracle) - 1) * self.found.weights
-        return PlannedStage("verify", work, tokens, seconds, memory, 0)
+        return PlannedStage("measured", work, tokens, seconds, memory, 0)

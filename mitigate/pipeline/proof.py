@@ -122,7 +122,7 @@ def _measured(
         "report.extraction": recipe.report.extraction,
         "extraction": EXTRACTION_SCHEMA,  # a new version's figures are others: run the stage again
     }
-    stages.run("verify", made_from, make, path, every_process=True)
+    stages.run("measured", made_from, make, path, every_process=True)
     extraction_file = path / "extraction.json"
     extraction = (
         Extraction.from_json(read_json(extraction_file), where=str(extraction_file))

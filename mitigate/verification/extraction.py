@@ -80,7 +80,7 @@ class Extraction:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise MitigateError(
                 f"{where}: not the extraction that this version saves ({type(error).__name__}: {error}); "
-                "delete it and run the stage verify again"
+                "delete it and run the stage measured again"
             ) from None
 
 

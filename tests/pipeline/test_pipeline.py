@@ -42,7 +42,7 @@ STAGES = (
     "audit",
     "unlearn",
     "reaudit",
-    "verify",
+    "measured",
 )
 
 
@@ -243,9 +243,9 @@ def test_other_unlearning_settings_rerun_only_what_comes_after(copied: Path, cap
     earlier = contents(copied, "adapter/*")
     with caplog.at_level(logging.INFO):
         run(tiny_recipe(unlearn={"max_steps": 2, "stop_at_control": False, "objective": "npo"}))
-    assert stages_run(caplog) == ["unlearn", "reaudit", "verify"]
+    assert stages_run(caplog) == ["unlearn", "reaudit", "measured"]
     changed = "unlearn.objective, unlearn.max_steps, unlearn.check_every, unlearn.checkpoint_every"
-    for stage, parts in {"unlearn": changed, "reaudit": "mitigated model", "verify": "re-audit"}.items():
+    for stage, parts in {"unlearn": changed, "reaudit": "mitigated model", "measured": "re-audit"}.items():
         assert f"{stage}: made again, for these are not what they were: {parts}" in caplog.messages
     assert json.loads((copied / "adapter/unlearn.json").read_text())["steps"] == 2
     assert contents(copied, "adapter/*.safetensors") != {k: v for k, v in earlier.items() if k.endswith("safetensors")}
@@ -256,7 +256,7 @@ def test_other_detection_settings_rerun_the_audit_but_train_no_reference(
 ) -> None:
     with caplog.at_level(logging.INFO):
         run(tiny_recipe(detect={"select": "known", "score": "informia"}, unlearn=None))
-    assert stages_run(caplog) == ["audit", "verify"]
+    assert stages_run(caplog) == ["audit", "measured"]
 
 
 def test_an_artifact_that_was_removed_is_made_again(copied: Path, caplog: pytest.LogCaptureFixture) -> None:

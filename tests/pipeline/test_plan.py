@@ -42,9 +42,9 @@ def test_a_plan_counts_what_the_run_then_does(tmp_path: Path) -> None:
     assert planned.documents == len(audited.documents)
     assert planned.spans == sum(row.source == "known" for row in audited.span_rows)
     stages = {stage.name: stage for stage in planned.stages}
-    names = {"references", "audit", "unlearn", "reaudit", "verify"}
+    names = {"references", "audit", "unlearn", "reaudit", "measured"}
     assert stages.keys() == {"lab.base", "lab.target", "lab.oracle", *names}
-    assert {"references", "audit", "reaudit", "verify"} <= set(done)
+    assert {"references", "audit", "reaudit", "measured"} <= set(done)
     assert stages["references"].tokens == planned.tokens, "two of them, each on half, once"
     judged = sum(len(out) for out in audited.documents["out_references"].to_pylist()) / planned.documents
     assert stages["reaudit"].tokens == planned.tokens * (1 + judged)

@@ -297,8 +297,8 @@ def test_what_is_saved_is_plain_json_and_other_versions_are_refused(leaky: Audit
     assert Extraction.from_json(saved) == found
     assert not any(value in json.dumps(saved) for value in leaky.documents["text"].to_pylist())
     for broken in ({"before": {"3": True}}, {**saved, "schema": 1}, {**saved, "forget": []}):
-        with pytest.raises(MitigateError, match=r"verify/extraction\.json: not the extraction .* run the stage"):
-            Extraction.from_json(broken, where="verify/extraction.json")
+        with pytest.raises(MitigateError, match=r"measured/extraction\.json: not the extraction .* run the stage"):
+            Extraction.from_json(broken, where="measured/extraction.json")
     short = {**saved, "forget": {**saved["forget"], "completed": {"before": [True]}}}
     with pytest.raises(MitigateError, match="differ in number"):
         Extraction.from_json(short)
