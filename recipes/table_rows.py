@@ -535,7 +535,12 @@ def memory(files: Files) -> Rows:
 
 def attacks(files: Files) -> Rows:
     """What each attack of a verification got out of the model and of its control."""
-    states = {"fell": "**fell**", "over_forgotten": "**too low**", "withstood": "withstood", "cannot_tell": "cannot tell"}
+    states = {
+        "fell": "**fell**",
+        "over_forgotten": "**too low**",
+        "withstood": "withstood",
+        "cannot_tell": "cannot tell",
+    }
     rows = [["attack", "model", "control", "gap, 95 % interval", ""]]
     for one in next(iter(files.values()))["findings"]:
         name = " ".join(part for part in (f"`{one['attack']}`", one["part"].replace("_", " ")) if part)
