@@ -5,6 +5,7 @@ Longer than other files, since it is a list: each function is read for itself, b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -555,13 +556,17 @@ def attacks(files: Files) -> Rows:
 def cheats(files: Files) -> Rows:
     """Which checks speak up against models that only look as if they had forgotten, and against honest ones."""
     results = next(iter(files.values()))
-    rows = [["model", "what it is", "caught", "by; in bold: meant for it"]]
+    rows = [["model", "what it is", "caught", "by, with the mean gap of an attack; in bold: meant for it"]]
     for name, row in results["candidates"].items():
-        counts: dict[str, int] = {}
+        gaps: dict[str, list[float]] = {}
         for seed in row["seeds"]:
-            for check in seed["caught_by"]:
-                counts[check] = counts.get(check, 0) + 1
-        by = ", ".join(f"**`{check}`**" if check in row["meant"] else f"`{check}`" for check in counts)
+            for check, gap in seed["caught_by"].items():
+                gaps.setdefault(check, []).append(gap if isinstance(gap, float) else math.nan)
+        by = []
+        for check, found in gaps.items():
+            shown = f"**`{check}`**" if check in row["meant"] else f"`{check}`"
+            mean = sum(found) / len(found)
+            by.append(shown if math.isnan(mean) else f"{shown} {number(mean, 2, sign=True)}")
         caught = sum(bool(seed["caught_by"]) for seed in row["seeds"])
-        rows.append([f"`{name}`", row["what"], f"{caught} of {len(row['seeds'])}", by or "–"])
+        rows.append([f"`{name}`", row["what"], f"{caught} of {len(row['seeds'])}", ", ".join(by) or "–"])
     return rows

@@ -63,6 +63,8 @@ COMMANDS = {
     "speed": "mitigate bench speed --steps 10 --out runs/speed",
     "memory": "mitigate bench speed --parts memory --out runs/speed",
     "proof-quickstart": "mitigate verify --run runs/quickstart",
+    "cheats": "mitigate bench verify --out runs/cheats --set 'proof.attacks=[judges,min_k,forensic,layers,bfloat16,"
+    "int8,nf4,q4_0,relearn_forgotten,relearn_retained,true_prefix,short_prefix]'",
     "proof-hard": "mitigate verify --audit SEED/audits/known --model SEED/runs/known-default-token-1/adapter"
     " --oracle SEED/models/document-oracle-0 --set most_values=100 --set 'attacks=[judges,min_k,forensic,layers,"
     "bfloat16,int8,nf4,q4_0,relearn_forgotten,relearn_retained,true_prefix,short_prefix,continued,difference,half_way]'"
@@ -106,6 +108,7 @@ TABLES = {
     "equal-forgetting": Table(rows_of.equal_forgetting, ("unlearn", "unlearn-lume")),
     "speed": Table(rows_of.speed, ("speed",)),
     "memory": Table(rows_of.memory, ("memory",)),
+    "cheats": Table(rows_of.cheats, ("cheats",)),
     "proof-hard": Table(rows_of.attacks, ("proof-hard",)),
     "proof-quickstart": Table(rows_of.attacks, ("proof-quickstart",)),
 }
