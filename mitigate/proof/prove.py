@@ -21,17 +21,14 @@ from mitigate import __version__
 from mitigate.artifacts.digests import file_digest
 from mitigate.artifacts.files import (
     new_file,
-    read_record,
     read_table,
     write_digests,
     write_record,
     write_table,
 )
-from mitigate.artifacts.locks import sole_worker
-from mitigate.artifacts.temporaries import holds_something, sweep
+from mitigate.artifacts.plans import PLAN, planned
 from mitigate.detection.audit import load_audited
 from mitigate.detection.record import Audit
-from mitigate.errors import MitigateError
 from mitigate.models.directory import place_of
 from mitigate.models.store import ModelStore
 from mitigate.proof.battery import read
@@ -42,10 +39,9 @@ from mitigate.proof.evidence import CERTIFICATE, EVIDENCE, READINGS, SCHEMA, Evi
 from mitigate.proof.findings import findings_of, verdict_of
 from mitigate.proof.settings import ATTACKS, Proof
 from mitigate.proof.utility import utility_of
-from mitigate.runtime import library_versions, process_state, together
+from mitigate.runtime import library_versions, process_state
 
 logger = logging.getLogger(__name__)
-PLAN = "plan.json"
 
 
 def prove(
@@ -84,21 +80,7 @@ def prove(
     case = make_case(audit, mitigated, oracle=oracle, store=store)
     state = process_state()
     plan = _plan(case, audit, settings, seed)
-    if not (out / PLAN).is_file() and holds_something(out):
-        raise MitigateError(f"{out}: already holds something else (no {PLAN}); choose another directory")
-    state.wait_for_everyone()  # all have looked before one writes
-    with sole_worker(out, state):
-        if not (out / PLAN).is_file():
-            state.wait_for_everyone()
-            if state.is_main_process:
-                write_record(out / PLAN, plan)
-        elif read_record(out / PLAN) != plan:
-            raise MitigateError(
-                f"{out}: holds evidence of other models, documents or settings; choose another --out or remove it"
-            )
-        with together(state):
-            if state.is_main_process:
-                sweep(out, deep=True)
+    with planned(out, plan, state, others="evidence of other models, documents or settings"):
         tables, not_made, seconds = _read_all(case, out, settings, seed)
         findings, elsewhere = findings_of(tables, margin=settings.margin), left_elsewhere(case)
         record: dict[str, Any] = {

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from mitigate import __version__
-from mitigate.artifacts.files import damage, fingerprint, read_record, write_record
-from mitigate.artifacts.locks import sole_worker
-from mitigate.artifacts.temporaries import discard, holds_something, sweep
+from mitigate.artifacts.files import damage, fingerprint
+from mitigate.artifacts.plans import planned
+from mitigate.artifacts.temporaries import discard
 from mitigate.detection.audit import Auditor
 from mitigate.detection.metadata import Extract
 from mitigate.detection.parts.exposed import Exposed
@@ -36,11 +36,9 @@ from mitigate.errors import MitigateError
 from mitigate.models.directory import model_fingerprint
 from mitigate.models.model import Model
 from mitigate.models.store import ModelStore
-from mitigate.runtime import process_state, together
+from mitigate.runtime import process_state
 
 logger = logging.getLogger(__name__)
-PLAN = "plan.json"
-_OTHERS = "holds an audit of other documents, models or settings; choose another --out or remove it"
 
 
 @dataclass(frozen=True)
@@ -90,20 +88,8 @@ def audit_parts(
     corpus = survey(documents, tokenizer=auditor.target.tokenizer)
     number = math.ceil(corpus.tokens / part_tokens)
     state = process_state()
-    if not (out / PLAN).is_file() and holds_something(out):
-        raise MitigateError(f"{out}: already holds something else (no {PLAN}); choose another directory")
-    state.wait_for_everyone()  # all have looked before one writes
-    with sole_worker(out, state):
-        plan = _plan(auditor, corpus, number)
-        if not (out / PLAN).is_file():
-            state.wait_for_everyone()
-            if state.is_main_process:
-                write_record(out / PLAN, plan)
-        elif read_record(out / PLAN) != plan:
-            raise MitigateError(f"{out}: {_OTHERS}")
-        with together(state):
-            if state.is_main_process:
-                sweep(out, deep=True)
+    plan = _plan(auditor, corpus, number)
+    with planned(out, plan, state, others="an audit of other documents, models or settings"):
         exposed = Exposed(corpus)
         for count, part in enumerate(corpus.parts(number)):
             directory = out / "parts" / f"{count:05d}"

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mitigate.artifacts.files import check_digests, check_version, damage, fingerprint, read_record, write_record
-from mitigate.artifacts.locks import sole_worker
-from mitigate.artifacts.temporaries import discard, holds_something, sweep
+from mitigate.artifacts.files import check_digests, check_version, damage, fingerprint, read_record
+from mitigate.artifacts.plans import planned
+from mitigate.artifacts.temporaries import discard
 from mitigate.detection.references.dealing import deal_halves, draw
 from mitigate.detection.references.goals import Goals, check_goals
 from mitigate.documents import Documents
@@ -191,20 +191,16 @@ def crossfit_references(
     entries = [{"directory": f"reference-{number}", "groups": sorted(half)} for number, half in enumerate(halves)]
     index = {"plan": plan, "fingerprint": fingerprint(plan), "references": entries}
     state = process_state()
-    if not (out / INDEX).is_file() and holds_something(out):
-        raise MitigateError(f"{out}: already holds something else (no {INDEX}); choose another directory")
-    state.wait_for_everyone()  # all have looked before one writes
-    with sole_worker(out, state):
-        if not (out / INDEX).is_file():
-            if state.is_main_process:
-                write_record(out / INDEX, index)
-        elif read_record(out / INDEX, remedy="remove the directory and make the references again") != index:
-            raise MitigateError(
-                f"{out}: holds references of other documents, base or settings; choose another directory or remove it"
-            )
+    with planned(
+        out,
+        index,
+        state,
+        others="references of other documents, base or settings",
+        record=INDEX,
+        remedy="remove the directory and make the references again",
+    ):
         with together(state):
             if state.is_main_process:
-                sweep(out, deep=True)
                 _discard_damaged([out / f"reference-{number}" for number in range(count)])
         missing = [number for number in range(count) if not (out / f"reference-{number}").is_dir()]
         if len(missing) < count:
