@@ -1,4 +1,4 @@
-"""Directories of work that goes on where it stopped: each has a record of what it is made from, and takes nothing else."""
+"""Directories of work that goes on where it stopped: each says what it is made from, and takes nothing else."""
 
 from __future__ import annotations
 
