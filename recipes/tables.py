@@ -59,7 +59,8 @@ COMMANDS = {
     " --objectives default,npo,grad_diff,rmu,idk,match --out runs/unlearn-lume --plot",
     "unlearn-hard": "mitigate bench unlearn --world hard --base BASE29M --seeds 0 1 2 --objectives default"
     " --scopes token --tries 1 --no-retrain --set forget=40 --set retain=60 --set holdout=60 --set anchors=40"
-    " --set prose=40 --set 'epochs=[5]' --set unlearn.batch_size=16 --set unlearn.check_every=10 --out runs/hard-unlearn",
+    " --set prose=40 --set 'epochs=[5]' --set unlearn.batch_size=16 --set unlearn.check_every=10"
+    " --out runs/hard-unlearn",
     "speed": "mitigate bench speed --steps 10 --out runs/speed",
     "memory": "mitigate bench speed --parts memory --out runs/speed",
     "proof-quickstart": "mitigate verify --run runs/quickstart",
