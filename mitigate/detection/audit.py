@@ -211,9 +211,7 @@ def reaudit(
         crossfitted=before.metadata.crossfitted,
     )
     if is_kept(before) and not references_again:
-        for audited in before.metadata.references:
-            store.check(audited.source)
-            _check_unchanged(audited, model_fingerprint(audited.source, base=store.base))
+        check_audited(before.metadata.references, store=store)
         assessed = assess_again(before, model)
     else:
         reference_models = load_audited(before.metadata.references, store=store)
@@ -251,6 +249,17 @@ def load_audited(audited: Sequence[AuditedModel], *, store: ModelStore) -> list[
     for one, model in zip(audited, models, strict=True):
         _check_unchanged(one, model.fingerprint)
     return models
+
+
+def check_audited(audited: Sequence[AuditedModel], *, store: ModelStore) -> None:
+    """Make sure, without loading them, that models which an audit names are still what was audited.
+
+    Raises:
+        MitigateError: a model is missing or changed since.
+    """
+    for one in audited:
+        store.check(one.source)
+        _check_unchanged(one, model_fingerprint(one.source, base=store.base))
 
 
 def _check_unchanged(audited: AuditedModel, fingerprint: str) -> None:

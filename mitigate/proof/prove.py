@@ -27,7 +27,7 @@ from mitigate.artifacts.files import (
     write_table,
 )
 from mitigate.artifacts.plans import PLAN, planned
-from mitigate.detection.audit import load_audited
+from mitigate.detection.audit import check_audited, load_audited
 from mitigate.detection.record import Audit
 from mitigate.models.directory import place_of
 from mitigate.models.store import ModelStore
@@ -76,7 +76,8 @@ def prove(
     """
     out, settings, store = Path(out), settings or Proof(), store or ModelStore()
     audit = before if isinstance(before, Audit) else Audit.load(before)
-    target = load_audited([audit.metadata.target, *audit.metadata.references], store=store)[0]  # none has changed
+    check_audited(audit.metadata.references, store=store)
+    [target] = load_audited([audit.metadata.target], store=store)
     case = make_case(audit, mitigated, oracle=oracle, store=store)
     state = process_state()
     plan = _plan(case, audit, settings, seed)
