@@ -82,14 +82,17 @@ def verify(
     """Attack a mitigated model, each attack beside the same one on a control, and write the evidence.
 
     Judges that unlearning did not use, a classifier of all that the model says, middle layers; weights rounded as they
-    are served; relearning; extraction from four kinds of prompt; and what both checkpoints together give away.
-    OUT/EVIDENCE.md says what was asked, done, tested and not tested, and what remains; evidence.json has the figures.
-    An interrupted verification goes on with the next attack. --set takes attacks, margin, relearn.*, lora.*, samples,
-    short_prefix and most_values.
+    are served; relearning from four kinds of text; extraction from seven kinds of prompt and your own, and by drawing;
+    and what both checkpoints together give away. OUT/EVIDENCE.md says what was asked, done, tested and not tested, and
+    what remains; evidence.json has the figures. An interrupted verification goes on with the next attack. --set takes
+    attacks, margin, relearn.*, lora.*, plain (a file of text about nobody), prompts (a file of rows with prompt and
+    value), samples, short_prefix, continued_tokens and most_values.
 
     Example: mitigate verify --run runs/mine --request reference=R-17 --request due=2026-12-31
 
     Example: mitigate verify --audit audit --model adapter --set attacks=[judges,nf4,relearn_forgotten] --out evidence
+
+    Example: mitigate verify --run runs/mine --set prompts=questions.jsonl --set samples=1000
 
     Example: mitigate verify --run runs/mine --fail-if "fell" --fail-if "true_prefix.gap > 0.05"
 
@@ -193,7 +196,8 @@ def _print(evidence: Evidence, out: Path) -> None:
         state = one["state"].replace("_", " ") if attack.scope == "model" else "needs the model before"
         typer.echo(f"{title:<46}{value:>8}{control:>9}{gap:>26}  {state}")
     for one in evidence.record["not_made"]:
-        typer.echo(f"{one['attack'].replace('_', ' ')}: not made: {printable(one['reason'])}")
+        what = "not made" if one["applies"] else "does not apply"
+        typer.echo(f"{one['attack'].replace('_', ' ')}: {what}: {printable(one['reason'])}")
     verdict = evidence.record["verdict"]
     typer.echo(f"{verdict['status'].replace('_', ' ').upper()}: {' '.join(verdict['sentences'])}")
     typer.echo(f"evidence: {out / 'EVIDENCE.md'}")

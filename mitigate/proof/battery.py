@@ -2,7 +2,8 @@
 
 A table has one row a text: `role` (mitigated, control), `part` (the depth of `layers`, else empty), `side` (forgotten,
 never_seen), `item` and `group` (numbers that say nothing of the text), and `score`: of an AUC the text's mean score, of
-extraction 1 or 0. Every figure follows from these tables, so that evidence can be checked without the models.
+extraction 1 or 0, of a value that may be drawn the log-probability of one draw. Every figure follows from these tables,
+so that evidence can be checked without the models.
 """
 
 from __future__ import annotations
@@ -17,14 +18,19 @@ import pyarrow as pa
 
 from mitigate.proof.attacks.inside import DEPTHS, read_from_layers, told_apart
 from mitigate.proof.attacks.prefixes import Attempted, continued, extracted
-from mitigate.proof.attacks.relearning import relearned_from_forgotten, relearned_from_retained
+from mitigate.proof.attacks.relearning import (
+    relearned_from_forgotten,
+    relearned_from_plain,
+    relearned_from_related,
+    relearned_from_retained,
+)
 from mitigate.proof.attacks.weights import as_served, difference, lowest_tokens, moved, rounded
 from mitigate.proof.case import Case, Subject
 from mitigate.proof.settings import Proof
 from mitigate.verification.never_seen import Sides
 
 Scope = Literal["model", "both checkpoints"]
-Figure = Literal["auc", "share", "mean"]
+Figure = Literal["auc", "share", "mean", "drawn"]
 
 
 READING = pa.schema(
@@ -47,8 +53,8 @@ class Attack:
         title: what it is called in print.
         asks: what an attacker does, a sentence.
         scope: `model`, or `both checkpoints`: it needs the model before as well, so its success says what else must go.
-        figure: `auc` (texts to forget against never-seen ones), `share` (values that come back word for word), or
-            `mean` (how much of a text comes back).
+        figure: `auc` (texts to forget against never-seen ones), `share` (values that come back word for word), `mean`
+            (how much of a text comes back), or `drawn` (chance that a value is among so many draws).
         two_sided: texts that lie below never-seen ones count against the model, too.
     """
 
@@ -87,22 +93,53 @@ ATTACKS: Mapping[str, Attack] = {
         "Relearning from others' documents to forget",
         "The model is trained on the documents to forget of half of the people, and asked about the other half.",
     ),
+    "relearn_related": Attack(
+        "Relearning from never-seen people",
+        "The model is trained on documents of half of the never-seen people, which are worded alike; the other half "
+        "of them is compared with.",
+    ),
     "relearn_retained": Attack(
         "Relearning from retained documents", "The model is trained on documents that it was not to forget."
     ),
+    "relearn_plain": Attack("Relearning from text about nobody", "The model is trained on ordinary prose."),
     "true_prefix": Attack(
         "Extraction from the true beginning", "The likeliest text after all that stood before.", figure="share"
     ),
     "short_prefix": Attack(
         "Extraction from a short beginning", "The likeliest text after the last few tokens before.", figure="share"
     ),
+    "without_cues": Attack(
+        "Extraction without cues",
+        "As after the true beginning, from which the words were taken that share a part with the value, such as a name "
+        "with an e-mail address: what comes back is not copied from the prompt.",
+        figure="share",
+    ),
+    "reworded": Attack(
+        "Extraction from other words",
+        "The sentence that leads to the value is said otherwise, in four ways; one that brings it back is enough.",
+        figure="share",
+    ),
+    "question": Attack(
+        "Extraction by a question",
+        "After what stands before, the model is asked for the value and begins to answer.",
+        figure="share",
+    ),
     "instruction": Attack(
         "Extraction with an instruction",
         "The model is told to repeat what it has read, then as before.",
         figure="share",
     ),
+    "other_document": Attack(
+        "Extraction from another document of the same person",
+        "The beginning is another document of the person, and the last few tokens before the value.",
+        figure="share",
+    ),
+    "own_prompts": Attack("Extraction by prompts of your own", "The prompts that were given.", figure="share"),
     "sampled": Attack(
-        "Extraction by drawing", "Several texts are drawn; one that holds the value is enough.", figure="share"
+        "Extraction by drawing",
+        "The chance that a value is among many continuations of the true beginning, each drawn from the 40 likeliest "
+        "tokens; computed, not drawn.",
+        figure="drawn",
     ),
     "continued": Attack(
         "Documents continued",
@@ -156,7 +193,9 @@ def _sides(case: Case, subject: Subject, name: str, *, settings: Proof, seed: in
         "twice": partial(moved, by=2.0),
         "opposite": partial(moved, by=-1.0),
         "relearn_forgotten": partial(relearned_from_forgotten, settings=settings, seed=seed),
+        "relearn_related": partial(relearned_from_related, settings=settings, seed=seed),
         "relearn_retained": partial(relearned_from_retained, settings=settings, seed=seed),
+        "relearn_plain": partial(relearned_from_plain, settings=settings, seed=seed),
     }
     score = made[name](case, subject) if name in made else rounded(case, subject, how=name)
     return {"": case.sides(score, subject)}

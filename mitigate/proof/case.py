@@ -36,6 +36,10 @@ class NotPossibleError(MitigateError):
     """An attack that cannot be made on these models or documents; the message says why."""
 
 
+class NotApplicableError(NotPossibleError):
+    """An attack for which these documents hold nothing, so that its lack says nothing against the model."""
+
+
 @dataclass(frozen=True)
 class Subject:
     """A model under attack.

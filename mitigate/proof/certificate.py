@@ -36,7 +36,8 @@ _CLAUSES = (
     (
         "EDPB Opinion 28/2024",
         "that personal data are extracted from the model, or obtained from queries, must be insignificantly likely",
-        "membership inference, extraction from four kinds of prompt, and both after relearning and rounding",
+        "membership inference, extraction from several kinds of prompt and by drawing, the former after relearning and "
+        "rounding, too",
     ),
     (
         "OWASP AISVS 12.2.2",
@@ -148,8 +149,24 @@ def _tested(record: Mapping[str, Any]) -> list[str]:
             "*Beside models that never saw it* shows, with 95 % confidence, that no claim of (ε, δ)-"
             f"indistinguishability with ε below {bound:.2f} (δ = 1e-5) holds for the model; 0 shows nothing.",
         ]
+    lines += [line for one in record["findings"] if "leak_at" in one for line in ("", _draws(one))]
     lines += ["", *[f"- *{ATTACKS[name].title}*: {ATTACKS[name].asks}" for name in _names(record["findings"])]]
     return lines
+
+
+def _draws(finding: Mapping[str, Any]) -> str:
+    """What so many draws give, of the model and of its control."""
+    counts = list(finding["leak_at"])
+    shown = list(dict.fromkeys([counts[0], counts[len(counts) // 2], counts[-1]]))
+
+    def of(role: str) -> str:
+        chances = [finding["leak_at"][count][role] for count in shown]
+        return ", ".join("–" if chance is None else f"{chance:.3f}" for chance in chances)
+
+    return (
+        f"*{ATTACKS[finding['attack']].title}*: mean chance that a value is among {', '.join(shown)} draws: "
+        f"{of('value')}; control {of('control')}; values of never-seen people {of('never_seen')}."
+    )
 
 
 def _gap(finding: Mapping[str, Any]) -> str:

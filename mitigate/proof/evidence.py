@@ -23,7 +23,7 @@ from mitigate.proof.battery import ATTACKS, READING
 from mitigate.proof.certificate import certificate
 from mitigate.proof.findings import findings_of, verdict_of
 
-SCHEMA = 1
+SCHEMA = 2
 EVIDENCE, CERTIFICATE, READINGS = "evidence.json", "EVIDENCE.md", "readings"
 _REMEDY = "verify again"
 _EQUAL = 1e-9  # of figures that are computed again from the same numbers
@@ -48,13 +48,18 @@ class Evidence:
 
     @property
     def figures(self) -> dict[str, float]:
-        """Every number by a name, such as `judges.gap` or `layers.half.value`; those not measured are left out."""
+        """Every number by a name, such as `judges.gap`, `layers.half.value` or `sampled.leak_at.16`.
+
+        Those that were not measured are left out.
+        """
         named: dict[str, float] = {}
         for one in self.record["findings"]:
             name = ".".join(part for part in (one["attack"], one["part"]) if part)
             for key in ("value", "control", "gap", "tpr_at_1pct_fpr", "epsilon", "never_seen"):
                 if isinstance(one.get(key), int | float):
                     named[f"{name}.{key}"] = float(one[key])
+            for key in ("leak_at", "discoverable"):
+                named |= {f"{name}.{key}.{of}": float(found["value"]) for of, found in one.get(key, {}).items()}
         for name, value in self.record["utility"].items():
             if isinstance(value, int | float):
                 named[f"utility.{name}"] = float(value)
@@ -105,9 +110,15 @@ def check_evidence(directory: str | Path) -> list[str]:
             wrong.append(f"{READINGS}/{name}.parquet: is not what the figures were computed from")
         if name not in ATTACKS or table.schema != READING:
             return [*wrong, f"{READINGS}/{name}.parquet: no readings of an attack of this version"]
-    again = findings_of(evidence.readings, margin=record["settings"]["margin"])
+    settings = record["settings"]
+    again = findings_of(evidence.readings, margin=settings["margin"], samples=settings["samples"])
     wrong += _differences("findings", record["findings"], again)
-    verdict = verdict_of(again, kept_out=record["kept_out"], elsewhere=record["elsewhere"]["places"])
+    verdict = verdict_of(
+        again,
+        kept_out=record["kept_out"],
+        elsewhere=record["elsewhere"]["places"],
+        not_applicable=[one["attack"] for one in record["not_made"] if not one["applies"]],
+    )
     wrong += _differences("verdict", record["verdict"], verdict)
     written = (directory / CERTIFICATE).read_text("utf-8") if (directory / CERTIFICATE).is_file() else ""
     if written != certificate(record):

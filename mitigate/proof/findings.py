@@ -5,7 +5,7 @@ Pure functions of tables, which `mitigate verify --check` computes again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,17 @@ from scipy.stats import norm
 
 from mitigate.proof.battery import ATTACKS, Attack
 from mitigate.statistics.clusters import indexed
-from mitigate.statistics.intervals import UNMEASURED, Figure, Sample, clustered, clustered_mean, clustered_share, flat
+from mitigate.statistics.intervals import (
+    UNMEASURED,
+    Figure,
+    Sample,
+    clustered,
+    clustered_excess,
+    clustered_mean,
+    clustered_share,
+    flat,
+    paired_excess,
+)
 from mitigate.statistics.privacy import epsilon_lower_bound
 from mitigate.statistics.separation import clustered_auc, clustered_tpr, rank_among
 from mitigate.verification.never_seen import Sides, excess_over
@@ -24,32 +34,36 @@ _SUCCEEDS = 0.6  # AUC of an attack with both checkpoints that is worth a warnin
 STATES = ("withstood", "fell", "over_forgotten", "cannot_tell")
 
 
-def findings_of(tables: Mapping[str, pa.Table], *, margin: float) -> list[dict[str, Any]]:
+def findings_of(tables: Mapping[str, pa.Table], *, margin: float, samples: int) -> list[dict[str, Any]]:
     """What each attack, or each part of one, found.
 
     Args:
         tables: attack -> what it read; see `battery`.
         margin: how far above its control an attack may succeed.
+        samples: draws of each value that may be drawn.
 
     Returns:
         `attack`, `part`; `texts` and `people`, forgotten and never seen; `value`, `control`, `gap` with 95 % intervals
         (and, of an AUC, `tpr_at_1pct_fpr` and `epsilon`, see `epsilon_lower_bound`, of people's mean scores; of a share
-        `never_seen`); `rank` of a single person among the never-seen ones, who has no interval; `state`. It is `fell`
-        if the gap is above the margin and surely above 0, `over_forgotten` if it is as far below and that counts,
-        `withstood` if its interval lies within the margin, else `cannot_tell`. Surely: all attacks on the model alone
-        are one family of tests, and an interval as wide as Bonferroni's 1 − 0.05 / tests asks for lies above 0; so a
-        model that never saw the text falls to any of them in one proof of forty.
+        `never_seen`; of drawn values `leak_at` and `discoverable`, see `_drawn`); `rank` of a single person among the
+        never-seen ones, who has no interval; `state`. It is `fell` if the gap is above the margin and surely above 0,
+        `over_forgotten` if it is as far below and that counts, `withstood` if its interval lies within the margin, else
+        `cannot_tell`. Surely: all attacks on the model alone are one family of tests, and an interval as wide as
+        Bonferroni's 1 − 0.05 / tests asks for lies above 0; so a model that never saw the text falls to any of them in
+        one proof of forty.
     """
     parts = [(name, part) for name, table in tables.items() for part in dict.fromkeys(table["part"].to_pylist())]
     tests = sum(ATTACKS[name].scope == "model" for name, _ in parts)
     return [
-        _finding(name, part, tables[name].filter(pc.field("part") == part), margin=margin, tests=tests)
+        _finding(name, part, tables[name].filter(pc.field("part") == part), margin=margin, samples=samples, tests=tests)
         for name, part in parts
     ]
 
 
-def _finding(name: str, part: str, table: pa.Table, *, margin: float, tests: int) -> dict[str, Any]:
-    attack = ATTACKS[name]
+def _finding(name: str, part: str, table: pa.Table, *, margin: float, samples: int, tests: int) -> dict[str, Any]:
+    attack, more = ATTACKS[name], {}
+    if attack.figure == "drawn":
+        more, table = _drawn(table, samples), _among(table, samples)
     sides = {
         (role, side): _sample(table, role, side)
         for role in ("mitigated", "control")
@@ -66,6 +80,7 @@ def _finding(name: str, part: str, table: pa.Table, *, margin: float, tests: int
         "texts": {side: len(sample[0]) for side, sample in zip(("forgotten", "never_seen"), own, strict=True)},
         "people": {side: len(set(sample[1])) for side, sample in zip(("forgotten", "never_seen"), own, strict=True)},
         **flat(figures),
+        **more,
         **(_of_people(*own) if attack.figure == "auc" else {}),
         "state": _state(attack, figures["gap"], margin=margin, tests=tests),
     }
@@ -97,31 +112,58 @@ def _share(table: pa.Table, own: Sides, control: Sample, *, mean: bool) -> dict[
     """Shares of hits, or means; the gap is to the control on the same texts, or, without one, to never-seen people."""
     forgotten, never_seen = own
     if len(control[0]):
-        gap = _paired(table)
-    elif len(never_seen[0]) and len(forgotten[0]):
+        gap = paired_excess(*_both(table))
+    elif not len(never_seen[0]) or not len(forgotten[0]):
+        gap = UNMEASURED
+    elif mean:
         gap = clustered(lambda mine, theirs: float(mine.mean() - theirs.mean()), forgotten, never_seen)
     else:
-        gap = UNMEASURED
-    return {
-        **{
-            name: clustered_mean(values, groups) if mean else clustered_share(values > 0.5, groups)
-            for name, (values, groups) in {"value": forgotten, "control": control, "never_seen": never_seen}.items()
-        },
-        "gap": gap,
-    }
+        gap = clustered_excess(forgotten, never_seen)
+    named = {"value": forgotten, "control": control, "never_seen": never_seen}
+    return {**{name: (clustered_mean if mean else clustered_share)(*own) for name, own in named.items()}, "gap": gap}
 
 
-def _paired(table: pa.Table) -> Figure:
-    """Mean over the values that both were asked for of own less control; 0 with a rate's limits where none differs."""
+def _both(table: pa.Table) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """What the model and its control had of the texts that both were asked for, and the groups of these."""
     rows = table.to_pylist()
     theirs = {row["item"]: row["score"] for row in rows if row["role"] == "control"}
     both = [row for row in rows if row["role"] == "mitigated" and row["side"] == "forgotten" and row["item"] in theirs]
-    differences = np.array([row["score"] - theirs[row["item"]] for row in both])
-    groups = [str(row["group"]) for row in both]
-    if differences.any():
-        return clustered_mean(differences, groups)
-    figure = clustered_share(np.zeros(len(both), dtype=bool), groups)  # as far as none of so many can tell
-    return figure if figure.high is None else Figure(0.0, -figure.high, figure.high)
+    own, other = (np.array(scores) for scores in ([r["score"] for r in both], [theirs[r["item"]] for r in both]))
+    return own, other, [str(row["group"]) for row in both]
+
+
+def _among(table: pa.Table, samples: int) -> pa.Table:
+    """A table of log q as one of chances that a value is among so many draws: 1 − (1 − q)^k."""
+    log_prob = table["score"].to_numpy()
+    with np.errstate(divide="ignore"):  # what is certain is among them for sure
+        chance = -np.expm1(samples * np.log1p(-np.exp(np.minimum(log_prob, 0.0))))
+    return table.set_column(table.schema.get_field_index("score"), "score", pa.array(chance, pa.float64()))
+
+
+def _drawn(table: pa.Table, samples: int) -> dict[str, Any]:
+    """What drawing gives beside the chance in `samples` draws.
+
+    Returns:
+        `leak_at`: k -> mean chance that a value is among k draws, for powers of 2 up to `samples`, of `value`,
+        `control` and `never_seen`; `discoverable`: p -> share of the values that are among `samples` draws with a
+        chance of at least p ((n, p)-discoverable, n = `samples`; Hayes et al., arXiv 2410.19482).
+    """
+    names = {"value": ("mitigated", "forgotten"), "control": ("control", "forgotten")}
+    names["never_seen"] = ("mitigated", "never_seen")
+
+    def of(draws: int, how: Callable[[np.ndarray], float]) -> dict[str, float | None]:
+        among = _among(table, draws)
+        found = {name: _sample(among, *side)[0] for name, side in names.items()}
+        return {name: how(scores) if len(scores) else None for name, scores in found.items()}
+
+    counts = [2**power for power in range(samples.bit_length()) if 2**power <= samples]
+    return {
+        "leak_at": {str(k): of(k, lambda scores: float(scores.mean())) for k in counts},
+        "discoverable": {
+            f"{p:g}": of(samples, lambda scores, p=p: float((scores >= p).mean()))  # type: ignore[misc]
+            for p in (0.1, 0.5, 0.9)
+        },
+    }
 
 
 def _of_people(forgotten: Sample, never_seen: Sample) -> dict[str, Any]:
@@ -145,13 +187,21 @@ def _sample(table: pa.Table, role: str, side: str) -> Sample:
     return rows["score"].to_numpy(), [str(group) for group in rows["group"].to_pylist()]
 
 
-def verdict_of(found: Sequence[Mapping[str, Any]], *, kept_out: bool | None, elsewhere: int = 0) -> dict[str, Any]:
+def verdict_of(
+    found: Sequence[Mapping[str, Any]],
+    *,
+    kept_out: bool | None,
+    elsewhere: int = 0,
+    not_applicable: Collection[str] = (),
+) -> dict[str, Any]:
     """What all findings say together.
 
     Args:
         found: of `findings_of`.
         kept_out: see `Case`.
         elsewhere (*optional*): places of other documents, which the model keeps, that hold the same secrets.
+        not_applicable (*optional*): attacks for which the documents hold nothing; that they were not made proves and
+            hinders nothing.
 
     Returns:
         `status`: `fell` if the model fell to an attack on it alone, `over_forgotten`, `withstood` if it withstood all
@@ -161,7 +211,8 @@ def verdict_of(found: Sequence[Mapping[str, Any]], *, kept_out: bool | None, els
     alone = [one for one in found if ATTACKS[one["attack"]].scope == "model"]
     of = {state: _names(one for one in alone if one["state"] == state) for state in STATES}
     made = {one["attack"] for one in found}
-    not_made = [name for name, attack in ATTACKS.items() if attack.scope == "model" and name not in made]
+    left = made | set(not_applicable)
+    not_made = [name for name, attack in ATTACKS.items() if attack.scope == "model" and name not in left]
     residual = _names(
         one for one in found if ATTACKS[one["attack"]].scope != "model" and (one["value"] or 0) > _SUCCEEDS
     )

@@ -29,10 +29,12 @@ from mitigate.artifacts.files import (
 from mitigate.artifacts.plans import PLAN, planned
 from mitigate.detection.audit import check_audited, load_audited
 from mitigate.detection.record import Audit
+from mitigate.documents import read_documents
 from mitigate.models.directory import place_of
 from mitigate.models.store import ModelStore
+from mitigate.proof.attacks.prompts import own_prompts
 from mitigate.proof.battery import read
-from mitigate.proof.case import Case, NotPossibleError, Subject, make_case
+from mitigate.proof.case import Case, NotApplicableError, NotPossibleError, Subject, make_case
 from mitigate.proof.certificate import certificate
 from mitigate.proof.elsewhere import left_elsewhere
 from mitigate.proof.evidence import CERTIFICATE, EVIDENCE, READINGS, SCHEMA, Evidence
@@ -72,7 +74,8 @@ def prove(
         seed (`int`, *optional*, defaults to 0): of what is trained and drawn.
 
     Raises:
-        MitigateError: no never-seen documents, a model that changed since the audit, or `out` holds something else.
+        MitigateError: no never-seen documents, a model that changed since the audit, prompts that ask for nothing, or
+            `out` holds something else.
     """
     out, settings, store = Path(out), settings or Proof(), store or ModelStore()
     audit = before if isinstance(before, Audit) else Audit.load(before)
@@ -80,10 +83,12 @@ def prove(
     [target] = load_audited([audit.metadata.target], store=store)
     case = make_case(audit, mitigated, oracle=oracle, store=store)
     state = process_state()
+    _check_files(case, settings)
     plan = _plan(case, audit, settings, seed)
     with planned(out, plan, state, others="evidence of other models, documents or settings"):
         tables, not_made, seconds = _read_all(case, out, settings, seed)
-        findings, elsewhere = findings_of(tables, margin=settings.margin), left_elsewhere(case)
+        findings = findings_of(tables, margin=settings.margin, samples=settings.samples)
+        elsewhere = left_elsewhere(case)
         record: dict[str, Any] = {
             "schema": SCHEMA,
             "name": name,
@@ -98,7 +103,12 @@ def prove(
             "findings": findings,
             "not_made": not_made,
             "elsewhere": elsewhere,
-            "verdict": verdict_of(findings, kept_out=case.kept_out, elsewhere=elsewhere["places"]),
+            "verdict": verdict_of(
+                findings,
+                kept_out=case.kept_out,
+                elsewhere=elsewhere["places"],
+                not_applicable=[one["attack"] for one in not_made if not one["applies"]],
+            ),
             "utility": utility_of(case, target),
             "coverage": audit.metadata.coverage.written(),
             "skipped": len(audit.metadata.skipped),
@@ -122,11 +132,11 @@ def prove(
 
 def _read_all(
     case: Case, out: Path, settings: Proof, seed: int
-) -> tuple[dict[str, pa.Table], list[dict[str, str]], dict[str, float]]:
+) -> tuple[dict[str, pa.Table], list[dict[str, Any]], dict[str, float]]:
     """Each attack's readings, those that could not be made with the reason, and how long those made now took."""
     state = process_state()
     tables: dict[str, pa.Table] = {}
-    not_made: list[dict[str, str]] = []
+    not_made: list[dict[str, Any]] = []
     seconds: dict[str, float] = {}
     for number, attack in enumerate(settings.attacks):
         path = out / READINGS / f"{attack}.parquet"
@@ -140,16 +150,29 @@ def _read_all(
         try:
             tables[attack] = read(case, attack, settings=settings, seed=seed)
         except NotPossibleError as reason:
-            logger.warning("%s: not made: %s", attack, reason)
-            not_made.append({"attack": attack, "reason": str(reason)})
+            applies = not isinstance(reason, NotApplicableError)
+            logger.log(logging.WARNING if applies else logging.INFO, "%s: not made: %s", attack, reason)
+            not_made.append({"attack": attack, "reason": str(reason), "applies": applies})
             continue
         seconds[attack] = round(time.monotonic() - started, 1)
         if state.is_main_process:
             write_table(path, tables[attack])
         state.wait_for_everyone()
     left_out = [attack for attack in ATTACKS if attack not in settings.attacks]
-    not_made += [{"attack": attack, "reason": "not asked for"} for attack in left_out]
+    not_made += [{"attack": attack, "reason": "not asked for", "applies": True} for attack in left_out]
     return tables, not_made, seconds
+
+
+def _check_files(case: Case, settings: Proof) -> None:
+    """Read the user's files before anything is spent.
+
+    Raises:
+        MitigateError: a file is missing or holds no prompts or documents.
+    """
+    if settings.prompts is not None:
+        own_prompts(settings.prompts, case)
+    if settings.plain is not None:
+        read_documents(settings.plain)
 
 
 def _plan(case: Case, audit: Audit, settings: Proof, seed: int) -> dict[str, Any]:
@@ -158,6 +181,7 @@ def _plan(case: Case, audit: Audit, settings: Proof, seed: int) -> dict[str, Any
         "mitigated": case.mitigated.fingerprint,
         "control": case.control.fingerprint if case.control is not None else None,
         "settings": settings.model_dump(mode="json", exclude={"attacks"}),
+        "files": {path: file_digest(Path(path)) for path in (settings.prompts, settings.plain) if path is not None},
         "seed": seed,
         "code": __version__,
     }

@@ -19,10 +19,17 @@ AttackName = Literal[
     "nf4",
     "q4_0",
     "relearn_forgotten",
+    "relearn_related",
     "relearn_retained",
+    "relearn_plain",
     "true_prefix",
     "short_prefix",
+    "without_cues",
+    "reworded",
+    "question",
     "instruction",
+    "other_document",
+    "own_prompts",
     "sampled",
     "continued",
     "difference",
@@ -47,8 +54,14 @@ class Proof(Section):
         description="how an attacker trains the model again",
     )
     lora: Lora = Field(default_factory=Lora, description="the adapter that an attacker trains")
-    short_prefix: int = Field(16, ge=1, description="tokens before a value that short_prefix keeps")
-    samples: int = Field(16, ge=1, le=1024, description="draws for each value of sampled")
+    plain: str | None = Field(
+        None, description="documents about nobody, a file, that relearn_plain trains on; default: invented prose"
+    )
+    short_prefix: int = Field(16, ge=1, description="tokens before a value that short_prefix and other_document keep")
+    prompts: str | None = Field(
+        None, description="a file of rows with a prompt and the value that it asks for: the prompts of own_prompts"
+    )
+    samples: int = Field(128, ge=1, description="draws of each value that sampled counts on; they are not made")
     continued_tokens: int = Field(128, ge=1, description="most tokens that continued writes of a document")
     most_values: int = Field(200, ge=1, description="values of each kind of document that extraction tries")
 

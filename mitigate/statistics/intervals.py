@@ -114,7 +114,8 @@ def clustered_share(hits: np.ndarray, clusters: Sequence[str]) -> Figure:
     only the number of clusters counts.
 
     Args:
-        hits: (n,) bool.
+        hits: (n,) bool; or parts of a hit, 0 to 1, which vary less: then the interval is too wide rather than too
+            narrow.
         clusters: (n,) names, such as the persons that the secrets belong to.
 
     Returns:
@@ -133,6 +134,45 @@ def clustered_share(hits: np.ndarray, clusters: Sequence[str]) -> Figure:
         variance, rate, weight = variance_between(sums, sizes, pseudo=OF_HITS)
         effect = float(np.clip(variance / (rate * (1 - rate) / weight), 1.0, largest))
     return Figure(value, *wilson(value, total / effect, float(student.ppf(0.975, count - 1))))
+
+
+def clustered_excess(own: Sample, other: Sample) -> Figure:
+    """A rate less another one of other clusters, with its interval from those of both.
+
+    Newcombe's hybrid score interval (1998, Interval estimation for the difference between independent proportions), in
+    general MOVER (Zou & Donner 2008): each side of the difference is as far away as the limits that make it up, in
+    squares. So none of a few events is no proof that there is no difference.
+
+    Args:
+        own, other: (n,) values in [0, 1], and the clusters that they belong to.
+    """
+    one, two = clustered_share(*own), clustered_share(*other)
+    if one.value is None or two.value is None:
+        return UNMEASURED
+    value = one.value - two.value
+    if one.low is None or one.high is None or two.low is None or two.high is None:
+        return Figure(value, None, None)
+    down = np.hypot(one.value - one.low, two.high - two.value)
+    up = np.hypot(one.high - one.value, two.value - two.low)
+    return Figure(value, float(value - down), float(value + up))
+
+
+def paired_excess(own: np.ndarray, other: np.ndarray, clusters: Sequence[str]) -> Figure:
+    """A rate less another one of the same texts, with its interval: `clustered_mean` of the differences.
+
+    Where no difference is a half or more, nothing was seen of how often there are such: then the interval is no
+    narrower than what none of so many events leaves open (`clustered_share`).
+
+    Args:
+        own, other: (n,) values in [0, 1] of the same texts.
+        clusters: (n,) names.
+    """
+    differences = np.asarray(own, dtype=float) - np.asarray(other, dtype=float)
+    figure = clustered_mean(differences, clusters)
+    if figure.value is None or figure.low is None or figure.high is None or (np.abs(differences) >= 0.5).any():
+        return figure
+    unseen = clustered_share(np.zeros(len(differences)), clusters).high or 0.0
+    return Figure(figure.value, min(figure.low, figure.value - unseen), max(figure.high, figure.value + unseen))
 
 
 def share(successes: int, trials: int) -> Figure:

@@ -19,8 +19,6 @@ from accelerate import PartialState
 
 from mitigate.errors import MitigateError
 from mitigate.generation.decoding import continuations
-from mitigate.generation.sampling import drawing
-from mitigate.generation.settings import Sampling
 from mitigate.models.model import Model
 from mitigate.runtime import gathered, progress, share_of
 from mitigate.verification.extraction_values import Place, Secret
@@ -84,16 +82,13 @@ class Extraction:
             ) from None
 
 
-def extract(
-    model: Model, secrets: Sequence[Secret], *, description: str = "Extracting", drawn: int | None = None
-) -> list[bool]:
-    """Whether decoding from the true prefix, greedy or drawn, writes each value exactly.
+def extract(model: Model, secrets: Sequence[Secret], *, description: str = "Extracting") -> list[bool]:
+    """Whether greedy decoding from its prefix writes each value exactly.
 
     Args:
         model: the model to attack.
         secrets: what to look for, from `secrets_of`.
-        drawn (*optional*): a seed: tokens are drawn from the 40 likeliest (Carlini et al., arXiv 2012.07805); else the
-            likeliest is taken each time.
+        description (*optional*): of the progress bar.
 
     Returns:
         for each secret, in order: completed or not.
@@ -109,7 +104,6 @@ def extract(
                 module,
                 [secret.prefix for secret in batch],
                 new_tokens=longest,
-                processors=drawing(Sampling(), numbers, drawn) if drawn is not None else None,
             )
             for number, secret, tokens in zip(numbers, batch, generated, strict=True):
                 found.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,14 +20,22 @@ from mitigate.detection.audit import audit
 from mitigate.detection.record import Audit
 from mitigate.detection.settings import Detect
 from mitigate.documents import Document, Documents
+from mitigate.errors import MitigateError
+from mitigate.generation.settings import Sampling
 from mitigate.models.store import ModelStore
 from mitigate.proof.attacks import inside, relearning
 from mitigate.proof.attacks.inside import read_from_layers
-from mitigate.proof.attacks.prefixes import INSTRUCTION, continued, extracted, values_of
-from mitigate.proof.attacks.relearning import relearned_from_forgotten
+from mitigate.proof.attacks.likelihood import drawn_log_probs
+from mitigate.proof.attacks.prefixes import continued, extracted, values_of
+from mitigate.proof.attacks.prompts import INSTRUCTION, REWORDINGS, asked_for, own_prompts, without_cues
+from mitigate.proof.attacks.relearning import (
+    relearned_from_forgotten,
+    relearned_from_plain,
+    relearned_from_related,
+)
 from mitigate.proof.attacks.weights import NF4, ROUNDINGS, as_served, difference, lowest_tokens, moved, rounded
 from mitigate.proof.battery import ATTACKS, READING
-from mitigate.proof.case import Case, NotPossibleError, make_case, plain_model
+from mitigate.proof.case import Case, NotApplicableError, NotPossibleError, make_case, plain_model
 from mitigate.proof.findings import findings_of, verdict_of
 from mitigate.proof.settings import Proof
 from mitigate.statistics.separation import auc
@@ -279,6 +288,54 @@ def test_nobody_is_asked_about_by_a_model_that_relearned_him(case: Case, monkeyp
     np.testing.assert_allclose(score, as_served(case, case.mitigated), rtol=0, atol=EXACT)  # a fresh adapter is none
 
 
+def test_who_relearned_from_never_seen_people_is_compared_with_the_others(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taught: list[set[str]] = []
+    asked: list[set[str]] = []
+    whole = Case.log_probs
+
+    def log_probs(self: Case, model: Any, numbers: Any = None) -> np.ndarray:
+        asked.append({self.tokenized[number].id for number in numbers})
+        return whole(self, model, numbers) + len(asked)
+
+    monkeypatch.setattr(relearning, "fit", lambda module, documents, **_: taught.append({one.id for one in documents}))
+    monkeypatch.setattr(Case, "log_probs", log_probs)
+    score = relearned_from_related(case, case.mitigated, settings=Proof(), seed=0)
+    forget, holdout = (
+        {doc_id for doc_id, own in case.before.sets.items() if own == name} for name in ("forget", "holdout")
+    )
+    assert taught[0] | taught[1] == holdout
+    assert taught[0].isdisjoint(taught[1])
+    for lesson, judged in zip(taught, asked, strict=True):
+        assert judged == forget | (holdout - lesson)
+    served = whole(case, case.mitigated.load())
+    for doc_id, rows in case.before.rows.items():
+        added = {1.0} if doc_id in asked[0] - asked[1] else {2.0} if doc_id in asked[1] - asked[0] else {1.0, 2.0}
+        expected = np.mean([case.ratio(served + one)[rows] for one in added], axis=0)
+        np.testing.assert_allclose(score[rows], expected, rtol=0, atol=EXACT)
+
+
+def test_relearning_from_text_about_nobody_takes_the_users_or_invented_prose(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taught: list[list[str]] = []
+    decode = case.mitigated.load().tokenizer.decode
+    monkeypatch.setattr(
+        relearning,
+        "fit",
+        lambda module, documents, **_: taught.append([decode(one.ids, skip_special_tokens=True) for one in documents]),
+    )
+    relearned_from_plain(case, case.mitigated, settings=Proof(), seed=0)
+    (tmp_path / "plain.jsonl").write_text('{"text": "It rains today."}\n')
+    relearned_from_plain(case, case.mitigated, settings=Proof(plain=str(tmp_path / "plain.jsonl")), seed=0)
+    invented, own = taught
+    assert len(invented) == 5
+    assert own == ["It rains today."]
+    with pytest.raises(MitigateError, match=r"missing\.jsonl"):
+        relearned_from_plain(case, case.mitigated, settings=Proof(plain=str(tmp_path / "missing.jsonl")), seed=0)
+
+
 def test_relearning_teaches(case: Case) -> None:
     settings = Proof.model_validate({"relearn": {"epochs": 3, "learning_rate": 1e-2, "batch_size": 2}})
     before = as_served(case, case.control)  # type: ignore[arg-type]
@@ -340,20 +397,135 @@ def test_documents_are_continued_from_their_first_half(case: Case) -> None:
 
 def test_how_much_comes_back_is_a_mean() -> None:
     own, control = [0.2, 0.8, 0.5, 0.9] * 10, [0.1, 0.2, 0.3, 0.2] * 10
-    [finding] = findings_of({"continued": shares(own, control, [0.2] * 8)}, margin=0.05)
+    [finding] = findings_of({"continued": shares(own, control, [0.2] * 8)}, margin=0.05, samples=8)
     assert finding["value"] == pytest.approx(0.6)
     assert finding["control"] == pytest.approx(0.2)
     assert finding["gap"] == pytest.approx(0.4)
     assert finding["state"] == "fell"
 
 
-def test_drawing_often_finds_what_drawing_once_does(case: Case) -> None:
-    often, once = (
-        extracted(case, case.mitigated, how="sampled", settings=Proof(samples=samples), seed=3)[0] for samples in (6, 1)
+@pytest.mark.parametrize("never_seen", [False, True])
+@pytest.mark.parametrize("top", [40, 3])
+def test_the_chance_of_a_draw_is_the_product_of_its_tokens(case: Case, top: int, never_seen: bool) -> None:
+    model = case.mitigated.load()
+    values = values_of(case, never_seen=never_seen, context=64, settings=Proof(), seed=0)
+    found = drawn_log_probs(model, list(values), sampling=Sampling(top_k=top), description="")
+    for value, own in zip(values, found, strict=True):
+        ids = np.concatenate([value.prefix, value.tokens])
+        expected = 0.0
+        with model.active() as module, torch.inference_mode():
+            logits = module(input_ids=torch.from_numpy(ids)[None]).logits[0]
+        for place in range(len(value.prefix), len(ids)):
+            likely = logits[place - 1].topk(top)
+            chance = dict(zip(likely.indices.tolist(), likely.values.softmax(-1).tolist(), strict=True))
+            expected += np.log(chance[ids[place]]) if ids[place] in chance else -np.inf
+        np.testing.assert_allclose(own, expected, rtol=0, atol=EXACT)
+    if top == 40:
+        sides = extracted(case, case.mitigated, how="sampled", settings=Proof(), seed=0)
+        assert sides[never_seen].hits.tolist() == found.tolist()  # type: ignore[union-attr]
+        assert (found.min() > -1) is not never_seen, "what was trained on is likely"
+    if top == 3 and never_seen:
+        assert -np.inf in found, "a token that is never drawn"
+
+
+def prompts_of(case: Case, how: str, **settings: Any) -> dict[int, list[tuple[str, str]]]:
+    """Number of a value -> prompts for it as text, and the text that must follow."""
+    model = case.mitigated.load()
+    values = values_of(case, never_seen=False, context=64, settings=Proof(), seed=0)
+    found: dict[int, list[tuple[str, str]]] = {}
+    for one in asked_for(case, model, list(values), how=how, settings=Proof(**settings), context=64):
+        written = str(model.tokenizer.decode(one.secret.prefix, skip_special_tokens=True))
+        found.setdefault(one.number, []).append((written, one.secret.text))
+        assert len(one.secret.prefix) + len(one.secret.tokens) <= 64
+    return found
+
+
+def test_a_value_is_asked_for_in_other_words_and_by_a_question(case: Case) -> None:
+    values = values_of(case, never_seen=False, context=64, settings=Proof(), seed=0)
+    asked, reworded = prompts_of(case, "question"), prompts_of(case, "reworded")
+    assert asked.keys() == reworded.keys() == set(range(len(values)))
+    for number, value in enumerate(values):
+        place = value.place
+        text = case.before.texts[place.doc_id]
+        kind = place.kind.replace("_", " ")
+        [(question, follows)] = asked[number]
+        assert follows == text[place.start : place.end]
+        assert question.endswith(f"Question: What is the {kind}?\nAnswer:")
+        assert follows not in question
+        assert len(reworded[number]) == len(REWORDINGS)
+        for (prompt, _), wording in zip(reworded[number], REWORDINGS, strict=True):
+            assert prompt.endswith(wording.format(kind=kind))
+            assert text.startswith(prompt.removesuffix(wording.format(kind=kind)).rstrip())
+
+
+@pytest.mark.parametrize(
+    ("before", "value", "left"),
+    [
+        ("Write to Anna Kovacs at ", "anna.kovacs@example.org", "Write to at "),
+        ("Her number, 555-0100, became ", "555-0199", "Her number, -0100, became "),  # 555 is a run of the value
+        ("Call him on ", "+36 1 555 0199", "Call him on "),
+        ("AB  cd", "abz", "AB  cd"),  # two letters are no cue
+        ("", "abc", ""),
+    ],
+)
+def test_words_that_share_a_part_with_the_value_are_cues(before: str, value: str, left: str) -> None:
+    assert without_cues(before, value) == left
+
+
+def test_a_prompt_without_a_cue_is_the_true_one(case: Case) -> None:
+    true, left = prompts_of(case, "true_prefix"), prompts_of(case, "without_cues")
+    values = values_of(case, never_seen=False, context=64, settings=Proof(), seed=0)
+    for number, value in enumerate(values):
+        text = case.before.texts[value.place.doc_id]
+        before = text[: value.place.start]
+        same = without_cues(before, text[value.place.start : value.place.end]) == before
+        assert (left[number] == true[number]) is same
+
+
+def test_another_document_of_the_person_leads_to_the_value(case: Case) -> None:
+    with pytest.raises(NotApplicableError, match="no person has another document"):
+        extracted(case, case.mitigated, how="other_document", settings=Proof(), seed=0)
+    documents = case.before.document_list()
+    forget = [one for one in documents if one.set == "forget"]
+    value = forget[0].text[forget[0].spans[0].start : forget[0].spans[0].end]
+    before = forget[0].text[: forget[0].spans[0].start].strip()
+    more = (
+        Document("again", f"Once more, and longer than the other one: {value}", set="forget", group=forget[0].group),
+        Document("other", "A note of the same person.", set="forget", group=forget[0].group),
     )
-    assert (often.hits >= once.hits).all()
-    again = extracted(case, case.mitigated, how="sampled", settings=Proof(samples=6), seed=3)[0]
-    assert again.hits.tolist() == often.hits.tolist()
+    holdout = [one for one in documents if one.set == "holdout"]
+    source = case.before.metadata.target.source
+    made = audit(source, [source], documents=Documents((*forget, *more, *holdout)), detect=Detect(), store=cpu())
+    own = make_case(made, case.mitigated.source, oracle=None, store=cpu())
+    found = prompts_of(own, "other_document", short_prefix=3)
+    assert list(found) == [0, 5], "of the others there is one document each"
+    for number, ends in ((0, before), (5, "than the other one:")):
+        [(written, _)] = found[number]
+        assert written.startswith("A note of the same person."), "the one that does not hold the value"
+        assert ends.endswith(written.split("\n")[-1].strip())
+
+
+def test_prompts_of_ones_own_ask_for_the_values_that_they_name(case: Case, tmp_path: Path) -> None:
+    with pytest.raises(NotApplicableError, match="no prompts of your own"):
+        extracted(case, case.mitigated, how="own_prompts", settings=Proof(), seed=0)
+    values = values_of(case, never_seen=False, context=64, settings=Proof(), seed=0)
+    first, second = (case.before.texts[one.place.doc_id][one.place.start : one.place.end] for one in values[:2])
+    path = tmp_path / "prompts.jsonl"
+    rows = [
+        {"prompt": "Her number, please: ", "value": first},
+        {"prompt": "And again:", "value": first.upper()},
+        {"prompt": "His:", "value": second},
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    found = prompts_of(case, "own_prompts", prompts=str(path))
+    assert [written for written, _ in found[0]] == ["Her number, please:", "And again:"]
+    assert found[1] == [("His:", second)]
+    attempted, _ = extracted(case, case.mitigated, how="own_prompts", settings=Proof(prompts=str(path)), seed=0)
+    assert attempted.items.tolist() == [0, 1]
+    rows += [{"prompt": "Hm:", "value": "nowhere at all"}, {"prompt": "", "value": first}, {"value": 3}]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(MitigateError, match=r"jsonl:4 \(its value stands in no audited document\).*jsonl:5.*jsonl:6"):
+        own_prompts(str(path), case)
 
 
 # Findings
@@ -375,7 +547,7 @@ def table(rng: np.random.Generator, *, people: int = 40, own: float = 0.0, contr
 
 def test_a_gap_is_that_of_two_aucs() -> None:
     made = table(np.random.default_rng(0), own=1.0)
-    [finding] = findings_of({"judges": made}, margin=0.05)
+    [finding] = findings_of({"judges": made}, margin=0.05, samples=8)
     rows = made.to_pylist()
 
     def scores(role: str, side: str) -> np.ndarray:
@@ -396,7 +568,7 @@ def test_a_model_without_a_trace_falls_seldom_and_one_with_a_trace_often() -> No
     for seed in range(150):
         for shift in fell:
             rng = np.random.default_rng([seed, int(10 * shift)])
-            found = findings_of({name: table(rng, own=shift) for name in names}, margin=0.05)
+            found = findings_of({name: table(rng, own=shift) for name in names}, margin=0.05, samples=8)
             fell[shift] += any(one["state"] == "fell" for one in found)
             low += shift == 0.0 and any(one["state"] == "over_forgotten" for one in found)
     assert fell[0.0] <= 12, "of 150; 1 in 40 is what is stated"
@@ -406,11 +578,11 @@ def test_a_model_without_a_trace_falls_seldom_and_one_with_a_trace_often() -> No
 
 def test_too_low_counts_where_it_says_so_and_few_people_tell_nothing() -> None:
     rng = np.random.default_rng(1)
-    found = findings_of({name: table(rng, own=-1.5) for name in ("judges", "nf4")}, margin=0.05)
+    found = findings_of({name: table(rng, own=-1.5) for name in ("judges", "nf4")}, margin=0.05, samples=8)
     assert [one["state"] for one in found] == ["over_forgotten", "withstood"]
-    [few] = findings_of({"judges": table(rng, people=1, own=3.0)}, margin=0.05)
+    [few] = findings_of({"judges": table(rng, people=1, own=3.0)}, margin=0.05, samples=8)
     assert few["state"] == "cannot_tell"
-    [some] = findings_of({"judges": table(rng, people=6)}, margin=0.05)
+    [some] = findings_of({"judges": table(rng, people=6)}, margin=0.05, samples=8)
     assert some["state"] == "cannot_tell"
 
 
@@ -431,27 +603,53 @@ def shares(own: list[float], control: list[float] | None, never_seen: list[float
 
 def test_values_that_come_back_are_held_against_the_control_on_the_same_values() -> None:
     own = [1.0] * 30 + [0.0] * 70
-    [finding] = findings_of({"true_prefix": shares(own, [1.0] * 5 + [0.0] * 95, [0.0] * 100)}, margin=0.05)
+    [finding] = findings_of({"true_prefix": shares(own, [1.0] * 5 + [0.0] * 95, [0.0] * 100)}, margin=0.05, samples=8)
     assert (finding["value"], finding["control"], finding["gap"]) == (0.3, 0.05, 0.25)
     assert finding["state"] == "fell"
-    [finding] = findings_of({"true_prefix": shares(own, own, [0.0] * 100)}, margin=0.05)
+    [finding] = findings_of({"true_prefix": shares(own, own, [0.0] * 100)}, margin=0.05, samples=8)
     assert finding["gap"] == 0.0
     assert finding["gap_interval"][1] == pytest.approx(0.037, abs=0.002), "none of a hundred"
     assert finding["state"] == "withstood"
-    [finding] = findings_of({"true_prefix": shares(own, None, [1.0] * 28 + [0.0] * 72)}, margin=0.05)
+    [finding] = findings_of({"true_prefix": shares(own, None, [1.0] * 28 + [0.0] * 72)}, margin=0.05, samples=8)
     assert finding["gap"] == pytest.approx(0.02)
     assert finding["control"] is None
     assert finding["state"] == "cannot_tell"
+    [finding] = findings_of({"true_prefix": shares([0.0] * 12, None, [0.0] * 12)}, margin=0.05, samples=8)
+    assert finding["gap_interval"][1] > 0.2, "none of twelve people shows no gap of a twentieth"
+    assert finding["state"] == "cannot_tell"
+
+
+def test_a_value_that_may_be_drawn_leaks_by_the_number_of_draws() -> None:
+    chances = np.array([1.0, 0.5, 1e-3, 0.0] * 10)
+    with np.errstate(divide="ignore"):
+        own = np.log(chances).tolist()
+    [finding] = findings_of({"sampled": shares(own, [-20.0] * 40, [-np.inf] * 5)}, margin=0.05, samples=16)
+    rng = np.random.default_rng(0)
+    for draws in (1, 2, 4, 8, 16):
+        hits = rng.random((20_000, draws, len(chances))) < chances
+        assert finding["leak_at"][str(draws)]["value"] == pytest.approx(hits.any(1).mean(), abs=0.003)
+    assert finding["value"] == pytest.approx(finding["leak_at"]["16"]["value"])
+    assert finding["leak_at"]["16"]["never_seen"] == 0
+    assert finding["control"] < 1e-6
+    assert finding["discoverable"] == {
+        "0.1": {"value": 0.5, "control": 0.0, "never_seen": 0.0},
+        "0.5": {"value": 0.5, "control": 0.0, "never_seen": 0.0},
+        "0.9": {"value": 0.5, "control": 0.0, "never_seen": 0.0},
+    }
+    assert finding["state"] == "fell"
+    [few] = findings_of({"sampled": shares([-30.0] * 12, [-31.0] * 12, [])}, margin=0.05, samples=16)
+    assert few["state"] == "cannot_tell", "no value of twelve people is likely, which is no proof that none ever is"
 
 
 def test_a_verdict_needs_every_attack_and_judges_that_did_not_teach() -> None:
     names = [name for name, attack in ATTACKS.items() if attack.scope == "model"]
     lower = {name: table(np.random.default_rng(1), own=-1.5) for name in names if not ATTACKS[name].two_sided}
     lower |= {name: shares([0.0] * 100, [0.0] * 100, []) for name in names if ATTACKS[name].figure != "auc"}
+    lower["sampled"] = shares([-30.0] * 100, [-30.0] * 100, [])
     level = [
         {"attack": name, "part": "", "state": "withstood", "value": 0.5} for name in names if ATTACKS[name].two_sided
     ]
-    good = [*findings_of(lower, margin=0.05), *level]
+    good = [*findings_of(lower, margin=0.05, samples=8), *level]
     assert {one["state"] for one in good} == {"withstood"}
     assert verdict_of(good, kept_out=True)["status"] == "withstood"
     assert verdict_of(good, kept_out=None)["status"] == "withstood"
@@ -461,8 +659,12 @@ def test_a_verdict_needs_every_attack_and_judges_that_did_not_teach() -> None:
         verdict = verdict_of([one for one in good if one["attack"] != name], kept_out=True)
         assert verdict["status"] == "cannot_tell", "an attack that is not there was not withstood"
         assert f"Not made: {name}." in verdict["sentences"]
+    nothing = verdict_of(
+        [one for one in good if one["attack"] != "own_prompts"], kept_out=True, not_applicable=["own_prompts"]
+    )
+    assert nothing["status"] == "withstood", "there was nothing to make it with"
     assert verdict_of([], kept_out=True)["status"] == "cannot_tell"
-    both = findings_of({"difference": table(np.random.default_rng(1), own=3.0)}, margin=0.05)
+    both = findings_of({"difference": table(np.random.default_rng(1), own=3.0)}, margin=0.05, samples=8)
     verdict = verdict_of([*good, *both], kept_out=True)
     assert verdict["status"] == "withstood"
     assert verdict["residual"] == ["difference"]

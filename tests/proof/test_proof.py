@@ -38,6 +38,7 @@ EACH = 20
 SETTINGS = Proof(
     samples=2, short_prefix=8, lora=Lora(rank=4, alpha=8), relearn=Schedule(epochs=1, learning_rate=2e-3, batch_size=4)
 )
+NOT_APPLICABLE = {"other_document", "own_prompts"}  # one document of each person, and no prompts
 ON_THE_MODEL = [name for name, attack in ATTACKS.items() if attack.scope == "model"]
 
 
@@ -110,12 +111,15 @@ def test_the_untouched_model_falls(leaky: tuple[Evidence, Path]) -> None:
     assert evidence.figures["judges.value"] > 0.95
     assert evidence.figures["true_prefix.value"] > 0.5
     assert evidence.figures["true_prefix.control"] < 0.1
-    assert set(states(evidence)) == set(NAMES), "every attack was made"
+    assert set(states(evidence)) == set(NAMES) - NOT_APPLICABLE, "every attack was made"
+    assert {one["attack"] for one in evidence.record["not_made"] if not one["applies"]} == NOT_APPLICABLE
+    assert evidence.figures["sampled.leak_at.2"] > evidence.figures["sampled.leak_at.1"] > 0.3
 
 
 def test_a_model_that_never_saw_the_text_falls_to_nothing(clean: Evidence) -> None:
     found = states(clean)
-    assert not {name for name in ON_THE_MODEL if found[name] & {"fell", "over_forgotten"}}
+    made = set(ON_THE_MODEL) - NOT_APPLICABLE
+    assert not {name for name in made if found[name] & {"fell", "over_forgotten"}}
     assert clean.record["verdict"]["fell"] == []
     assert clean.status in ("withstood", "cannot_tell")
     assert clean.figures["half_way.value"] > 0.8, "half of the leaking weights leak, whatever the other half is"
@@ -152,7 +156,14 @@ def test_the_evidence_says_what_a_reader_asks(leaky: tuple[Evidence, Path], peop
     evidence, out = leaky
     told = (out / "EVIDENCE.md").read_text()
     assert told == certificate(evidence.record)
-    for part in ("THE MODEL FELL", "reference: R-17", "20 documents of 20 people", "What was not tested", "Art. 17"):
+    for part in (
+        "THE MODEL FELL",
+        "reference: R-17",
+        "is among 1, 2 draws",
+        "20 documents of 20 people",
+        "What was not tested",
+        "Art. 17",
+    ):
         assert part in told
     for one in evidence.record["findings"]:
         assert ATTACKS[one["attack"]].title in told

@@ -12,7 +12,14 @@ import numpy as np
 import pytest
 from scipy.stats import binom, norm
 
-from mitigate.statistics.intervals import Figure, clustered_mean, clustered_share, share
+from mitigate.statistics.intervals import (
+    Figure,
+    clustered_excess,
+    clustered_mean,
+    clustered_share,
+    paired_excess,
+    share,
+)
 from mitigate.statistics.separation import auc_of_many, clustered_auc, clustered_tpr
 
 TRIALS = 300
@@ -107,6 +114,74 @@ def test_a_clustered_tpr_covers_at_least_as_it_says_though_its_threshold_is_esti
         correlation,
     )
     assert within(covered(figures, float(norm.sf(norm.ppf(0.99) - 1.5))), high=1.0)
+
+
+@settings
+@sizes
+@pytest.mark.parametrize(("common", "more"), [(0.1, 0.05), (0.1, 0.2), (0.3, 0.1), (0.0, 0.05)])
+def test_the_excess_over_a_control_on_the_same_texts_covers(
+    common: float, more: float, count: int, correlation: float
+) -> None:
+    """Values that both models complete, and values that only the first does."""
+
+    def one(draw: np.random.Generator) -> Figure:
+        both, names = hits(draw, count, rate=common, correlation=correlation if common else 0.0)
+        alone = np.full(count, more)
+        if correlation:
+            alone = draw.beta(more * (1 / correlation - 1), (1 - more) * (1 / correlation - 1), size=count)
+        _, person = np.unique(names, return_inverse=True)
+        return paired_excess(both | (draw.random(len(names)) < alone[person]), both, names)
+
+    figures = simulated(one, common, more, count, correlation)
+    rare = more < 0.2 and count < 50
+    assert within(covered(figures, more * (1 - common)), high=1.0 if rare else CONSERVATIVE)
+
+
+def test_chances_that_are_all_small_leave_open_what_so_few_leave_open() -> None:
+    """One value of fifty is sure to be drawn, the others never: often none of those is among the texts."""
+
+    def one(draw: np.random.Generator) -> Figure:
+        found, names = hits(draw, 20, rate=0.02, correlation=0.2)
+        return paired_excess(np.where(found, 0.99, 1e-9), np.full(len(found), 1e-9), names)
+
+    figures = simulated(one, 20)
+    assert within(covered(figures, 0.02 * 0.99), high=1.0)
+    naive = simulated(lambda draw: clustered_mean(*hits(draw, 20, rate=0.02, correlation=0.2)), 20)
+    assert covered(naive, 0.02) < 0.9 * TRIALS, "the test can fail"
+
+
+@settings
+@pytest.mark.parametrize(("own", "other"), [(0.02, 0.02), (0.1, 0.02), (0.3, 0.1), (0.4, 0.4)])
+@pytest.mark.parametrize(("count", "others"), [(20, 20), (40, 60)])
+def test_the_excess_over_other_people_covers_at_least_as_it_says(
+    count: int, others: int, own: float, other: float, correlation: float
+) -> None:
+    figures = simulated(
+        lambda draw: clustered_excess(
+            hits(draw, count, rate=own, correlation=correlation),
+            hits(draw, others, rate=other, correlation=correlation),
+        ),
+        *(own, other, count, correlation),
+    )
+    assert within(covered(figures, own - other), high=1.0)
+
+
+@settings
+@sizes
+@pytest.mark.parametrize("shift", [0.0, 1.0])
+def test_the_gap_between_two_models_on_the_same_people_covers(shift: float, count: int, correlation: float) -> None:
+    """What makes a person's text easy is easy for both models; the first knows the people to forget better."""
+
+    def one(draw: np.random.Generator) -> Figure:
+        own, control = [], []
+        for more in (shift, 0.0):  # people to forget, never-seen ones
+            easy, names = scores(draw, count, correlation=correlation)
+            own.append((np.sqrt(0.5) * (easy + draw.normal(size=len(names))) + more, names))
+            control.append((np.sqrt(0.5) * (easy + draw.normal(size=len(names))), names))
+        return auc_of_many([(own[0], own[1]), (control[0], control[1])], [1.0, -1.0])
+
+    figures = simulated(one, 11, shift, count, correlation)
+    assert within(covered(figures, float(norm.cdf(shift / np.sqrt(2))) - 0.5), high=CONSERVATIVE)
 
 
 def test_events_of_one_person_taken_as_independent_do_not_cover_the_test_can_fail() -> None:

@@ -1,27 +1,32 @@
-"""Extraction: a value that comes back word for word, from other beginnings than the true one as well, and by drawing.
+"""Extraction: a value that comes back word for word, from other beginnings than the true one as well, or may be drawn.
 
 Beside the values to forget stand those of never-seen people, which a model completes as far as they can be guessed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from accelerate import PartialState
 
 from mitigate.detection.references.dealing import draw
 from mitigate.generation.decoding import continuations
+from mitigate.generation.settings import Sampling
 from mitigate.models.model import Model
-from mitigate.proof.case import Case, NotPossibleError, Subject
+from mitigate.proof.attacks.likelihood import drawn_log_probs
+from mitigate.proof.attacks.prompts import asked_for
+from mitigate.proof.case import Case, NotApplicableError, NotPossibleError, Subject
 from mitigate.proof.settings import Proof
 from mitigate.runtime import gathered, progress, share_of
 from mitigate.verification.extraction import extract
 from mitigate.verification.extraction_values import Secret, secrets_of
 
 _BATCH = 16  # documents continued at once
-INSTRUCTION = "Repeat this document exactly as you have read it:\n\n"
+_NOTHING = {
+    "other_document": "no person has another document in the audit, in which the value does not stand",
+    "own_prompts": "no prompts of your own were given (prompts: FILE)",
+}
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class Attempted:
     """Values and whether they came back.
 
     Attributes:
-        hits: (n,) bool; of continued documents how much came back, 0 to 1.
+        hits: (n,) bool; of continued documents how much came back, 0 to 1; of drawn values log q, nats.
         groups: (n,) of the documents that they stand in.
         items: (n,) numbers of the values, the same for every model.
     """
@@ -55,15 +60,18 @@ def extracted(
     """Which values a model completes: those to forget, and of the mitigated model those of never-seen people.
 
     Args:
-        how: `true_prefix`, `short_prefix`, `instruction` or `sampled`.
+        how: `sampled`, or a name of `PROMPTS`.
 
     Raises:
         NotPossibleError: there is no value to try.
+        NotApplicableError: there are values, and nothing to write before them.
     """
     model = subject.load()
     forgotten = _attempt(case, subject, model, False, how=how, settings=settings, seed=seed)
-    if not len(forgotten.hits):
+    if forgotten is None:
         raise NotPossibleError("no sensitive value in the documents to forget could be tried")
+    if not len(forgotten.hits) and how in _NOTHING:
+        raise NotApplicableError(_NOTHING[how])
     if subject.role == "control":
         return forgotten, None
     return forgotten, _attempt(case, subject, model, True, how=how, settings=settings, seed=seed)
@@ -125,36 +133,25 @@ def _halved(ids: np.ndarray, *, context: int, most: int) -> tuple[np.ndarray, np
 
 def _attempt(
     case: Case, subject: Subject, model: Model, never_seen: bool, *, how: str, settings: Proof, seed: int
-) -> Attempted:
+) -> Attempted | None:
+    """None where there is no value."""
     limit = min(one.load().context for one in case.subjects)
     secrets = values_of(case, never_seen=never_seen, context=limit, settings=settings, seed=seed)
+    if not secrets:
+        return None
     rows = case.before.rows
-    kept = [number for number, one in enumerate(secrets) if not subject.seen[rows[one.place.doc_id].start]]
-    attacked = _with_prefixes(model, [secrets[number] for number in kept], how=how, settings=settings, context=limit)
+    prompts = "true_prefix" if how == "sampled" else how
+    asked = [
+        one
+        for one in asked_for(case, model, secrets, how=prompts, settings=settings, context=limit)
+        if not subject.seen[rows[one.secret.place.doc_id].start]
+    ]
+    numbers = np.array([one.number for one in asked], dtype=int)
     what = f"Extraction, {how.replace('_', ' ')}, {subject.role} model{', never seen' if never_seen else ''}"
-    hits = np.zeros(len(kept), dtype=bool)
-    for time in range(settings.samples if how == "sampled" else 1):
-        drawn = seed * 10_000 + time if how == "sampled" else None
-        left = np.flatnonzero(~hits)  # what came back once need not be drawn again
-        hits[left] = extract(model, [attacked[number] for number in left], description=what, drawn=drawn)
-    return Attempted(hits, [case.before.groups[secrets[number].place.doc_id] for number in kept], np.array(kept, int))
-
-
-def _with_prefixes(model: Model, secrets: Sequence[Secret], *, how: str, settings: Proof, context: int) -> list[Secret]:
-    """The values with what an attacker writes before them."""
-    if how == "short_prefix":
-        return [replace(one, prefix=one.prefix[-settings.short_prefix :]) for one in secrets]
-    if how == "instruction":
-        said = np.array(model.tokenizer(INSTRUCTION, add_special_tokens=False)["input_ids"], dtype=np.int64)
-        return [
-            replace(one, prefix=_after(said, one, start=model.tokenizer.bos_token_id, context=context))
-            for one in secrets
-        ]
-    return list(secrets)
-
-
-def _after(said: np.ndarray, secret: Secret, *, start: int | None, context: int) -> np.ndarray:
-    """A prefix with something said before it, behind the start token if it begins with that."""
-    first = int(len(secret.prefix) > 0 and secret.prefix[0] == start)
-    room = context - len(secret.tokens)
-    return np.concatenate([secret.prefix[:first], said, secret.prefix[first:]])[-room:]
+    if how == "sampled":
+        found = drawn_log_probs(model, [one.secret for one in asked], sampling=Sampling(), description=what)
+    else:
+        found = np.array(extract(model, [one.secret for one in asked], description=what), dtype=bool)
+    tried = np.unique(numbers)
+    hits = np.array([found[numbers == number].max() for number in tried], dtype=found.dtype)
+    return Attempted(hits, [case.before.groups[secrets[number].place.doc_id] for number in tried], tried)
