@@ -30,10 +30,22 @@ from mitigate.errors import MitigateError
 if TYPE_CHECKING:
     from mitigate.models.store import ModelStore
 
+_JUDGES = 1_000_003  # added to the seed of references that are to judge, so that they are others than those that teach
+
 
 def references(
     base: Annotated[str, typer.Option(help="The model that the target was fine-tuned from.")],
-    documents: Annotated[str, typer.Option(help="The documents that the audit will judge.")],
+    documents: Annotated[
+        str | None, typer.Option(help="The documents that the audit will judge.", show_default=False)
+    ] = None,
+    judges: Annotated[
+        Path | None,
+        typer.Option(
+            help="Instead of --documents: an audit. The references are for `verify --judges`: of its documents, and, "
+            "where --target is not given, of its target; no unlearning may use them.",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Directory for the references; finished ones in it are kept.")] = Path(
         "references"
     ),
@@ -62,16 +74,21 @@ def references(
     trained, say so: --set takes schedule.* and lora.* keys: schedule.epochs=10, lora.rank=32.
 
     Example: mitigate references --base gpt2 --target my-model --documents train.jsonl --out references
+
+    Example: mitigate references --base gpt2 --judges audit --out judges
     """
+    if (documents is None) == (judges is None):
+        raise MitigateError("give --documents of an audit to come, or --judges with the audit that is there")
     from mitigate.detection.settings import ReferenceFit
 
     chosen = settings_from(ReferenceFit, settings)
-    if chosen.schedule == "auto" and target is None:
+    if chosen.schedule == "auto" and target is None and judges is None:
         raise MitigateError(
             "--target: missing; references are trained until they know their documents as the target does; give it, "
             "or how it was trained: --set schedule.epochs=3 --set schedule.learning_rate=2e-4"
         )
     quiet()
+    from mitigate.detection.record import Audit
     from mitigate.detection.references.crossfit import crossfit_references
     from mitigate.documents import read_documents
     from mitigate.models.compatible import check_tokenizers
@@ -80,13 +97,22 @@ def references(
     def store() -> ModelStore:
         return model_store(None, device, dtype, trust_remote_code, allow_pickle)
 
+    audited = Audit.load(judges) if judges is not None else None
+    if audited is not None and chosen.schedule == "auto":
+        target = target or audited.metadata.target.source
+
     if target is not None:
         check_tokenizers(target, {"base": base}, store=store())
     store().check(target or base)
     tokenizer = load_tokenizer(target or base, trust_remote_code=trust_remote_code)
+    if documents is not None:
+        read = read_documents(documents, tokenizer=tokenizer)
+    else:
+        assert audited is not None
+        read, seed = audited.document_list(), seed + _JUDGES
     made = crossfit_references(
         base,
-        read_documents(documents, tokenizer=tokenizer),
+        read,
         out=out,
         count=count,
         method=method,

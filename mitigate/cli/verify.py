@@ -47,6 +47,13 @@ def verify(
             show_default=False,
         ),
     ] = None,
+    judges: Annotated[
+        str | None,
+        typer.Option(
+            help="References that judge in the place of the audit's: of `mitigate references --judges`.",
+            show_default="the audit's, those that did not teach",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -92,6 +99,8 @@ def verify(
 
     Example: mitigate verify --audit audit --model adapter --set attacks=[judges,nf4,relearn_forgotten] --out evidence
 
+    Example: mitigate verify --run runs/mine --judges judges
+
     Example: mitigate verify --run runs/mine --set prompts=questions.jsonl --set samples=1000
 
     Example: mitigate verify --run runs/mine --fail-if "fell" --fail-if "true_prefix.gap > 0.05"
@@ -100,7 +109,7 @@ def verify(
     """
     conditions = [_condition(text) for text in fail_if or []]
     if check is not None:
-        if run or audit or model or oracle or settings:
+        if run or audit or model or oracle or judges or settings:
             raise MitigateError("--check takes a directory of evidence alone (and --fail-if); leave the others out")
         evidence = _checked(check)
     else:
@@ -110,6 +119,7 @@ def verify(
             audit,
             model,
             oracle,
+            judges,
             out,
             settings=settings,
             request=_pairs(request),
@@ -138,6 +148,7 @@ def _proved(
     audit: Path | None,
     model: str | None,
     oracle: str | None,
+    judges: str | None,
     out: Path,
     *,
     settings: list[str] | None,
@@ -162,7 +173,16 @@ def _proved(
     assert model is not None
     store = model_store(base, *rest)
     return prove(
-        audit, model, out=out, oracle=oracle, settings=proof, store=store, request=request, name=name, seed=seed
+        audit,
+        model,
+        out=out,
+        oracle=oracle,
+        judges=judges,
+        settings=proof,
+        store=store,
+        request=request,
+        name=name,
+        seed=seed,
     )
 
 

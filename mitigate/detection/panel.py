@@ -81,6 +81,14 @@ def as_judged(before: Audit, after: Audit | None) -> tuple[Audit, Audit | None, 
     return by_judges(before), by_judges(after) if after is not None else None, True
 
 
+def teachers_of(origin: Origin | None) -> set[str] | None:
+    """Fingerprints of the references that taught a model, in any of its unlearnings; None where that is not known."""
+    taught = _taught(origin) if origin is not None and origin.by == "unlearn" else []
+    if origin is None or any(one["references"] is None for one in taught):
+        return None
+    return {name for one in taught for name in one["references"]}
+
+
 def _taught(origin: Origin) -> list[dict[str, Any]]:
     """Who taught in each unlearning, as `taught_by` says it; of one that did not record it, nothing is known."""
     unknown: list[dict[str, Any]] = [{"references": None, "split": None}]

@@ -7,7 +7,7 @@ of a model that has nothing to give.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +16,12 @@ from typing import Literal
 import numpy as np
 
 from mitigate.artifacts.provenance import Origin, origin_of
-from mitigate.detection.panel import as_judged
+from mitigate.detection.panel import as_judged, teachers_of
 from mitigate.detection.record import Audit
+from mitigate.detection.references.crossfit import References, load_references
 from mitigate.detection.scores.token import clipped, typical
 from mitigate.detection.signals.compute import token_log_probs, token_signals
+from mitigate.documents import Documents
 from mitigate.errors import MitigateError
 from mitigate.models.directory import is_served, model_fingerprint
 from mitigate.models.mixture import Mixture
@@ -81,6 +83,8 @@ class Case:
     Attributes:
         before: the audit, by the references that were kept out of unlearning where some were.
         kept_out: whether none of those who judge taught; None where no reference taught anything.
+        judges: references that judge in the place of the audit's, by fingerprint, and whether each was trained on
+            documents to forget; empty where the audit's judge.
         origin: how the mitigated model was made, where that is recorded.
         mitigated: the model under attack.
         control: a model that never saw the documents to forget; None where there is none.
@@ -91,6 +95,7 @@ class Case:
 
     before: Audit
     kept_out: bool | None
+    judges: Mapping[str, bool]
     origin: Origin | None
     mitigated: Subject
     control: Subject | None
@@ -166,17 +171,25 @@ class Case:
         return column
 
 
-def make_case(before: Audit, mitigated: str | Path, *, oracle: str | Path | None, store: ModelStore) -> Case:
+def make_case(
+    before: Audit,
+    mitigated: str | Path,
+    *,
+    oracle: str | Path | None,
+    judges: References | str | Path | None = None,
+    store: ModelStore,
+) -> Case:
     """Settle who is attacked, who judges and what the control is.
 
     Args:
         before: the audit of the model as it was.
         mitigated: the model that was made of it.
         oracle (*optional*): a model that was trained without the documents to forget.
+        judges (*optional*): references that judge in the place of the audit's.
         store: loads the models.
 
     Raises:
-        MitigateError: a model is missing, or its tokenizer is another; nothing to compare with.
+        MitigateError: a model is missing, or its tokenizer is another; nothing to compare with; judges that taught.
     """
     source = str(mitigated)
     if is_served(source):
@@ -198,7 +211,7 @@ def make_case(before: Audit, mitigated: str | Path, *, oracle: str | Path | None
         reference = before.metadata.references[number].source
         control = Subject("control", reference, store, np.repeat(np.array(trained, dtype=bool), lengths))
         references = np.delete(references, number, axis=1)
-    case = Case(judged, kept_out, origin, subject, control, oracle is not None, typical(references))
+    case = Case(judged, kept_out, {}, origin, subject, control, oracle is not None, typical(references))
     for one in case.subjects:
         before.check_tokenizer(one.load().tokenizer, name=one.source, store=store)
     members, never_seen = (case.view.places(case.compared, member=member)[1] for member in (True, False))
@@ -207,7 +220,36 @@ def make_case(before: Audit, mitigated: str | Path, *, oracle: str | Path | None
             f"the audit has {len(members)} documents to forget and {len(never_seen)} that the model never saw; a proof "
             "compares them: audit some never-seen documents beside (the set holdout)"
         )
-    return case
+    return case if judges is None else _judged_by(case, judges)
+
+
+def _judged_by(case: Case, judges: References | str | Path) -> Case:
+    """The case as fresh references judge it, each of the documents that it was not trained on.
+
+    Raises:
+        MitigateError: one of them taught, or has another tokenizer; a document that all of them were trained on.
+    """
+    fresh = judges if isinstance(judges, References) else load_references(judges)
+    store = case.mitigated.store
+    names = tuple(model_fingerprint(path, base=store.base) for path in fresh.paths)
+    teachers = teachers_of(case.origin)
+    if taught := (teachers or set()) & set(names):
+        raise MitigateError(
+            f"--judges: {len(taught)} of {len(names)} references taught the model that they are to judge; give others: "
+            "mitigate references --judges AUDIT"
+        )
+    numbers, documents = case.documents("forget", "holdout"), case.before.document_list()
+    out = fresh.out_for(Documents(tuple(documents[number] for number in numbers)))
+    trained = fresh.trained_for(Documents(tuple(documents[number] for number in case.documents("forget"))))
+    found = np.full((len(case.before.tokens), len(names)), np.nan)
+    for judge, path in enumerate(fresh.paths):
+        model = (store if store.holds(path) else store.fresh()).load(path)
+        case.before.check_tokenizer(model.tokenizer, name=path, store=store)
+        if own := [number for number, who in zip(numbers, out, strict=True) if judge in who]:
+            found[:, judge] = case.log_probs(model, own)
+    kept_out = case.kept_out if case.origin is None or case.origin.by != "unlearn" else teachers is not None
+    of = {name: any(judge in who for who in trained) for judge, name in enumerate(names)}
+    return replace(case, kept_out=kept_out, judges=of, typical=typical(found))
 
 
 def plain_model(source: str, store: ModelStore) -> Model:

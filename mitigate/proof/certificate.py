@@ -181,7 +181,8 @@ def _judges(record: Mapping[str, Any]) -> list[str]:
         {
             True: "The references that judge took no part in unlearning.",
             False: "The references that judge took part in unlearning, or it is not known that they did not: a model "
-            "that was tuned against them would pass. Audit with eight references, of which half are kept out.",
+            "that was tuned against them would pass. Audit with eight references, of which half are kept out, or have "
+            "others judge.",
             None: "No reference took part in making the model.",
         }[record["kept_out"]]
     ]

@@ -29,6 +29,7 @@ from mitigate.artifacts.files import (
 from mitigate.artifacts.plans import PLAN, planned
 from mitigate.detection.audit import check_audited, load_audited
 from mitigate.detection.record import Audit
+from mitigate.detection.references.crossfit import References
 from mitigate.documents import read_documents
 from mitigate.models.directory import place_of
 from mitigate.models.store import ModelStore
@@ -52,6 +53,7 @@ def prove(
     *,
     out: str | Path,
     oracle: str | Path | None = None,
+    judges: References | str | Path | None = None,
     settings: Proof | None = None,
     store: ModelStore | None = None,
     request: Mapping[str, str] | None = None,
@@ -67,6 +69,8 @@ def prove(
         out: directory of the evidence; readings that are in it already are kept.
         oracle (*optional*): a model trained without the documents to forget, as the control; else one of the audit's
             references is.
+        judges (*optional*): references that judge in the place of the audit's, such as those of `mitigate references
+            --judges`: none of them may have taught.
         settings (*optional*): which attacks, how hard.
         store (*optional*): loads the models.
         request (*optional*): what the certificate says of the request, such as its reference, date and deadline.
@@ -81,7 +85,7 @@ def prove(
     audit = before if isinstance(before, Audit) else Audit.load(before)
     check_audited(audit.metadata.references, store=store)
     [target] = load_audited([audit.metadata.target], store=store)
-    case = make_case(audit, mitigated, oracle=oracle, store=store)
+    case = make_case(audit, mitigated, oracle=oracle, judges=judges, store=store)
     state = process_state()
     _check_files(case, settings)
     plan = _plan(case, audit, settings, seed)
@@ -180,6 +184,7 @@ def _plan(case: Case, audit: Audit, settings: Proof, seed: int) -> dict[str, Any
         "audit": audit.fingerprint,
         "mitigated": case.mitigated.fingerprint,
         "control": case.control.fingerprint if case.control is not None else None,
+        "judges": list(case.judges),
         "settings": settings.model_dump(mode="json", exclude={"attacks"}),
         "files": {path: file_digest(Path(path)) for path in (settings.prompts, settings.plain) if path is not None},
         "seed": seed,
@@ -218,6 +223,7 @@ def _models(case: Case) -> dict[str, Any]:
         "control": case.control.fingerprint if case.control is not None else None,
         "control_is": None if case.control is None else "oracle" if case.control_is_oracle else "reference",
         "references": [one.fingerprint for one in audited.references],
+        "judges": list(case.judges),
         "documents": audited.documents,
         "tokenizer": audited.tokenizer,
     }
@@ -239,7 +245,10 @@ def _copies(case: Case, audit: Audit) -> dict[str, Any]:
     taught = sorted({number for place in forget for number in trained[place]})
     return {
         "model_before": audit.metadata.target.fingerprint,
-        "references": [audit.metadata.references[number].fingerprint for number in taught],
+        "references": [
+            *(audit.metadata.references[number].fingerprint for number in taught),
+            *(name for name, trained in case.judges.items() if trained),
+        ],
         "mitigated_needs_model_before": _lies_over(case.mitigated, audit.metadata.target.source),
     }
 

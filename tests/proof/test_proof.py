@@ -18,7 +18,9 @@ from world import World, planted_documents
 from mitigate.artifacts.files import write_digests, write_record
 from mitigate.detection.audit import audit
 from mitigate.detection.record import Audit
+from mitigate.detection.references.crossfit import load_references
 from mitigate.detection.settings import Detect
+from mitigate.detection.signals.compute import token_log_probs
 from mitigate.documents import Documents
 from mitigate.errors import MitigateError
 from mitigate.models.fitting.training import fine_tune
@@ -31,6 +33,7 @@ from mitigate.proof.evidence import Evidence, check_evidence
 from mitigate.proof.prove import prove
 from mitigate.proof.settings import ATTACKS as NAMES
 from mitigate.proof.settings import Proof
+from mitigate.statistics.separation import auc
 from mitigate.unlearning.settings import Unlearn
 from mitigate.unlearning.trainer import unlearn
 
@@ -126,19 +129,72 @@ def test_a_model_that_never_saw_the_text_falls_to_nothing(clean: Evidence) -> No
     assert "half_way" in clean.record["verdict"]["residual"]
 
 
-def test_what_lies_too_low_is_found(people: People, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def too_low(people: People, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter that pushes what is to be forgotten too low."""
+    out = tmp_path_factory.mktemp("too-low") / "adapter"
     settings = Unlearn(
         objective="npo_token", max_steps=150, learning_rate=6e-3, stop_at_control=False, lora=Lora(rank=8, alpha=16)
     )
-    unlearn(people.audit, out=tmp_path / "adapter", settings=settings, store=cpu(), seed=0)
+    unlearn(people.audit, out=out, settings=settings, store=cpu(), seed=0)
+    return out
+
+
+def test_what_lies_too_low_is_found(people: People, too_low: Path, tmp_path: Path) -> None:
     chosen = SETTINGS.model_copy(update={"attacks": ["judges", "forensic"]})
-    evidence = proven(people, tmp_path / "adapter", tmp_path / "evidence", settings=chosen)
+    evidence = proven(people, too_low, tmp_path / "evidence", settings=chosen)
     assert states(evidence)["judges"] == {"over_forgotten"}
     assert states(evidence)["forensic"] == {"fell"}, "a classifier tells them, whichever side they lie on"
     assert evidence.status in ("fell", "over_forgotten")
     assert evidence.record["origin"]["by"] == "unlearn"
     assert evidence.record["copies"]["mitigated_needs_model_before"]
     assert "Deliver merged weights" in (tmp_path / "evidence" / "EVIDENCE.md").read_text()
+
+
+def test_judges_of_their_own_judge_in_the_place_of_the_audits(people: People, too_low: Path, tmp_path: Path) -> None:
+    chosen = SETTINGS.model_copy(update={"attacks": ["judges"]})
+    taught = proven(people, too_low, tmp_path / "taught", settings=chosen)
+    assert taught.record["kept_out"] is False
+    evidence = proven(people, too_low, tmp_path / "fresh", settings=chosen, judges=people.another)
+    assert evidence.record["kept_out"] is True
+    assert len(evidence.record["models"]["judges"]) == 1
+    assert evidence.record["models"]["judges"][0] not in evidence.record["models"]["references"]
+    store = cpu()
+    documents = people.audit.tokenized()
+    own, judge = (token_log_probs(store.load(str(model)), documents) for model in (too_low, people.another))
+    scores: dict[str, list[float]] = {"forget": [], "holdout": []}
+    for row in people.audit.span_rows:
+        if row.source == "known" and people.audit.sets[row.doc_id] in scores:
+            rows = people.audit.rows_of(row)
+            scores[people.audit.sets[row.doc_id]].append(float(np.clip(own - judge, -3, 3)[rows].mean()))
+    expected = auc(np.array(scores["forget"]), np.array(scores["holdout"]))
+    assert evidence.figures["judges.value"] == pytest.approx(expected, abs=1e-3)
+    with pytest.raises(MitigateError, match="holds evidence of other models"):
+        proven(people, too_low, tmp_path / "fresh", settings=chosen)
+    reference = people.audit.metadata.references[0].source
+    with pytest.raises(MitigateError, match="1 of 1 references taught the model that they are to judge"):
+        proven(people, too_low, tmp_path / "other", settings=chosen, judges=reference)
+
+
+def test_judges_are_made_for_an_audit(people: People, world: World, tmp_path: Path, mitigate_: Mitigate) -> None:
+    people.audit.save(tmp_path / "audit")
+    given = ["references", "--base", world.base, "--judges", tmp_path / "audit", "--out", tmp_path / "judges"]
+    given += ["--count", "2", "--device", "cpu", "--set", "schedule.epochs=1", "--set", "schedule.learning_rate=1e-3"]
+    done = mitigate_(*given)
+    assert done.status == 0, done.err
+    made = load_references(tmp_path / "judges")
+    groups = set(people.audit.groups.values())
+    assert made.trained_on[0] | made.trained_on[1] == groups  # type: ignore[operator]
+    done = mitigate_(*given, "--documents", "other.jsonl")
+    assert done.status == 2
+    assert "give --documents of an audit to come, or --judges" in done.err
+    given = ["verify", "--audit", tmp_path / "audit", "--model", people.another, "--oracle", people.oracle]
+    given += ["--judges", tmp_path / "judges", "--out", tmp_path / "out", "--set", "attacks=[judges]"]
+    done = mitigate_(*given, "--device", "cpu")
+    assert done.status == 0, done.err
+    record = Evidence.load(tmp_path / "out").record
+    assert len(record["models"]["judges"]) == 2
+    assert set(record["models"]["judges"]) <= set(record["copies"]["references"]), "they hold what was to be forgotten"
 
 
 def test_a_reference_is_the_control_where_there_is_no_oracle(people: People, tmp_path: Path) -> None:
