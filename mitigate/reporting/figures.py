@@ -236,6 +236,14 @@ _TOFU = {
             "How likely wrong answers are against the right one, paraphrased. Aim: that of the retrained model.",
         ),
         _Line(
+            "Truth ratio near one, as released code has it",
+            ("tofu", "released_code", "truth_ratio_near_one"),
+            ("tofu",),
+            "",
+            3,
+            "Mean of min(R, 1/R) over the forget questions: 1 where right and wrong answers are equally likely.",
+        ),
+        _Line(
             "Model utility",
             ("tofu", "model_utility"),
             ("tofu",),

@@ -33,6 +33,7 @@ from mitigate.verification.tofu.figures import (
     forget_quality,
     geometric_truth_ratio,
     harmonic,
+    near_one,
     normalized_choice_probability,
     tofu_figures,
     tofu_notes,
@@ -217,6 +218,10 @@ def test_the_truth_ratio_is_the_mean_of_wrong_answers_over_the_paraphrase() -> N
         assert log(ratio) == pytest.approx(sum(logs[2:]) / 4 - logs[1])
 
 
+def test_a_truth_ratio_is_near_one_from_either_side() -> None:
+    assert near_one(np.array([1.0, 0.5, 2.0, 4.0, 0.0])).tolist() == [1.0, 0.5, 0.5, 0.25, 0.0]
+
+
 def test_the_probability_among_choices_is_the_true_one_s_share() -> None:
     answers = some_answers()
     for question, share in enumerate(choice_probability(answers)):
@@ -280,6 +285,8 @@ def test_the_released_code_s_figures_are_the_other_definition(tables: dict[str, 
         ratios[name] = [exp(mean[2:].mean() - mean[1]) for mean in means]
     expected = ks_2samp(ratios["target"], ratios["base"]).pvalue
     assert figures["released_code"]["forget_quality"]["before"] == pytest.approx(expected)
+    both_ways = np.mean([min(ratio, 1 / ratio) for ratio in ratios["target"]])
+    assert figures["released_code"]["truth_ratio_near_one"]["before"] == pytest.approx(both_ways)
     assert RELEASED_CODE.truth_ratio is not PAPER.truth_ratio
     answers = some_answers()
     _, truth, _ = utility_parts(answers, choices=True, definition=RELEASED_CODE).T

@@ -6,6 +6,8 @@ With P(a|q) a model's probability of answer a to question q, and |a| its length 
   paraphrased right answer ã. Small: the model tells right from wrong.
 - forget quality: the p-value of the two-sample Kolmogorov-Smirnov test between the truth ratios of the forget questions
   under the unlearned model and under the one retrained without them. Near 1: nothing tells them apart.
+- truth ratio near one: the mean of min(R, 1/R) over the forget questions, 1 where the model cannot tell right from
+  wrong; of the released code's R this is what OpenUnlearning (Dorna et al., arXiv 2506.12618) reports.
 - model utility: the harmonic mean of nine numbers, three for each of retain questions, real authors and world facts:
   probability, max(0, 1 − R), and ROUGE-L recall of the greedy answer, each the mean over the questions. Probability is
   P(a|q)^(1/|a|) for retain questions, P(a|q) / Σ P over the choices for the others.
@@ -128,6 +130,12 @@ def utility_parts(answers: Answers, *, choices: bool, definition: Definition) ->
     return np.stack([probability, truth, answers.rouge_l_recall], axis=1)
 
 
+def near_one(ratios: np.ndarray) -> np.ndarray:
+    """min(R, 1/R) of every question: (Q,), 0 to 1; 1 where right and wrong answers are equally likely."""
+    with np.errstate(divide="ignore"):
+        return np.minimum(ratios, 1 / ratios)
+
+
 def harmonic(*parts: np.ndarray) -> float:
     """Harmonic mean of the column means of several (Q, 3); 0 if any of these is 0."""
     means = np.concatenate([columns.mean(0) for columns in parts])
@@ -144,10 +152,10 @@ def tofu_figures(tables: Mapping[str, pa.Table | None]) -> dict[str, Any]:
 
     Returns:
         `questions`, their number by set; `truth_ratio`, its mean over the forget questions; `forget_quality` (p-value),
-        its `forget_quality_log10` and `ks_statistic`; `model_utility`; `retain_utility`, the harmonic mean of the
-        retain questions' three numbers alone; `sets.<set>.<number>`, the nine, and two of the forget questions;
-        `released_code`, forget quality and model utility as that defines them. Each by model, and with a 95 % interval
-        over authors where it is not a test's.
+        its `forget_quality_log10` and `ks_statistic`; `truth_ratio_near_one`; `model_utility`; `retain_utility`, the
+        harmonic mean of the retain questions' three numbers alone; `sets.<set>.<number>`, the nine, and two of the
+        forget questions; `released_code`: forget quality, truth ratio near one and model utility as that defines them.
+        Each by model, and with a 95 % interval over authors where it is not a test's.
     """
     answers = {side: _by_set(table) if table is not None else None for side, table in tables.items()}
     asked = next(own for own in answers.values() if own is not None)
@@ -203,6 +211,10 @@ def _headline(answers: Mapping[str, BySet | None], definition: Definition) -> di
             side: test and float(np.log10(max(test.p_value, _TINY))) for side, test in tests.items()
         },
         "ks_statistic": {side: test and test.statistic for side, test in tests.items()},
+        "truth_ratio_near_one": _each(
+            answers,
+            lambda own: clustered_mean(near_one(definition.truth_ratio(own["forget"])), own["forget"].clusters),
+        ),
         "model_utility": _each(
             answers,
             lambda own: clustered(harmonic, *(_sample(own, definition, name=name) for name in _UTILITY_SETS)),
