@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import Result
 from commands import modified
 from typer.testing import CliRunner
 
@@ -52,6 +53,14 @@ TOKEN_DETECTORS = UNIT_DETECTORS - {"zlib", "min_k", "rmia", "window_votes", "ez
 
 def measured_in(out: Path, **options: Any) -> dict[str, Any]:
     return bench_detect(out, references=K, settings=SETTINGS, device="cpu", **options)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_trees() -> Iterator[None]:
+    """Nothing here is about how good the boosted attack models are, which take most of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mitigate.detection.calibration.attack._TREES", 10)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -348,20 +357,41 @@ def test_members_are_likelier_under_the_models_that_saw_them(evidence: DetectEvi
 # --- the hard world ---------------------------------------------------------------------------------------------------
 
 
+SIZES = {
+    "people": "{0: 12, 1: 24}",
+    "epochs": "[6, 9]",
+    "method": "full",
+}  # a base of 32 dimensions is moved as a whole
+SIZES |= {"schedule.learning_rate": "1e-2", "schedule.batch_size": "4"}
+
+
+@pytest.fixture(scope="module")
+def hard(out: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
+    """A finished benchmark in a hard world, from the command line; not to be changed by a test."""
+    directory = tmp_path_factory.mktemp("hard") / "hard"
+    given = [part for name, value in SIZES.items() for part in ("--set", f"{name}={value}")]
+    counts = ["--models", "4", "--truth-models", "2", "--references", str(K), "--device", "cpu", "--plot"]
+    command = ["bench", "detect", "--world", "hard", "--base", str(out / "base"), *counts, *given]
+    return CliRunner().invoke(app, [*command, "--out", str(directory)]), directory
+
+
+def test_the_command_line_shows_a_table_for_each_number_of_epochs(hard: tuple[Result, Path]) -> None:
+    done, directory = hard
+    assert done.exit_code == 0, done.output
+    for epochs in ("6", "9"):
+        assert f"{epochs} epochs" in done.stdout
+        assert (directory / f"epochs-{epochs}" / "detect.png").read_bytes().startswith(b"\x89PNG")
+    assert done.stdout.count("calibrated ") == 2
+    assert done.stdout.count("TPR@1%") >= 2
+    assert "excess" in done.stdout
+
+
 def test_the_hard_world_is_adapters_over_a_given_base_one_world_for_each_number_of_epochs(
-    out: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    hard: tuple[Result, Path], out: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert HardWorldSettings().method == "lora"
-    schedule = Schedule(learning_rate=1e-2, batch_size=4)  # a base of 32 dimensions is moved as a whole
-    settings = HardWorldSettings(
-        models=4, truth_models=2, people={0: 12, 1: 24}, epochs=(6, 9), schedule=schedule, method="full"
-    )
-    options: dict[str, Any] = {"references": K, "settings": settings, "device": "cpu", "base": str(out / "base")}
-    with caplog.at_level("INFO"):
-        results = bench_detect_hard(tmp_path / "hard", **options)
-    told = r"12 models to train \(6, 9 epochs; 0 are there\), \d+ documents .*minutes on this machine"
-    assert re.search(told, caplog.text)
-    assert results == read_json(tmp_path / "hard" / "results.json")
+    _, directory = hard
+    results = read_json(directory / "results.json")
     assert results["world"] == "hard"
     assert list(results["epochs"]) == ["6", "9"]
     for epochs, own in results["epochs"].items():
@@ -371,13 +401,17 @@ def test_the_hard_world_is_adapters_over_a_given_base_one_world_for_each_number_
         assert set(own["by_guess"]) <= {"guessable", "random"}
         assert sum(kind["spans"] for kind in own["by_guess"].values()) > 0
         assert -1 <= own["excess_correlation"]["log_ratio"] <= 1
-        assert (tmp_path / "hard" / f"epochs-{epochs}" / "seed-0" / "models" / "reference-3").is_dir()
-    weights = modified(tmp_path / "hard" / "epochs-6" / "seed-0" / "models")
-    caplog.clear()
+        assert (directory / f"epochs-{epochs}" / "seed-0" / "models" / "reference-3").is_dir()
+    weights = modified(directory / "epochs-6" / "seed-0" / "models")
+    schedule = Schedule(learning_rate=1e-2, batch_size=4)
+    settings = HardWorldSettings(
+        models=4, truth_models=2, people={0: 12, 1: 24}, epochs=(6,), schedule=schedule, method="full"
+    )
     with caplog.at_level("INFO"):
-        again = bench_detect_hard(tmp_path / "hard", **options)
-    assert "0 models to train (6, 9 epochs; 12 are there)" in caplog.text
-    assert modified(tmp_path / "hard" / "epochs-6" / "seed-0" / "models") == weights
+        again = bench_detect_hard(directory, references=K, settings=settings, device="cpu", base=str(out / "base"))
+    told = r"0 models to train \(6 epochs; 6 are there\), \d+ documents .*minutes on this machine"
+    assert re.search(told, caplog.text)
+    assert modified(directory / "epochs-6" / "seed-0" / "models") == weights
     assert again["epochs"]["6"]["span"] == results["epochs"]["6"]["span"]
 
 
@@ -390,21 +424,6 @@ def test_a_world_that_cannot_be_made_is_refused(tmp_path: Path, arguments: tuple
     assert isinstance(done.exception, MitigateError)
     assert said in str(done.exception)
     assert not (tmp_path / "out").exists()
-
-
-def test_the_command_line_shows_a_table_for_each_number_of_epochs(out: Path, tmp_path: Path) -> None:
-    sizes = ["people={0: 12, 1: 24}", "epochs=[6, 7]", "schedule.learning_rate=1e-2", "schedule.batch_size=4"]
-    given = [part for size in (*sizes, "method=full") for part in ("--set", size)]
-    counts = ["--models", "4", "--truth-models", "2", "--references", "1", "--device", "cpu", "--plot"]
-    command = ["bench", "detect", "--world", "hard", "--base", str(out / "base"), *counts, *given]
-    done = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "hard")])
-    assert done.exit_code == 0, done.output
-    for epochs in ("6", "7"):
-        assert f"{epochs} epochs" in done.stdout
-        assert (tmp_path / "hard" / f"epochs-{epochs}" / "detect.png").read_bytes().startswith(b"\x89PNG")
-    assert done.stdout.count("calibrated ") == 2
-    assert done.stdout.count("TPR@1%") >= 2
-    assert "excess" in done.stdout
 
 
 def test_the_excess_correlates_as_counted_token_by_token(evidence: DetectEvidence) -> None:

@@ -27,6 +27,7 @@ from mitigate.errors import MitigateError
 FOLDS = 3
 _BINS = 10
 _LEAST_PER_CLASS = 20
+_TREES = 150
 
 
 def fold_of(groups: Sequence[str]) -> np.ndarray:
@@ -233,7 +234,7 @@ _CLASSIFIERS = {
         LogisticRegression(C=0.3, max_iter=2000),
     ),
     "boosted": lambda: HistGradientBoostingClassifier(
-        max_iter=150,
+        max_iter=_TREES,
         learning_rate=0.08,
         max_leaf_nodes=15,
         min_samples_leaf=40,
