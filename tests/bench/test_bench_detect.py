@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +53,6 @@ TOKEN_DETECTORS = UNIT_DETECTORS - {"zlib", "min_k", "rmia", "window_votes", "ez
 
 def measured_in(out: Path, **options: Any) -> dict[str, Any]:
     return bench_detect(out, references=K, settings=SETTINGS, device="cpu", **options)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_trees() -> Iterator[None]:
-    """Nothing here is about how good the boosted attack models are, which take most of the time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mitigate.detection.calibration.attack._TREES", 10)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -469,23 +469,19 @@ def test_the_hard_world_is_adapters_over_a_given_base_with_the_defaults_of_unlea
         checked(HardUnlearnBenchSettings, {"schedule": {"epochs": 3}}, name="settings")
 
 
-def test_the_hard_world_makes_and_measures_a_world_for_each_number_of_epochs(out: Path, tmp_path: Path) -> None:
+def test_the_hard_world_makes_and_measures_a_world_for_each_number_of_epochs_and_tells_its_cost(
+    out: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(MitigateError, match=r"--base: missing"):
+        bench_unlearn_hard(tmp_path / "hard")
     given = [part for setting in HARD for part in ("--set", setting)]
-    command = [
-        "bench",
-        "unlearn",
-        "--world",
-        "hard",
-        "--references",
-        "4",
-        "--objectives",
-        "default",
-        "--scopes",
-        "token",
-    ]
-    command += ["--base", str(out / "base"), "--tries", "1", "--no-retrain", "--device", "cpu", "--plot", *given]
-    done = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "hard")])
+    command = ["bench", "unlearn", "--world", "hard", "--references", "4", "--objectives", "default"]
+    command += ["--scopes", "token", "--tries", "1", "--no-retrain", "--device", "cpu", "--plot", *given]
+    with caplog.at_level("INFO"):
+        done = CliRunner().invoke(app, [*command, "--base", str(out / "base"), "--out", str(tmp_path / "hard")])
     assert done.exit_code == 0, done.output
+    assert re.search(r"22 models to train \(4, 8 epochs; 0 are there\), then 4 runs", caplog.text)
+    assert re.search(r"at most about \d+ minutes on this machine", caplog.text)
     results = read_json(tmp_path / "hard" / "results.json")
     assert results["world"] == "hard"
     assert list(results["epochs"]) == ["4", "8"]
@@ -501,19 +497,8 @@ def test_the_hard_world_makes_and_measures_a_world_for_each_number_of_epochs(out
         assert f"epochs-{epochs}" in done.stdout
     before = [results["epochs"][epochs]["before"]["secret_log_prob"]["value"] for epochs in ("4", "8")]
     assert before[0] < before[1], "more epochs memorize more"
-
-
-def test_the_hard_world_tells_its_cost_and_what_is_there(
-    out: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with pytest.raises(MitigateError, match=r"--base: missing"):
-        bench_unlearn_hard(tmp_path / "hard")
     settings = check_settings(HardUnlearnBenchSettings, [*HARD, "epochs=[8]", "references=4"])
     options: dict[str, Any] = {"objectives": ["default"], "scopes": ["token"], "tries": 1, "retrain": False}
-    options |= {"settings": settings, "base": str(out / "base"), "device": "cpu"}
-    for told in (r"11 models to train \(8 epochs; 0 are there\), then 2 runs", r"0 models to train \(8 epochs; 11 are"):
-        caplog.clear()
-        with caplog.at_level("INFO"):
-            bench_unlearn_hard(tmp_path / "hard", **options)
-        assert re.search(told, caplog.text)
-        assert re.search(r"at most about \d+ minutes on this machine", caplog.text)
+    with caplog.at_level("INFO"):
+        bench_unlearn_hard(tmp_path / "hard", settings=settings, base=str(out / "base"), device="cpu", **options)
+    assert re.search(r"0 models to train \(8 epochs; 11 are there\)", caplog.text)

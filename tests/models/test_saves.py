@@ -32,11 +32,11 @@ def tune(world: World, out: Path, **options: Any) -> bytes:
     return (out / name).read_bytes()
 
 
-def what_the_adapter_knows(world: World) -> Goal:
+def most_of_what_the_adapter_knows(world: World) -> Goal:
     model = ModelStore(device="cpu").load(world.adapter)
     documents = tuple(tokenize_documents(world.documents.subset("retain"), model.tokenizer))
     with model.active() as module:
-        return Goal(documents, document_losses(module, documents, model=model))
+        return Goal(documents, document_losses(module, documents, model=model) + 0.5)
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_a_fit_killed_twice_ends_with_the_weights_of_one_that_was_not(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
     if not options:
-        options["goal"] = what_the_adapter_knows(world)
+        options["goal"] = most_of_what_the_adapter_knows(world)
     whole = tune(world, tmp_path / "whole", **options)
     steps = len(read_json(tmp_path / "whole" / "training.json")["losses"])
     assert steps > 8

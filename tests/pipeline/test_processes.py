@@ -97,32 +97,6 @@ def test_two_processes_train_the_references_that_one_trains(runs: tuple[Path, Pa
         assert first == second, "equal bytes"
 
 
-WHOLE_MODELS = """
-import sys
-from mitigate.detection.references.crossfit import crossfit_references
-from mitigate.documents import read_documents
-from mitigate.models.store import ModelStore
-from mitigate.models.settings import Schedule
-
-base, documents, out = sys.argv[1:]
-schedule, store = Schedule(epochs=1), lambda: ModelStore(device="cpu")
-options = {"count": 2, "method": "full", "schedule": schedule, "new_store": store}
-crossfit_references(base, read_documents(documents), out=out, **options)
-"""
-
-
-def test_two_processes_save_the_weights_of_whole_references(world: World, tmp_path: Path) -> None:
-    script, documents, out = (tmp_path / name for name in ("whole_models.py", "documents.jsonl", "references"))
-    script.write_text(WHOLE_MODELS)
-    write_jsonl(world.documents, documents)
-    launch_two(script, world.base, documents, out)
-    store = ModelStore(device="cpu")
-    models = [store.load(path).base.model for path in load_references([out]).paths]
-    before = store.load(world.base).base.model.state_dict()
-    for model in models:
-        assert any(not torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-
-
 ONE_FAILS = """
 import sys
 from pathlib import Path
@@ -189,33 +163,6 @@ def test_rows_of_two_processes_come_together_bit_for_bit(tmp_path: Path) -> None
     assert said == dict.fromkeys("01", "True True row 7 was written by two processes")
 
 
-PARTS = """
-import sys
-from pathlib import Path
-
-from mitigate import Detect, ModelStore, audit_parts
-
-target, references, documents, out = sys.argv[1:]
-detect, store = Detect(select="known"), ModelStore(device="cpu")
-made = audit_parts(
-    target, [references], documents=documents, out=Path(out, "by-parts"), part_tokens=200, detect=detect, store=store
-)
-print(made.total)
-"""
-
-
-def test_two_processes_audit_by_parts_as_one_does(world: World, tmp_path: Path) -> None:
-    script, documents = tmp_path / "parts.py", tmp_path / "documents.jsonl"
-    script.write_text(PARTS)
-    write_jsonl(world.documents, documents)
-    for processes, name in ((1, "one"), (2, "two")):
-        launch_two(script, world.target, world.references, documents, tmp_path / name, processes=processes)
-    files = sorted((tmp_path / "one" / "by-parts").rglob("*.*"))
-    assert len({file.parent for file in files}) > 3
-    for file in files:
-        assert (tmp_path / "two" / file.relative_to(tmp_path / "one")).read_bytes() == file.read_bytes(), file
-
-
 ENDS = """
 import sys, time
 from pathlib import Path
@@ -275,30 +222,76 @@ def test_two_machines_run_a_recipe_as_one_does(tmp_path: Path) -> None:
     assert Unlearned.load(tmp_path / "two" / "run" / "adapter").summary["processes"] == 2
 
 
-PROOF = """
+MORE = """
 import sys
 from pathlib import Path
 
-from mitigate import Audit, ModelStore, prove
+from mitigate import Audit, Detect, ModelStore, audit_parts, prove, read_documents
+from mitigate.detection.references.crossfit import crossfit_references
+from mitigate.models.settings import Schedule
 from mitigate.proof.settings import Proof
 
-audit, model, oracle, out = sys.argv[1:]
-attacks = ["judges", "layers", "relearn_forgotten", "true_prefix", "sampled"]
-made = prove(
-    audit, model, oracle=oracle, out=Path(out, "proof"), settings=Proof(attacks=attacks, samples=2),
+base, target, adapter, references, documents, audit, out = sys.argv[1:]
+audit_parts(
+    target,
+    [references],
+    documents=documents,
+    out=Path(out, "by-parts"),
+    part_tokens=200,
+    detect=Detect(select="known"),
     store=ModelStore(device="cpu"),
 )
-print(made.status)
+crossfit_references(
+    base,
+    read_documents(documents),
+    out=Path(out, "whole-references"),
+    count=2,
+    method="full",
+    schedule=Schedule(epochs=1),
+    new_store=lambda: ModelStore(device="cpu"),
+)
+attacks = ["judges", "layers", "relearn_forgotten", "true_prefix", "sampled"]
+prove(
+    audit, adapter, oracle=base, out=Path(out, "proof"), settings=Proof(attacks=attacks), store=ModelStore(device="cpu")
+)
 """
 
 
-def test_two_processes_prove_as_one_does(world: World, whole: Audit, tmp_path: Path) -> None:
-    script = tmp_path / "proof.py"
-    script.write_text(PROOF)
-    whole.save(tmp_path / "audit")
+@pytest.fixture(scope="module")
+def more(world: World, whole: Audit, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """What one process wrote, and what two wrote, of audits by parts, whole references and evidence."""
+    root = tmp_path_factory.mktemp("more")
+    script, documents = root / "more.py", root / "documents.jsonl"
+    script.write_text(MORE)
+    write_jsonl(world.documents, documents)
+    whole.save(root / "audit")
+    inputs = (world.base, world.target, world.adapter, world.references, documents, root / "audit")
     for processes, name in ((1, "one"), (2, "two")):
-        launch_two(script, tmp_path / "audit", world.adapter, world.base, tmp_path / name, processes=processes)
-    one, two = (Evidence.load(tmp_path / name / "proof") for name in ("one", "two"))
+        launch_two(script, *inputs, root / name, processes=processes)
+    return root / "one", root / "two"
+
+
+def test_two_processes_audit_by_parts_as_one_does(more: tuple[Path, Path]) -> None:
+    one, two = more
+    files = sorted((one / "by-parts").rglob("*.*"))
+    assert len({file.parent for file in files}) > 3
+    for file in files:
+        assert (two / file.relative_to(one)).read_bytes() == file.read_bytes(), file
+
+
+def test_two_processes_save_the_weights_of_whole_references(more: tuple[Path, Path], world: World) -> None:
+    store = ModelStore(device="cpu")
+    before = store.load(world.base).base.model.state_dict()
+    found = [load_references([run / "whole-references"]).paths for run in more]
+    for paths in zip(*found, strict=True):
+        one, two = (store.load(path).base.model.state_dict() for path in paths)
+        assert any(not torch.equal(tensor, before[name]) for name, tensor in two.items())
+        for name, tensor in one.items():
+            torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-6)
+
+
+def test_two_processes_prove_as_one_does(more: tuple[Path, Path]) -> None:
+    one, two = (Evidence.load(run / "proof") for run in more)
     assert list(one.readings) == ["judges", "layers", "relearn_forgotten", "true_prefix", "sampled"]
     for name, table in one.readings.items():
         for column in ("role", "part", "side", "item", "group"):
