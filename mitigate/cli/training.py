@@ -133,7 +133,7 @@ def unlearn(
         str | None,
         typer.Option(
             help="default, ascent, grad_diff, npo, simnpo, wga, satimp, undial, dpo, idk, substitute, rmu, hinge, "
-            "distill, match, consensus; several with weights: match=1,consensus=0.5 (which is the default)."
+            "distill, match, consensus, lens; several with weights: match=1,consensus=0.5 (which is the default)."
         ),
     ] = None,
     scope: Annotated[

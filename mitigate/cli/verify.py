@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,6 +27,7 @@ from mitigate.cli.options import (
 from mitigate.errors import MitigateError, printable, summarize
 
 if TYPE_CHECKING:
+    from mitigate.models.store import ModelStore
     from mitigate.proof.evidence import Evidence
 
 _CONDITION = re.compile(r"\s*([\w.]+)\s*(<=|>=|<|>)\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*")
@@ -64,7 +66,11 @@ def verify(
     ] = None,
     check: Annotated[
         Path | None,
-        typer.Option("--check", help="Attack nothing: make sure that evidence is as it was written, and follows."),
+        typer.Option(
+            "--check",
+            help="Make sure that evidence is as it was written, and follows from its readings. With the models at hand "
+            "(--run, or --audit and --model) also make every attack again.",
+        ),
     ] = None,
     fail_if: Annotated[
         list[str] | None,
@@ -106,25 +112,40 @@ def verify(
     Example: mitigate verify --run runs/mine --fail-if "fell" --fail-if "true_prefix.gap > 0.05"
 
     Example: mitigate verify --check runs/mine/verify
+
+    Example: mitigate verify --check evidence --audit audit --model adapter --oracle retrained
     """
+    from mitigate.proof.settings import Proof
+
     conditions = [_condition(text) for text in fail_if or []]
     if check is not None:
-        if run or audit or model or oracle or judges or settings:
-            raise MitigateError("--check takes a directory of evidence alone (and --fail-if); leave the others out")
-        evidence = _checked(check)
+        if settings or request or out:
+            raise MitigateError(
+                "--check: settings and request are those of the evidence; leave --set, --request, --out"
+            )
+        given = (base, device, dtype, trust_remote_code, allow_pickle)
+        models = _models(run, audit, model, oracle, judges, options=given) if run or audit or model else None
+        evidence = _checked(check, models)
     else:
+        proof = settings_from(Proof, settings)
+        pairs = _pairs(request)
+        models = _models(
+            run, audit, model, oracle, judges, options=(base, device, dtype, trust_remote_code, allow_pickle)
+        )
+        from mitigate.proof.prove import prove
+
         out = out or (run / "verify" if run is not None else Path("evidence"))
-        evidence = _proved(
-            run,
-            audit,
-            model,
-            oracle,
-            judges,
-            out,
-            settings=settings,
-            request=_pairs(request),
+        evidence = prove(
+            models.audit,
+            models.model,
+            out=out,
+            oracle=models.oracle,
+            judges=models.judges,
+            settings=proof,
+            store=models.store,
+            request=pairs,
+            name=models.name,
             seed=seed,
-            options=(base, device, dtype, trust_remote_code, allow_pickle),
         )
         if is_main_process():
             _print(evidence, out)
@@ -133,37 +154,50 @@ def verify(
         raise typer.Exit(LEAKS)
 
 
-def _checked(directory: Path) -> Evidence:
+def _checked(directory: Path, models: _Models | None) -> Evidence:
     from mitigate.proof.evidence import Evidence, check_evidence
 
-    if wrong := check_evidence(directory):
+    if models is None:
+        wrong, what = check_evidence(directory), "every figure follows from the readings"
+    else:
+        from mitigate.proof.again import check_again
+
+        wrong = check_again(
+            directory, models.audit, models.model, oracle=models.oracle, judges=models.judges, store=models.store
+        )
+        what = "every attack reads the same again"
+    if wrong:
         raise MitigateError("\n  ".join([f"{directory}: is not evidence as it was written:", *wrong]))
     evidence = Evidence.load(directory)
-    typer.echo(f"{directory}: as it was written, and every figure follows from the readings: {evidence.status}")
+    if is_main_process():
+        typer.echo(f"{directory}: as it was written, and {what}: {evidence.status}")
     return evidence
 
 
-def _proved(
+@dataclass(frozen=True)
+class _Models:
+    """What is attacked, by whom it is judged, and who loads it."""
+
+    audit: Path
+    model: str
+    oracle: str | None
+    judges: str | None
+    name: str
+    store: ModelStore
+
+
+def _models(
     run: Path | None,
     audit: Path | None,
     model: str | None,
     oracle: str | None,
     judges: str | None,
-    out: Path,
     *,
-    settings: list[str] | None,
-    request: dict[str, str],
-    seed: int,
     options: tuple[Any, ...],
-) -> Evidence:
+) -> _Models:
     if (run is None) == (audit is None and model is None) or (run is None and not (audit and model)):
         raise MitigateError("give --run DIR of a finished run, or --audit DIR and --model DIR")
-    from mitigate.proof.settings import Proof
-
-    proof = settings_from(Proof, settings)
     quiet()
-    from mitigate.proof.prove import prove
-
     base, *rest = options
     name = ""
     if run is not None:
@@ -171,19 +205,7 @@ def _proved(
         oracle, base = oracle or found_oracle, base or found_base
     assert audit is not None
     assert model is not None
-    store = model_store(base, *rest)
-    return prove(
-        audit,
-        model,
-        out=out,
-        oracle=oracle,
-        judges=judges,
-        settings=proof,
-        store=store,
-        request=request,
-        name=name,
-        seed=seed,
-    )
+    return _Models(audit, model, oracle, judges, name, model_store(base, *rest))
 
 
 def _of_run(run: Path) -> tuple[Path, str, str | None, str | None, str]:

@@ -16,7 +16,8 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
-from mitigate.proof.attacks.inside import DEPTHS, read_from_layers, told_apart
+from mitigate.models.inside.lens import DEPTHS
+from mitigate.proof.attacks.inside import read_from_layers, told_apart
 from mitigate.proof.attacks.prefixes import Attempted, continued, extracted
 from mitigate.proof.attacks.relearning import (
     relearned_from_forgotten,

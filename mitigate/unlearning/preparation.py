@@ -108,10 +108,15 @@ class Prepared:
                 "that the model does may drift; give --retain FILE, or set retain.generated to hold its own samples"
             )
         out_terms = None
-        if kinds := needs_of(self.weights) & {"out", "typical"}:
+        if kinds := needs_of(self.weights) & {"out", "typical", "lens"}:
             with self.trainable.before():  # references are switched to where they share the model's base
                 out_terms = OutTerms(
-                    audit, data.forget, kinds=kinds, store=self.references, entries=settings.kept_entries
+                    audit,
+                    data.forget,
+                    kinds=kinds,
+                    store=self.references,
+                    entries=settings.kept_entries,
+                    never_seen=data.never_seen,
                 )
         control = control_level(audit, scope_tokens(audit, settings.scope))
         losses = Losses(

@@ -57,8 +57,8 @@ class Unlearn(Section):
     objective: str | dict[str, float] = Field(
         "default",
         description="default, ascent, grad_diff, npo, npo_token, simnpo, simnpo_token, wga, satimp, undial, dpo, "
-        "dpo_token, idk, substitute, rmu, hinge, distill, match, consensus; several with weights: "
-        "match=1,consensus=0.5 (which is the default)",
+        "dpo_token, idk, substitute, rmu, hinge, distill, match, consensus, lens (the middle layers, too); several "
+        "with weights: match=1,consensus=0.5 (which is the default)",
     )
     keep_judges: bool = Field(
         True,

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -33,6 +33,7 @@ from mitigate.errors import MitigateError
 from mitigate.models.adapters import is_adapter
 from mitigate.models.fitting.gradients import recompute_activations
 from mitigate.models.fitting.training import NEW_ADAPTER, add_lora
+from mitigate.models.inside.layers import decoder_layers
 from mitigate.models.model import Model
 from mitigate.unlearning.settings import Unlearn
 
@@ -121,7 +122,7 @@ class WeightsTrainable:
         self.dtype = base.model.dtype
         chosen = set(base.model.parameters())
         if settings.method == "last_layers":
-            layers = decoder_layers(base.model)
+            layers = list(decoder_layers(base.model))
             if settings.layers > len(layers):
                 raise MitigateError(f"unlearn.layers: {settings.layers}, but this model has {len(layers)}")
             chosen = {parameter for layer in layers[-settings.layers :] for parameter in layer.parameters()}
@@ -182,23 +183,6 @@ def make_trainable(model: Model, settings: Unlearn, *, seed: int) -> Trainable:
     """What `settings.method` trains over a model; weights that are trained are changed in place."""
     kind = AdapterTrainable if settings.method in ("lora", "dora") else WeightsTrainable
     return kind(model, settings, seed=seed)
-
-
-def decoder_layers(module: torch.nn.Module) -> list[torch.nn.Module]:
-    """The model's decoder layers, lowest first.
-
-    Raises:
-        MitigateError: it has no list of as many layers as its configuration says.
-    """
-    config = cast(Any, module).config.get_text_config()
-    text = cast(Any, module).get_decoder() if hasattr(module, "get_decoder") else None  # not a tower for images
-    for part in (text if isinstance(text, torch.nn.Module) else module).modules():
-        if isinstance(part, torch.nn.ModuleList) and len(part) == config.num_hidden_layers:
-            return list(part)
-    raise MitigateError(
-        f"{type(module).__name__}: no list of {config.num_hidden_layers} layers in it; unlearn.method: last_layers, "
-        "rmu and hidden anchors need one"
-    )
 
 
 def checkpoint_activations(trainable: Trainable) -> None:

@@ -33,9 +33,10 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from mitigate.models.inside.layers import decoder_layers
 from mitigate.models.store import ModelStore
 from mitigate.unlearning.settings import Unlearn
-from mitigate.unlearning.trainable import AdapterTrainable, decoder_layers
+from mitigate.unlearning.trainable import AdapterTrainable
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from commands import Mitigate
 from world import World, planted_documents
 
-from mitigate.artifacts.files import write_digests, write_record
+from mitigate.artifacts.digests import file_digest
+from mitigate.artifacts.files import write_digests, write_record, write_table
 from mitigate.detection.audit import audit
 from mitigate.detection.record import Audit
 from mitigate.detection.references.crossfit import load_references
@@ -27,9 +29,11 @@ from mitigate.models.fitting.training import fine_tune
 from mitigate.models.settings import Lora, Schedule
 from mitigate.models.store import ModelStore
 from mitigate.proof import prove as prove_module
+from mitigate.proof.again import check_again
 from mitigate.proof.battery import ATTACKS
 from mitigate.proof.certificate import certificate
 from mitigate.proof.evidence import Evidence, check_evidence
+from mitigate.proof.findings import findings_of, verdict_of
 from mitigate.proof.prove import prove
 from mitigate.proof.settings import ATTACKS as NAMES
 from mitigate.proof.settings import Proof
@@ -295,6 +299,33 @@ def test_edited_evidence_is_told(
     assert "is not evidence as it was written" in done.err
 
 
+def test_readings_that_were_never_read_are_told_with_the_models_at_hand(people: People, tmp_path: Path) -> None:
+    """All that can be computed again from the readings follows from them; they are made up."""
+    chosen = SETTINGS.model_copy(update={"attacks": ["judges", "true_prefix"]})
+    out = tmp_path / "out"
+    evidence = proven(people, people.target, out, settings=chosen)
+    again = {"oracle": people.oracle, "store": cpu()}
+    assert check_again(out, people.audit, people.target, **again) == []  # type: ignore[arg-type]
+    table = evidence.readings["judges"]
+    scores = table["score"].to_numpy().copy()
+    scores[:5] -= 0.01
+    place = table.schema.get_field_index("score")
+    made_up = {**evidence.readings, "judges": table.set_column(place, "score", pa.array(scores))}
+    write_table(out / "readings" / "judges.parquet", made_up["judges"])
+
+    def follow(record: dict[str, Any]) -> None:
+        record["readings"]["judges"] = file_digest(out / "readings" / "judges.parquet")
+        record["findings"] = findings_of(made_up, margin=0.05, samples=chosen.samples)
+        record["verdict"] = verdict_of(record["findings"], kept_out=record["kept_out"])
+
+    rewritten(follow)(out)
+    assert check_evidence(out) == []
+    told = check_again(out, people.audit, people.target, **again)  # type: ignore[arg-type]
+    assert told == [f"judges: 5 of {len(scores)} scores are others"]
+    with pytest.raises(MitigateError, match=r"evidence of other models \(mitigated\)"):
+        check_again(out, people.audit, people.another, **again)  # type: ignore[arg-type]
+
+
 def test_a_verification_that_was_cut_short_goes_on_with_the_next_attack(
     people: People, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -378,7 +409,9 @@ def test_the_command_line_attacks_checks_and_fails(people: People, tmp_path: Pat
         (["--check", tmp_path / "out", "--fail-if", "judges.valu > 1"], "no figure 'judges.valu' was measured here"),
         (["--check", tmp_path / "out", "--fail-if", "judges"], "written NAME > NUMBER"),
         (["--check", tmp_path / "audit"], "holds no evidence"),
-        (["--check", tmp_path / "out", "--model", "m"], "--check takes a directory of evidence alone"),
+        (["--check", tmp_path / "out", "--model", "m"], "give --run DIR of a finished run, or --audit DIR and --model"),
+        (["--check", tmp_path / "out", "--set", "samples=2"], "settings and request are those of the evidence"),
+        (["--check", tmp_path / "out", *given[1:3], "--model", people.another], "of other models (mitigated, control)"),
         (["--audit", tmp_path / "audit"], "give --run DIR of a finished run, or --audit DIR and --model DIR"),
         (["--run", tmp_path], "no finished run that unlearned or retrained"),
         ([*given[1:], "--request", "reference"], "written key=value"),
@@ -387,6 +420,10 @@ def test_the_command_line_attacks_checks_and_fails(people: People, tmp_path: Pat
         done = mitigate_("verify", *wrong)
         assert done.status == 2, wrong
         assert told in done.err
+    again = given[: given.index("--out")]
+    done = mitigate_(*again, "--check", tmp_path / "out")
+    assert done.status == 0, done.err
+    assert "every attack reads the same again: fell" in done.out
     changed = replace(people.audit, metadata=people.audit.metadata.model_copy(update={"seed": 7}))
     changed.save(tmp_path / "other")
     done = mitigate_(*[tmp_path / "other" if part == tmp_path / "audit" else part for part in given])

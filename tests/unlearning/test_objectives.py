@@ -26,7 +26,13 @@ from mitigate.unlearning.settings import Retain
 VOCABULARY, WIDTH = 5, 3
 TOKENS = torch.tensor([0, 1, 4, 2])
 PARAMETERS = Parameters(
-    beta=0.7, beta_2=1.3, delta=0.4, tilt=0.3, steering=1.5, direction=torch.tensor([0.6, 0.0, 0.8]).double()
+    beta=0.7,
+    beta_2=1.3,
+    delta=0.4,
+    tilt=0.3,
+    lens_level=torch.tensor([0.2, -0.1], dtype=torch.float64),
+    steering=1.5,
+    direction=torch.tensor([0.6, 0.0, 0.8]).double(),
 )
 
 
@@ -64,6 +70,8 @@ def selected() -> Selected:
         typical=whole(typical),
         hidden=torch.randn(4, WIDTH, generator=draw, dtype=torch.float64).requires_grad_(),
         hidden_before=torch.randn(4, WIDTH, generator=draw, dtype=torch.float64),
+        lens=-3 * torch.rand(4, 2, generator=draw, dtype=torch.float64).requires_grad_(),
+        lens_typical=-3 * torch.rand(4, 2, generator=draw, dtype=torch.float64),
         substitute_log_prob=torch.tensor([-3.0, -0.4, -2.0], dtype=torch.float64).requires_grad_(),
         substitute_log_prob_before=torch.tensor([-3.5, -1.4, -1.0], dtype=torch.float64),
         substitute_spans=torch.tensor([0, 1, 1]),
@@ -99,6 +107,14 @@ def naive(name: str, s: Selected) -> list[float]:
         odds = [math.exp(typical[n] + p.tilt) / (1 - math.exp(typical[n])) for n in rows]
         apart = [abs(now[n] - math.log(odds[n] / (1 + odds[n]))) for n in rows]
         return [gap - 0.5 if gap > 1 else gap**2 / 2 for gap in apart]
+    if name == "lens":
+        assert s.lens is not None
+        assert s.lens_typical is not None
+        losses = []
+        for own, typical in zip(s.lens.tolist(), s.lens_typical.tolist(), strict=True):
+            apart = [abs(own[0] - typical[0] - 0.2), abs(own[1] - typical[1] + 0.1)]
+            losses.append(sum(gap - 0.5 if gap > 1 else gap**2 / 2 for gap in apart) / 2)
+        return losses
     if name in ("distill", "consensus"):
         q = distributions(2 if name == "distill" else 5).exp().tolist()
         if name == "consensus":  # with more of the token
@@ -155,6 +171,7 @@ def test_every_objective_reads_only_what_it_says(selected: Selected, name: str) 
         "out": ("out",),
         "typical": ("typical",),
         "hidden": ("hidden", "hidden_before"),
+        "lens": ("lens", "lens_typical"),
         "substitutes": ("substitute_log_prob", "substitute_log_prob_before", "substitute_spans"),
     }
     assert objective.needs <= optional.keys()
@@ -372,7 +389,7 @@ def test_a_mixture_needs_what_its_parts_need_and_holds_as_its_heaviest_part() ->
 
 def test_the_table_gives_every_objective_what_it_was_published_with() -> None:
     held = {name: objective.retention for name, objective in OBJECTIVES.items()}
-    ours = ("hinge", "distill", "match", "consensus", "npo_token", "simnpo_token", "dpo_token", "substitute")
+    ours = ("hinge", "distill", "match", "consensus", "lens", "npo_token", "simnpo_token", "dpo_token", "substitute")
     assert held == {
         **dict.fromkeys(ours, Retention("kl", 10.0, 4.0)),
         **dict.fromkeys(("grad_diff", "npo", "wga", "dpo", "idk"), Retention("nll", 1.0, 1.0)),

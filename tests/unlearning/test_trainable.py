@@ -27,11 +27,12 @@ from mitigate.errors import MitigateError
 from mitigate.mistakes import checked
 from mitigate.models.adapters import OVERLAY_FILE
 from mitigate.models.fitting.training import NEW_ADAPTER
+from mitigate.models.inside.layers import decoder_layers
 from mitigate.models.model import Model
 from mitigate.models.store import ModelStore
 from mitigate.tokens.batches import collate
 from mitigate.unlearning.settings import Unlearn
-from mitigate.unlearning.trainable import Trainable, decoder_layers
+from mitigate.unlearning.trainable import Trainable
 from mitigate.unlearning.trainer import unlearn
 from mitigate.unlearning.training.loop import Loop
 

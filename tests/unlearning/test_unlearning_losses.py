@@ -10,6 +10,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,11 @@ from mitigate.unlearning.objectives.catalogue import OBJECTIVES
 from mitigate.unlearning.objectives.names import SUBSTITUTES
 from mitigate.unlearning.training.loop import Loop
 from mitigate.unlearning.training.losses import step_totals
+from mitigate.unlearning.training.watch import lens_level
 
 EXACT = changed(QUICK, kept_entries=10**4, batch_size=99, retain_batch_size=99)
 CPU = torch.device("cpu")
+LENS_LEVEL = (0.3, -0.2)
 
 
 # The dense computation
@@ -40,16 +43,28 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Said:
-    """What a model says about a document. Row t predicts token t + 1: (T, V) log-probabilities, (T, D) first states."""
+    """What a model says about a document. Row t predicts token t + 1.
+
+    (T, V) log-probabilities, (T, D) first states, and the log-probabilities that the head makes of middle layers.
+    """
 
     log_probs: torch.Tensor
     hidden: torch.Tensor
+    lens: list[torch.Tensor]
 
     @classmethod
     def by(cls, module: Any, tokens: TokenizedDocument) -> Said:
         with torch.no_grad():
             output = module(torch.from_numpy(tokens.ids)[None], output_hidden_states=True)
-        return cls(torch.log_softmax(output.logits[0].double(), -1), output.hidden_states[1][0].double())
+        layers = len(output.hidden_states) - 1
+        head, norm = module.get_output_embeddings(), module.get_decoder().norm
+        lens = []
+        for share in (0.5, 0.75):
+            state = output.hidden_states[round(share * layers)]  # the last one is past the norm already
+            with torch.no_grad():
+                logits = head(state if round(share * layers) == layers else norm(state))[0]
+            lens.append(torch.log_softmax(logits.double(), -1))
+        return cls(torch.log_softmax(output.logits[0].double(), -1), output.hidden_states[1][0].double(), lens)
 
 
 @dataclass(frozen=True)
@@ -64,6 +79,7 @@ class Place:
     log_typical: torch.Tensor
     hidden: torch.Tensor
     hidden_0: torch.Tensor
+    lens: list[float]  # how far above the references' mean, for each layer that is read
 
     @property
     def own(self) -> float:
@@ -115,11 +131,13 @@ class Dense:
         with self.lower.active() as module:
             before = Said.by(module, tokens)
         out, typical = torch.zeros_like(now.log_probs), torch.zeros_like(now.log_probs)
+        above = list(now.lens)
         for judge in judges:
             with judge.active() as module:
-                said = Said.by(module, tokens).log_probs
-            out += said.exp() / len(judges)
-            typical += said / len(judges)
+                said = Said.by(module, tokens)
+            out += said.log_probs.exp() / len(judges)
+            typical += said.log_probs / len(judges)
+            above = [own - theirs / len(judges) for own, theirs in zip(above, said.lens, strict=True)]
         return {
             at: Place(
                 first + at,
@@ -130,6 +148,7 @@ class Dense:
                 typical[at - 1],
                 now.hidden[at - 1],
                 before.hidden[at - 1],
+                [own[at - 1, tokens.ids[at]].item() for own in above],
             )
             for at in np.flatnonzero(tokens.audited).tolist()
         }
@@ -191,6 +210,9 @@ class Dense:
             consensus[place.token] = share
             consensus = consensus.log()
             return (consensus.exp() * (consensus - place.log_p)).sum().item()
+        if name == "lens":
+            apart = [abs(own - level) for own, level in zip(place.lens, LENS_LEVEL, strict=True)]
+            return sum(gap - 0.5 if gap > 1 else gap**2 / 2 for gap in apart) / len(apart)
         if name == "npo_token":
             return 2 * math.log(1 + math.exp(place.change))
         if name == "wga":
@@ -247,6 +269,8 @@ DENSE: dict[str, dict[str, Any]] = {
     "hinge and distill": {},
     "match and consensus": {"objective": "match=1,consensus=0.5"},
     "hinge and distill, all weights": {"method": "full"},
+    "match and lens": {"objective": "match=1,lens=0.5"},
+    "lens, all weights": {"objective": "lens", "method": "full"},
     "npo": {"objective": "npo"},
     "npo, sequence": {"objective": "npo", "scope": "sequence"},
     "npo_token, sequence": {"objective": "npo_token", "scope": "sequence", "stop_at_control": True},
@@ -268,6 +292,7 @@ def test_the_loss_equals_the_dense_computation(request: pytest.FixtureRequest, t
     loop = loop_of(audited, changed(EXACT, **DENSE[name]), tmp_path / "out")
     tasks = loop.tasks(0)
     loop.losses.before.fill(tasks)
+    loop.losses.lens_level = LENS_LEVEL
     moved(loop)
     kinds = [SUBSTITUTES[one] for one in loop.losses.weights if one in SUBSTITUTES]
     dense = Dense(audited, loop, next(iter(kinds), None))
@@ -344,7 +369,7 @@ def gradients(loop: Loop, tasks: list[Task]) -> tuple[torch.Tensor, torch.Tensor
     return by_objective, by_anchor, facts(batch)
 
 
-LOGIT_OBJECTIVES = [name for name in OBJECTIVES if name != "rmu"]
+LOGIT_OBJECTIVES = [name for name in OBJECTIVES if name not in ("rmu", "lens")]
 
 
 @pytest.mark.parametrize("objective", [*LOGIT_OBJECTIVES, "hinge=1,distill=0.5"])
@@ -383,6 +408,58 @@ def test_rmu_moves_hidden_states_of_selected_tokens_and_holds_those_of_others(wh
     for loss, mine in ((forgetting, chosen), (anchors, batch.keep & ~chosen)):
         [gradient] = torch.autograd.grad(loss, states[0], retain_graph=True)
         assert torch.equal((gradient != 0).any(dim=2), mine)
+
+
+def test_the_lens_moves_middle_layers_of_selected_tokens_alone(whole: Audit, tmp_path: Path) -> None:
+    loop = loop_of(whole, changed(EXACT, objective="lens"), tmp_path / "out")
+    tasks = loop.tasks(0)
+    loop.losses.before.fill(tasks)
+    assert loop.losses.lens is not None
+    states: list[torch.Tensor] = []
+    hooks = [
+        layer.register_forward_hook(lambda module, arguments, output: (output.retain_grad(), states.append(output))[0])
+        for layer in loop.losses.lens.layers
+    ]
+    [batch] = micro_batches(tasks, batch_tokens=10**6, device=CPU)
+    forgetting, _, _ = loop.losses.of(batch, step_totals(tasks))
+    for hook in hooks:
+        hook.remove()
+    mine = torch.zeros_like(batch.keep)
+    mine[batch.keep] = facts(batch).selected
+    [gradient] = torch.autograd.grad(forgetting, states[-1], retain_graph=True)
+    assert torch.equal((gradient != 0).any(dim=2), mine)
+
+
+def test_how_far_never_seen_text_lies_above_the_references_in_the_middle(
+    whole: Audit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mitigate.unlearning.material.control.FEWEST_NEVER_SEEN", 3)
+    loop = loop_of(whole, changed(EXACT, objective="match=1,lens=0.5"), tmp_path / "out")
+    moved(loop)
+    assert sum(len(task.scored) for task in loop.data.never_seen) > 20
+    batched = partial(micro_batches, device=CPU)
+    found = [
+        lens_level(
+            loop.data.never_seen,
+            above=loop.losses.above_references,
+            depths=2,
+            batched=partial(batched, batch_tokens=size),
+            accelerator=loop.accelerator,
+        )
+        for size in (1, 10**6)
+    ]
+    assert found[0] == pytest.approx(found[1], abs=2e-4), "batches do not matter"
+    dense = Dense(whole, loop, None)
+    references = load_audited(whole.metadata.references, store=shared("reading"))
+    above: list[list[float]] = []
+    rows = zip(whole.document_list(), whole.tokenized(), whole.documents.to_pylist(), strict=True)
+    for document, tokens, row in rows:
+        if document.set == "holdout":
+            judges = [references[number] for number in row["out_references"]]
+            places = dense.places(tokens, judges, first=0)
+            spans = [span_tokens(tokens.offsets, span.start, span.end) for span in document.spans]
+            above += [places[at].lens for span in spans for at in span if at in places]
+    assert found[0] == pytest.approx(np.mean(above, axis=0).tolist(), abs=2e-4)
 
 
 @pytest.mark.parametrize("objective", ["npo", "simnpo", "npo_token", "grad_diff", "undial", "dpo"])

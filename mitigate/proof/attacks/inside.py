@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
@@ -12,14 +10,13 @@ from sklearn.preprocessing import StandardScaler
 
 from mitigate.detection.references.dealing import draw
 from mitigate.detection.scores.token import min_k_pp
-from mitigate.models.model import Model
+from mitigate.models.inside.lens import DEPTHS, Lens, NoLensError
+from mitigate.models.model import kept_logits
 from mitigate.proof.case import Case, NotPossibleError, Subject
 from mitigate.runtime import progress
 from mitigate.tokens.batches import cut_pieces, default_batch_tokens, make_batches
 from mitigate.verification.never_seen import Sides
 
-DEPTHS = {"half": 1 / 2, "three_quarters": 3 / 4}
-_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "embedding_norm")
 _FOLDS = 5
 _LEAST_PEOPLE = 10  # on each side, for a classifier
 
@@ -27,41 +24,31 @@ _LEAST_PEOPLE = 10  # on each side, for a classifier
 def read_from_layers(case: Case, subject: Subject) -> dict[str, np.ndarray]:
     """Depth -> (N,) log-probability that the output head gives to each token from that depth's hidden states.
 
-    The logit lens (nostalgebraist 2020): the final norm and the head, applied to a middle layer.
-
     Raises:
         NotPossibleError: no final norm is found, or the head does not give the model's own logits from the last layer.
     """
     model = subject.plain()
     numbers = case.documents("forget", "holdout")
     documents = [case.tokenized[number] for number in numbers]
-    norm, head = _final(model)
     rows = list(case.before.rows.values())
     starts = [rows[number].start for number in numbers]
-    columns = {depth: np.full(len(case.before.tokens), np.nan) for depth in DEPTHS}
+    columns = np.full((len(DEPTHS), len(case.before.tokens)), np.nan)
     size = default_batch_tokens(model.vocabulary_size, device=model.device)
     batches = list(make_batches(cut_pieces(documents, context=model.context), batch_tokens=size))
-    checked = False
-    with model.active() as module, torch.inference_mode(), progress(len(batches), "Layers", unit="batch") as bar:
-        for batch in (one.to(model.device) for one in batches):
-            said: Any = module(
-                input_ids=batch.input_ids, attention_mask=batch.attention_mask, output_hidden_states=True
-            )
-            states = said.hidden_states  # of the embeddings, and of each layer; the last one is past the final norm
-            if not checked:
-                _check(head(states[-1]), said.logits, batch.attention_mask.bool(), source=subject.source)
-                checked = True
-            for depth, share in DEPTHS.items():
-                state = states[round(share * (len(states) - 1))][batch.keep]
-                log_prob = head(norm(state)).float().log_softmax(-1)
-                found = log_prob.gather(1, batch.targets[:, None])[:, 0].cpu().numpy()
-                taken = 0
-                for piece in batch.pieces:
-                    place = starts[piece.document] + piece.start + piece.scored
-                    columns[depth][place] = found[taken : taken + len(piece.scored)]
-                    taken += len(piece.scored)
-            bar.update()
-    return columns
+    try:
+        with model.active() as module, torch.inference_mode(), progress(len(batches), "Layers", unit="batch") as bar:
+            lens = Lens.of(module)
+            for batch in (one.to(model.device) for one in batches):
+                with lens.reading(batch.keep, batch.targets) as said:
+                    logits = kept_logits(module, batch.input_ids, batch.attention_mask, batch.keep).float()
+                own = logits.log_softmax(-1).gather(1, batch.targets[:, None])[:, 0]
+                said.check(own, name=subject.source)
+                place = np.concatenate([starts[piece.document] + piece.start + piece.scored for piece in batch.pieces])
+                columns[:, place] = said.log_probs.T.cpu().numpy()
+                bar.update()
+    except NoLensError as reason:
+        raise NotPossibleError(str(reason)) from None
+    return dict(zip(DEPTHS, columns, strict=True))
 
 
 def told_apart(case: Case, subject: Subject, *, seed: int) -> Sides:
@@ -112,20 +99,3 @@ def _summary(columns: list[np.ndarray]) -> list[float] | None:
         return None
     kept = [np.nan_to_num(column[known]) for column in columns]
     return [float(value) for column in kept for value in (column.mean(), column.min(), column.max())]
-
-
-def _final(model: Model) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """The final norm and the output head."""
-    module: Any = model.base.model
-    head = module.get_output_embeddings()
-    norms = [part for name, part in module.base_model.named_children() if name.endswith(_NORMS)]
-    if head is None or len(norms) != 1:
-        raise NotPossibleError(f"{type(module).__name__}: where its final norm is, is not known here")
-    return norms[0], head
-
-
-def _check(own: torch.Tensor, logits: torch.Tensor, there: torch.Tensor, *, source: str) -> None:
-    """Refuse a model whose head does more than one matrix product, such as to cap its logits."""
-    off = (own.float().log_softmax(-1) - logits.float().log_softmax(-1))[there].abs().max()
-    if not off < 0.05:
-        raise NotPossibleError(f"{source}: its logits are not what its head makes of the last layer")

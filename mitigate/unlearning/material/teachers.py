@@ -15,6 +15,7 @@ import torch
 
 from mitigate.detection.audit import load_audited
 from mitigate.detection.record import Audit
+from mitigate.models.inside.lens import Lens
 from mitigate.models.model import Model, kept_logits
 from mitigate.models.store import ModelStore
 from mitigate.runtime import progress
@@ -106,38 +107,56 @@ class BeforeTerms:
 class OutTerms:
     """What the OUT references say at the tokens to forget, gathered reference by reference.
 
-    `out` is p̄, the mean of their probabilities, `typical` p̃, their normalized geometric mean.
+    `out` is p̄, the mean of their probabilities, `typical` p̃, their normalized geometric mean; `lens` the mean of what
+    their middle layers say of the token, there and at never-seen spans.
 
     References that share the target's base are switched to; of others one at a time is in memory.
 
     Args:
         audit: names the references, and which of them never saw which document.
         tasks: with tokens to forget.
-        kinds: of `out`, `typical`.
+        kinds: of `out`, `typical`, `lens`.
         store: holds the target.
         entries: likeliest entries that are kept.
+        never_seen (*optional*): tasks of never-seen spans, for `lens`.
+
+    Raises:
+        NoLensError: a reference whose layers cannot be read.
     """
 
     def __init__(
-        self, audit: Audit, tasks: Sequence[Task], *, kinds: frozenset[str], store: ModelStore, entries: int
+        self,
+        audit: Audit,
+        tasks: Sequence[Task],
+        *,
+        kinds: frozenset[str],
+        store: ModelStore,
+        entries: int,
+        never_seen: Sequence[Task] = (),
     ) -> None:
         table = audit.documents
         used = dict(zip(table["doc_id"].to_pylist(), table["out_references"].to_pylist(), strict=True))
         alone = [task.alone().only(task.selected) for task in tasks if task.selected.any()]
+        unseen = list(never_seen) if "lens" in kinds else []
         totals: dict[str, dict[int, torch.Tensor]] = {kind: {} for kind in sorted(kinds)}
         with progress(len(audit.metadata.references), "References' distributions", unit="reference") as bar:
             for number, audited in enumerate(audit.metadata.references):
-                judged = [task for task in alone if number in used[task.doc_id]]
-                if judged:
+                judged, beside = ([task for task in own if number in used[task.doc_id]] for own in (alone, unseen))
+                if judged or beside:
                     own = store if store.holds(audited.source) else store.fresh()
                     [reference] = load_audited([audited], store=own)
                     _add(totals, judged, reference)
+                    if "lens" in kinds:
+                        _add_lens(totals["lens"], [*judged, *beside], reference)
                 bar.update()
-        self._kept: dict[str, dict[int, Kept]] = {kind: {} for kind in totals}
+        read = totals.get("lens", {})
+        self._lens = {task.key: read[task.key] / len(used[task.doc_id]) for task in (*alone, *unseen) if read}
+        distributions = [kind for kind in totals if kind != "lens"]
+        self._kept: dict[str, dict[int, Kept]] = {kind: {} for kind in distributions}
         for task in alone:
             tokens, count = torch.from_numpy(task.ids[task.scored]), len(used[task.doc_id])
-            for kind, summed in totals.items():
-                total = summed.pop(task.key)
+            for kind in distributions:
+                total = totals[kind].pop(task.key)
                 mean = total - math.log(count) if kind == "out" else torch.log_softmax(total / count, dim=-1)
                 self._kept[kind][task.key] = keep_likeliest(mean, tokens, entries=entries).cpu()
 
@@ -147,9 +166,17 @@ class OutTerms:
         parts = [kept[p.key] for p in batch.pieces if isinstance(p, Task) and p.key in kept]
         return Kept.joined(parts).to(batch.targets.device) if parts else None
 
+    def lens(self, batch: Batch) -> torch.Tensor | None:
+        """(n, depths) at a batch's tokens to forget, or at never-seen spans, as `of`."""
+        parts = [self._lens[p.key] for p in batch.pieces if isinstance(p, Task) and p.key in self._lens]
+        return torch.cat(parts).to(batch.targets.device) if parts else None
+
 
 def _add(totals: dict[str, dict[int, torch.Tensor]], tasks: Sequence[Task], reference: Model) -> None:
     """Add a reference's (n, V) probabilities (`out`, in log space) or log-probabilities (`typical`)."""
+    kinds = [kind for kind in totals if kind != "lens"]
+    if not kinds:
+        return
     batch_tokens = default_batch_tokens(reference.vocabulary_size, device=reference.device)
     for batch in micro_batches(tasks, batch_tokens=batch_tokens, device=reference.device):
         with torch.inference_mode(), reference.active() as module:
@@ -157,7 +184,21 @@ def _add(totals: dict[str, dict[int, torch.Tensor]], tasks: Sequence[Task], refe
             log_probs = torch.log_softmax(logits.float(), dim=-1).cpu()
         for piece, rows in zip(batch.pieces, log_probs.split([len(p.scored) for p in batch.pieces]), strict=True):
             assert isinstance(piece, Task)
-            for kind, summed in totals.items():
-                add = torch.logaddexp if kind == "out" else torch.add
+            for kind in kinds:
+                add, summed = torch.logaddexp if kind == "out" else torch.add, totals[kind]
                 earlier = summed.get(piece.key)
                 summed[piece.key] = rows.clone() if earlier is None else add(earlier, rows)
+
+
+def _add_lens(total: dict[int, torch.Tensor], tasks: Sequence[Task], reference: Model) -> None:
+    """Add what a reference's middle layers say, (n, depths), nats."""
+    batch_tokens = default_batch_tokens(reference.vocabulary_size, device=reference.device)
+    for batch in micro_batches(tasks, batch_tokens=batch_tokens, device=reference.device):
+        with torch.inference_mode(), reference.active() as module:
+            with Lens.of(module).reading(batch.keep, batch.targets) as said:
+                logits = kept_logits(module, batch.input_ids, batch.attention_mask, batch.keep).float()
+            said.check(logits.log_softmax(-1).gather(1, batch.targets[:, None])[:, 0], name=reference.name)
+        found = said.log_probs.cpu().split([len(piece.scored) for piece in batch.pieces])
+        for piece, rows in zip(batch.pieces, found, strict=True):
+            assert isinstance(piece, Task)
+            total[piece.key] = total[piece.key] + rows if piece.key in total else rows.clone()

@@ -14,6 +14,7 @@ from mitigate.unlearning.objectives.formulas import (
     distill,
     dpo,
     hinge,
+    lens,
     match,
     npo,
     rmu,
@@ -46,6 +47,8 @@ class Selected:
         out: p̄ likewise.
         typical: p̃ likewise.
         hidden, hidden_before: (N, D) likewise.
+        lens, lens_typical: (N, depths) log-probabilities from middle layers, of the model with gradient, and the mean
+            of the OUT references'.
         substitute_log_prob, substitute_log_prob_before: (M,) likewise.
         substitute_spans: (M,) the span that each stands for.
     """
@@ -64,6 +67,8 @@ class Selected:
     typical: Kept | None = None
     hidden: torch.Tensor | None = None
     hidden_before: torch.Tensor | None = None
+    lens: torch.Tensor | None = None
+    lens_typical: torch.Tensor | None = None
     substitute_log_prob: torch.Tensor | None = None
     substitute_log_prob_before: torch.Tensor | None = None
     substitute_spans: torch.Tensor | None = None
@@ -74,13 +79,15 @@ class Parameters:
     """Hyper-parameters of the objectives.
 
     `beta` None is the objective's own default, `tilt` what is added to the logit of a token to forget where `match`
-    and `consensus` end, `direction` rmu's u, (D,).
+    and `consensus` end, `lens_level` (depths,) how far above the references' log-probability `lens` ends, `direction`
+    rmu's u, (D,).
     """
 
     beta: float | None = None
     beta_2: float = 1.0
     delta: float = 0.0
     tilt: float = 0.0
+    lens_level: torch.Tensor | None = None
     steering: float = 2.0
     direction: torch.Tensor | None = None
 
@@ -116,7 +123,7 @@ class Objective:
         loss: of a batch; (N,), (M,) or (S,) as `over` says.
         beta: default of `Parameters.beta`.
         over: what the losses are of: `selected` tokens, `substitutes`' tokens, or `spans`.
-        needs: which optional parts of `Selected` it reads: `before`, `out`, `typical`, `hidden`, `substitutes`.
+        needs: which optional parts of `Selected` it reads: `before`, `out`, `typical`, `lens`, `hidden`, `substitutes`.
         one_sided: pushes a token down without end, so tokens that have arrived must be taken out.
         retention: what it was published with to hold the rest.
     """
@@ -175,6 +182,12 @@ def _distill(s: Selected, p: Parameters) -> torch.Tensor:
 def _consensus(s: Selected, p: Parameters) -> torch.Tensor:
     assert s.typical is not None
     return consensus(s.log_probs, placed(s.typical, s.tokens, _aim(s, p)))
+
+
+def _lens(s: Selected, p: Parameters) -> torch.Tensor:
+    assert s.lens is not None
+    assert s.lens_typical is not None
+    return lens(s.lens, s.lens_typical if p.lens_level is None else s.lens_typical + p.lens_level)
 
 
 def _match(s: Selected, p: Parameters) -> torch.Tensor:
@@ -236,6 +249,7 @@ OBJECTIVES: dict[str, Objective] = {
     "distill": Objective(_distill, needs=frozenset({"out"}), one_sided=False),
     "match": Objective(_match, one_sided=False),
     "consensus": Objective(_consensus, needs=frozenset({"typical"}), one_sided=False),
+    "lens": Objective(_lens, needs=frozenset({"lens"}), one_sided=False),
     "ascent": Objective(lambda s, p: ascent(s.log_prob), retention=_published("none", 0.0)),
     "grad_diff": Objective(lambda s, p: ascent(s.log_prob), retention=_published("nll")),
     "npo": Objective(_npo, beta=0.1, over="spans", retention=_published("nll")),
@@ -268,5 +282,5 @@ OBJECTIVES: dict[str, Objective] = {
     "rmu": Objective(_rmu, needs=frozenset({"hidden"}), retention=_published("hidden", 1200.0)),
 }
 """Weights of published objectives are those of their authors' code or, of `wga`, `satimp` and `undial`, of
-OpenUnlearning's, the objective's own taken as 1. Those whose names end in `_token`, `substitute` and the first four are
+OpenUnlearning's, the objective's own taken as 1. Those whose names end in `_token`, `substitute` and the first five are
 ours."""

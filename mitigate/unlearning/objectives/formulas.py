@@ -145,6 +145,18 @@ def consensus(log_probs: torch.Tensor, typical: Kept) -> torch.Tensor:
     return divergence(typical, log_probs)
 
 
+def lens(log_probs: torch.Tensor, typical: torch.Tensor) -> torch.Tensor:
+    """As `match`, of what the output head makes of middle layers (`models.inside.lens`): Huber, the mean over depths.
+
+    Where the last layers alone learn to hide a token, the middle ones go on saying it.
+
+    Args:
+        log_probs: (N, depths).
+        typical: (N, depths) the mean of what the OUT references say there, and the control level above it.
+    """
+    return F.smooth_l1_loss(log_probs, typical, reduction="none").mean(1)
+
+
 def substitute(log_prob: torch.Tensor) -> torch.Tensor:
     """Learn what stands in the secret's place: −ℓ of the substitute's tokens.
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from mitigate.errors import MitigateError
 
 OBJECTIVE_NAMES = (
-    *("hinge", "distill", "match", "consensus"),
+    *("hinge", "distill", "match", "consensus", "lens"),
     *("ascent", "grad_diff", "npo", "npo_token", "simnpo", "simnpo_token", "wga", "satimp", "undial"),
     *("dpo", "dpo_token", "idk", "substitute", "rmu"),
 )

@@ -24,6 +24,7 @@ from mitigate.artifacts.checkpoints import (
 from mitigate.artifacts.files import fingerprint
 from mitigate.artifacts.temporaries import partial_of
 from mitigate.errors import MitigateError, NothingToUnlearnError
+from mitigate.models.inside.lens import DEPTHS
 from mitigate.runtime import process_state, progress, together
 from mitigate.tokens.batches import Batch, half_as_many
 from mitigate.unlearning.material.control import Control
@@ -34,12 +35,11 @@ from mitigate.unlearning.trainable import State, Trainable
 from mitigate.unlearning.training.losses import Losses, step_totals
 from mitigate.unlearning.training.nearest import Nearest
 from mitigate.unlearning.training.steering import Steering
-from mitigate.unlearning.training.watch import look, no_higher, reason_to_stop
+from mitigate.unlearning.training.watch import lens_level, look, no_higher, reason_to_stop
 
 logger = logging.getLogger(__name__)
 FURTHER = 4  # one of so many retain documents of a step is of those given besides the audit's own
 STEP_LIMIT = "step limit"
-HARM = 0.5  # nats a token by which the anchors may move before it is said
 
 
 class Loop:
@@ -85,7 +85,6 @@ class Loop:
         self.steering = Steering(settings, trusted=losses.anchor == "kl")
         self.kept: State = {}  # the trained weights before this round, to go back to; none before the first
         self.nearest = Nearest(trainable)
-        self.warned = False
         self.module: torch.nn.Module
         self.optimizer: AcceleratedOptimizer
         if after is None:
@@ -96,7 +95,6 @@ class Loop:
         else:
             self.module, self.optimizer = after.module, after.optimizer
             self.steering.go_on_from(after.steering)
-            self.warned = after.warned
         losses.module = self.module
 
     def train(self, *, resume: bool) -> tuple[list[dict[str, Any]], str, int]:
@@ -138,7 +136,7 @@ class Loop:
                     self._steer(history)
                     if settings.stop_at_control:
                         self.nearest.offer(history[-1], accelerator=self.accelerator, module=self.module)
-                    self._warn_of_harm(step)
+                    self.steering.warn_of_harm(step)
                 bar.update()
                 bar.set_postfix(loss=f"{loss:.3f}", leak=f"{history[-1]['selected_log_ratio']:.2f}", refresh=False)
                 if step % settings.checkpoint_every == 0 and step < settings.max_steps:
@@ -153,22 +151,16 @@ class Loop:
         """Remove the checkpoints of a finished run."""
         self.checkpoints.forget()
 
-    def _warn_of_harm(self, step: int) -> None:
-        """Say once, while it can still be stopped, that other text moves along."""
-        held = self.steering.held
-        if not self.warned and held is not None and held > HARM:
-            self.warned = True
-            logger.warning(
-                "step %d: other text moves with what is to be forgotten, by %.2f nats a token; lower "
-                "unlearn.learning_rate, raise unlearn.retain.weight, or give more text to hold still (data.anchors)",
-                step,
-                held,
-            )
-
     def _steer(self, history: Sequence[Mapping[str, Any]]) -> None:
         if self.settings.stop_at_control:
             self.steering.after_look(history, self.control)
-            self.losses.tilt = self.steering.tilt
+            self._aim(history)
+
+    def _aim(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """Where tokens are to end, in the last layer and in the middle ones."""
+        self.losses.tilt = self.steering.tilt
+        if history:
+            self.losses.lens_level = history[-1].get("lens_level")
 
     def _reason_to_stop(self, history: Sequence[dict[str, Any]]) -> str | None:
         return reason_to_stop(history, self.control) if self.settings.stop_at_control else None
@@ -259,6 +251,14 @@ class Loop:
             accelerator=self.accelerator,
             never_seen=self.data.never_seen,
         )
+        if self.losses.lens is not None and self.data.never_seen:
+            seen["lens_level"] = lens_level(
+                self.data.never_seen,
+                above=self.losses.above_references,
+                depths=len(DEPTHS),
+                batched=self._micro_batches,
+                accelerator=self.accelerator,
+            )
         steering = self.steering
         held = None if steering.held is None else round(steering.held, 6)
         share = round(steering.share * steering.near, 4)
@@ -312,7 +312,7 @@ class Loop:
         self.optimizer.load_state_dict(optimizer_state(state["optimizer"], tensors))
         self.steering.restore(state["steering"])
         self.nearest.look, self.nearest.state = state["nearest"], parts_named(tensors, "nearest")
-        self.losses.tilt = self.steering.tilt
+        self._aim(state["history"])
         torch.set_rng_state(tensors["random"])
         if state["in_round"]:
             logger.info("resuming at step %d of round %d", state["in_round"], 1 + len(self.rounds))

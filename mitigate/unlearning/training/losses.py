@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 import torch
 
 from mitigate.errors import MitigateError
+from mitigate.models.inside.layers import decoder_layers
+from mitigate.models.inside.lens import Lens, Said
 from mitigate.models.model import kept_logits
 from mitigate.tokens.batches import TRAINED, Batch, default_batch_tokens
 from mitigate.unlearning.material.tasks import Facts, Task, facts
@@ -18,7 +21,7 @@ from mitigate.unlearning.objectives.catalogue import OBJECTIVES, Parameters, Sel
 from mitigate.unlearning.objectives.distributions import divergence
 from mitigate.unlearning.objectives.formulas import hidden_anchor
 from mitigate.unlearning.settings import Unlearn
-from mitigate.unlearning.trainable import AdapterTrainable, Trainable, decoder_layers
+from mitigate.unlearning.trainable import AdapterTrainable, Trainable
 
 
 class Losses:
@@ -33,7 +36,7 @@ class Losses:
         seed: of rmu's direction.
 
     Raises:
-        MitigateError: a layer that is not there.
+        MitigateError: a layer that is not there, or layers that cannot be read.
     """
 
     def __init__(
@@ -49,8 +52,10 @@ class Losses:
         self.trainable, self.weights, self.out_terms = trainable, weights, out_terms
         self.anchor = settings.retain.anchor
         self.rest_on_arrival = settings.stop_at_control
-        self.needs = needs_of(weights)
+        self.needs, self.device = needs_of(weights), device
         self.layer = self._layer(settings.layer) if "hidden" in self.needs or self.anchor == "hidden" else None
+        self.lens = Lens.of(trainable.module) if "lens" in self.needs else None
+        self.lens_fits = False  # its head was seen to give the model's own logits from the last layer
         self.module: torch.nn.Module = trainable.module  # the loop puts the wrapped one here
         self.mixed = mixed_dtype(trainable)
         self.batch_tokens = settings.batch_tokens or default_batch_tokens(
@@ -83,15 +88,30 @@ class Losses:
     def tilt(self, value: float) -> None:
         self.parameters = replace(self.parameters, tilt=value)
 
+    @property
+    def lens_level(self) -> Sequence[float] | None:
+        """How far above what references say there the middle layers are to end, nats, one for each depth."""
+        level = self.parameters.lens_level
+        return None if level is None else level.tolist()
+
+    @lens_level.setter
+    def lens_level(self, value: Sequence[float] | None) -> None:
+        level = None if value is None else torch.tensor(value, device=self.device)
+        self.parameters = replace(self.parameters, lens_level=level)
+
     def of(self, batch: Batch, totals: Mapping[str, float]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """A batch's part of the step's mean objective, of its mean anchor, and of its tokens' mean log-ratio.
 
         The latter, of the tokens to forget to p̄, clipped to ±3 nats, is where they are and has no gradient.
         """
         known = facts(batch)
-        logits, hidden = self.forward(batch)
+        with self._reading(batch, known.selected) as said:
+            logits, hidden = self.forward(batch)
         log_probs = torch.log_softmax(logits, dim=-1)
         log_prob = log_probs.gather(1, batch.targets.unsqueeze(1)).squeeze(1)
+        if said is not None and not self.lens_fits:
+            said.check(log_prob[known.selected].detach(), name=self.trainable.model.name)
+            self.lens_fits = bool(known.selected.any())
         before = self.before.of(batch)
         chosen, held = known.selected, ~known.selected & ~known.substitute
         selected = Selected(
@@ -109,6 +129,8 @@ class Losses:
             typical=self.out_terms.of(batch, "typical") if self.out_terms is not None else None,
             hidden=hidden[chosen] if hidden is not None else None,
             hidden_before=before.hidden[chosen] if before.hidden is not None else None,
+            lens=said.log_probs if said is not None else None,
+            lens_typical=self.out_terms.lens(batch) if self.out_terms is not None else None,
             substitute_log_prob=log_prob[known.substitute],
             substitute_log_prob_before=before.log_prob[known.substitute] if before.log_prob is not None else None,
             substitute_spans=known.span[known.substitute],
@@ -158,6 +180,25 @@ class Losses:
             if hook is not None:
                 hook.remove()
         return logits.float(), captured[0][batch.keep].float() if captured else None
+
+    def above_references(self, batch: Batch) -> torch.Tensor:
+        """(depths,) sum over a batch's selected tokens of how far its middle layers lie above the references', nats."""
+        chosen = facts(batch).selected
+        with torch.no_grad(), self._reading(batch, chosen) as said:
+            self.forward(batch)
+        assert said is not None
+        assert self.out_terms is not None
+        typical = self.out_terms.lens(batch)
+        assert typical is not None
+        return (said.log_probs - typical).double().sum(0)
+
+    def _reading(self, batch: Batch, chosen: torch.Tensor) -> AbstractContextManager[Said | None]:
+        """Read the middle layers at some of a batch's kept tokens, where an objective needs it."""
+        if self.lens is None:
+            return nullcontext()
+        places = batch.keep.clone()
+        places[batch.keep] = chosen
+        return self.lens.reading(places, batch.targets[chosen])
 
     def _layer(self, number: int | None) -> torch.nn.Module:
         """The layer to watch: by default a third of the way up, or the lowest that is trained if that lies higher."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +12,8 @@ from mitigate.unlearning.material.control import Control
 from mitigate.unlearning.settings import Unlearn
 from mitigate.unlearning.training.watch import LAST_NATS, control_now, corrected
 
+logger = logging.getLogger(__name__)
+HARM = 0.5  # nats a token by which the anchors may move before it is said
 _SLOWER, _FASTER, _LEAST_SHARE = 0.8, 1.1, 1 / 64
 _RISE, _MEMORY = 1.1, 0.8  # of the anchors' mean over its running mean: a rise; of the running mean at a step
 _DUAL_RATE = 0.1
@@ -38,6 +41,7 @@ class Steering:
         way: how far above it they were when the watch first looked.
         moved: how far never-seen text has moved since the audit, nats.
         trim: see `corrected`.
+        warned: it was said that other text moves along.
     """
 
     def __init__(self, settings: Unlearn, *, trusted: bool) -> None:
@@ -49,6 +53,7 @@ class Steering:
         self.ratio: float | None = None
         self.level: float | None = None
         self.moved = self.trim = 0.0
+        self.warned = False
 
     @property
     def near(self) -> float:
@@ -87,9 +92,20 @@ class Steering:
         self.level, self.moved = control_now(now, control), float(now["never_seen_moved"])
         self.trim = corrected(self.trim, history, control)
 
+    def warn_of_harm(self, step: int) -> None:
+        """Say once, while it can still be stopped, that other text moves along."""
+        if not self.warned and self.held is not None and self.held > HARM:
+            self.warned = True
+            logger.warning(
+                "step %d: other text moves with what is to be forgotten, by %.2f nats a token; lower "
+                "unlearn.learning_rate, raise unlearn.retain.weight, or give more text to hold still (data.anchors)",
+                step,
+                self.held,
+            )
+
     def go_on_from(self, before: Steering) -> None:
         """Begin a round with the weight, the trust region and the tilt of the one before."""
-        for name in ("dual", "share", "drift", "moved", "trim"):
+        for name in ("dual", "share", "drift", "moved", "trim", "warned"):
             setattr(self, name, getattr(before, name))
 
     def state(self) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Parts of a model between its embeddings and its logits."""
