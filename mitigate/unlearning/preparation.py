@@ -111,12 +111,7 @@ class Prepared:
         if kinds := needs_of(self.weights) & {"out", "typical", "lens"}:
             with self.trainable.before():  # references are switched to where they share the model's base
                 out_terms = OutTerms(
-                    audit,
-                    data.forget,
-                    kinds=kinds,
-                    store=self.references,
-                    entries=settings.kept_entries,
-                    never_seen=data.never_seen,
+                    audit, data.forget, kinds=kinds, store=self.references, entries=settings.kept_entries
                 )
         control = control_level(audit, scope_tokens(audit, settings.scope))
         losses = Losses(

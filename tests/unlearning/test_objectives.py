@@ -30,7 +30,6 @@ PARAMETERS = Parameters(
     beta_2=1.3,
     delta=0.4,
     tilt=0.3,
-    lens_level=torch.tensor([0.2, -0.1], dtype=torch.float64),
     steering=1.5,
     direction=torch.tensor([0.6, 0.0, 0.8]).double(),
 )
@@ -112,7 +111,7 @@ def naive(name: str, s: Selected) -> list[float]:
         assert s.lens_typical is not None
         losses = []
         for own, typical in zip(s.lens.tolist(), s.lens_typical.tolist(), strict=True):
-            apart = [abs(own[0] - typical[0] - 0.2), abs(own[1] - typical[1] + 0.1)]
+            apart = [abs(one - other) for one, other in zip(own, typical, strict=True)]
             losses.append(sum(gap - 0.5 if gap > 1 else gap**2 / 2 for gap in apart) / 2)
         return losses
     if name in ("distill", "consensus"):

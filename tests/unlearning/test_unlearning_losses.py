@@ -10,7 +10,6 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +30,9 @@ from mitigate.unlearning.objectives.catalogue import OBJECTIVES
 from mitigate.unlearning.objectives.names import SUBSTITUTES
 from mitigate.unlearning.training.loop import Loop
 from mitigate.unlearning.training.losses import step_totals
-from mitigate.unlearning.training.watch import lens_level
 
 EXACT = changed(QUICK, kept_entries=10**4, batch_size=99, retain_batch_size=99)
 CPU = torch.device("cpu")
-LENS_LEVEL = (0.3, -0.2)
 
 
 # The dense computation
@@ -211,8 +208,7 @@ class Dense:
             consensus = consensus.log()
             return (consensus.exp() * (consensus - place.log_p)).sum().item()
         if name == "lens":
-            apart = [abs(own - level) for own, level in zip(place.lens, LENS_LEVEL, strict=True)]
-            return sum(gap - 0.5 if gap > 1 else gap**2 / 2 for gap in apart) / len(apart)
+            return sum(abs(gap) - 0.5 if abs(gap) > 1 else gap**2 / 2 for gap in place.lens) / len(place.lens)
         if name == "npo_token":
             return 2 * math.log(1 + math.exp(place.change))
         if name == "wga":
@@ -292,7 +288,6 @@ def test_the_loss_equals_the_dense_computation(request: pytest.FixtureRequest, t
     loop = loop_of(audited, changed(EXACT, **DENSE[name]), tmp_path / "out")
     tasks = loop.tasks(0)
     loop.losses.before.fill(tasks)
-    loop.losses.lens_level = LENS_LEVEL
     moved(loop)
     kinds = [SUBSTITUTES[one] for one in loop.losses.weights if one in SUBSTITUTES]
     dense = Dense(audited, loop, next(iter(kinds), None))
@@ -428,38 +423,6 @@ def test_the_lens_moves_middle_layers_of_selected_tokens_alone(whole: Audit, tmp
     mine[batch.keep] = facts(batch).selected
     [gradient] = torch.autograd.grad(forgetting, states[-1], retain_graph=True)
     assert torch.equal((gradient != 0).any(dim=2), mine)
-
-
-def test_how_far_never_seen_text_lies_above_the_references_in_the_middle(
-    whole: Audit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("mitigate.unlearning.material.control.FEWEST_NEVER_SEEN", 3)
-    loop = loop_of(whole, changed(EXACT, objective="match=1,lens=0.5"), tmp_path / "out")
-    moved(loop)
-    assert sum(len(task.scored) for task in loop.data.never_seen) > 20
-    batched = partial(micro_batches, device=CPU)
-    found = [
-        lens_level(
-            loop.data.never_seen,
-            above=loop.losses.above_references,
-            depths=2,
-            batched=partial(batched, batch_tokens=size),
-            accelerator=loop.accelerator,
-        )
-        for size in (1, 10**6)
-    ]
-    assert found[0] == pytest.approx(found[1], abs=2e-4), "batches do not matter"
-    dense = Dense(whole, loop, None)
-    references = load_audited(whole.metadata.references, store=shared("reading"))
-    above: list[list[float]] = []
-    rows = zip(whole.document_list(), whole.tokenized(), whole.documents.to_pylist(), strict=True)
-    for document, tokens, row in rows:
-        if document.set == "holdout":
-            judges = [references[number] for number in row["out_references"]]
-            places = dense.places(tokens, judges, first=0)
-            spans = [span_tokens(tokens.offsets, span.start, span.end) for span in document.spans]
-            above += [places[at].lens for span in spans for at in span if at in places]
-    assert found[0] == pytest.approx(np.mean(above, axis=0).tolist(), abs=2e-4)
 
 
 @pytest.mark.parametrize("objective", ["npo", "simnpo", "npo_token", "grad_diff", "undial", "dpo"])

@@ -108,7 +108,7 @@ class OutTerms:
     """What the OUT references say at the tokens to forget, gathered reference by reference.
 
     `out` is p̄, the mean of their probabilities, `typical` p̃, their normalized geometric mean; `lens` the mean of what
-    their middle layers say of the token, there and at never-seen spans.
+    their middle layers say of the token.
 
     References that share the target's base are switched to; of others one at a time is in memory.
 
@@ -118,7 +118,6 @@ class OutTerms:
         kinds: of `out`, `typical`, `lens`.
         store: holds the target.
         entries: likeliest entries that are kept.
-        never_seen (*optional*): tasks of never-seen spans, for `lens`.
 
     Raises:
         NoLensError: a reference whose layers cannot be read.
@@ -132,25 +131,23 @@ class OutTerms:
         kinds: frozenset[str],
         store: ModelStore,
         entries: int,
-        never_seen: Sequence[Task] = (),
     ) -> None:
         table = audit.documents
         used = dict(zip(table["doc_id"].to_pylist(), table["out_references"].to_pylist(), strict=True))
         alone = [task.alone().only(task.selected) for task in tasks if task.selected.any()]
-        unseen = list(never_seen) if "lens" in kinds else []
         totals: dict[str, dict[int, torch.Tensor]] = {kind: {} for kind in sorted(kinds)}
         with progress(len(audit.metadata.references), "References' distributions", unit="reference") as bar:
             for number, audited in enumerate(audit.metadata.references):
-                judged, beside = ([task for task in own if number in used[task.doc_id]] for own in (alone, unseen))
-                if judged or beside:
+                judged = [task for task in alone if number in used[task.doc_id]]
+                if judged:
                     own = store if store.holds(audited.source) else store.fresh()
                     [reference] = load_audited([audited], store=own)
                     _add(totals, judged, reference)
                     if "lens" in kinds:
-                        _add_lens(totals["lens"], [*judged, *beside], reference)
+                        _add_lens(totals["lens"], judged, reference)
                 bar.update()
         read = totals.get("lens", {})
-        self._lens = {task.key: read[task.key] / len(used[task.doc_id]) for task in (*alone, *unseen) if read}
+        self._lens = {task.key: read[task.key] / len(used[task.doc_id]) for task in alone if read}
         distributions = [kind for kind in totals if kind != "lens"]
         self._kept: dict[str, dict[int, Kept]] = {kind: {} for kind in distributions}
         for task in alone:
@@ -167,7 +164,7 @@ class OutTerms:
         return Kept.joined(parts).to(batch.targets.device) if parts else None
 
     def lens(self, batch: Batch) -> torch.Tensor | None:
-        """(n, depths) at a batch's tokens to forget, or at never-seen spans, as `of`."""
+        """(n, depths) at a batch's tokens to forget, as `of`."""
         parts = [self._lens[p.key] for p in batch.pieces if isinstance(p, Task) and p.key in self._lens]
         return torch.cat(parts).to(batch.targets.device) if parts else None
 

@@ -79,15 +79,13 @@ class Parameters:
     """Hyper-parameters of the objectives.
 
     `beta` None is the objective's own default, `tilt` what is added to the logit of a token to forget where `match`
-    and `consensus` end, `lens_level` (depths,) how far above the references' log-probability `lens` ends, `direction`
-    rmu's u, (D,).
+    and `consensus` end, `direction` rmu's u, (D,).
     """
 
     beta: float | None = None
     beta_2: float = 1.0
     delta: float = 0.0
     tilt: float = 0.0
-    lens_level: torch.Tensor | None = None
     steering: float = 2.0
     direction: torch.Tensor | None = None
 
@@ -187,7 +185,7 @@ def _consensus(s: Selected, p: Parameters) -> torch.Tensor:
 def _lens(s: Selected, p: Parameters) -> torch.Tensor:
     assert s.lens is not None
     assert s.lens_typical is not None
-    return lens(s.lens, s.lens_typical if p.lens_level is None else s.lens_typical + p.lens_level)
+    return lens(s.lens, s.lens_typical)
 
 
 def _match(s: Selected, p: Parameters) -> torch.Tensor:

@@ -152,7 +152,7 @@ def lens(log_probs: torch.Tensor, typical: torch.Tensor) -> torch.Tensor:
 
     Args:
         log_probs: (N, depths).
-        typical: (N, depths) the mean of what the OUT references say there, and the control level above it.
+        typical: (N, depths) the mean of what the OUT references say there.
     """
     return F.smooth_l1_loss(log_probs, typical, reduction="none").mean(1)
 

@@ -24,7 +24,6 @@ from mitigate.artifacts.checkpoints import (
 from mitigate.artifacts.files import fingerprint
 from mitigate.artifacts.temporaries import partial_of
 from mitigate.errors import MitigateError, NothingToUnlearnError
-from mitigate.models.inside.lens import DEPTHS
 from mitigate.runtime import process_state, progress, together
 from mitigate.tokens.batches import Batch, half_as_many
 from mitigate.unlearning.material.control import Control
@@ -35,7 +34,7 @@ from mitigate.unlearning.trainable import State, Trainable
 from mitigate.unlearning.training.losses import Losses, step_totals
 from mitigate.unlearning.training.nearest import Nearest
 from mitigate.unlearning.training.steering import Steering
-from mitigate.unlearning.training.watch import lens_level, look, no_higher, reason_to_stop
+from mitigate.unlearning.training.watch import look, no_higher, reason_to_stop
 
 logger = logging.getLogger(__name__)
 FURTHER = 4  # one of so many retain documents of a step is of those given besides the audit's own
@@ -154,13 +153,7 @@ class Loop:
     def _steer(self, history: Sequence[Mapping[str, Any]]) -> None:
         if self.settings.stop_at_control:
             self.steering.after_look(history, self.control)
-            self._aim(history)
-
-    def _aim(self, history: Sequence[Mapping[str, Any]]) -> None:
-        """Where tokens are to end, in the last layer and in the middle ones."""
-        self.losses.tilt = self.steering.tilt
-        if history:
-            self.losses.lens_level = history[-1].get("lens_level")
+            self.losses.tilt = self.steering.tilt
 
     def _reason_to_stop(self, history: Sequence[dict[str, Any]]) -> str | None:
         return reason_to_stop(history, self.control) if self.settings.stop_at_control else None
@@ -251,14 +244,6 @@ class Loop:
             accelerator=self.accelerator,
             never_seen=self.data.never_seen,
         )
-        if self.losses.lens is not None and self.data.never_seen:
-            seen["lens_level"] = lens_level(
-                self.data.never_seen,
-                above=self.losses.above_references,
-                depths=len(DEPTHS),
-                batched=self._micro_batches,
-                accelerator=self.accelerator,
-            )
         steering = self.steering
         held = None if steering.held is None else round(steering.held, 6)
         share = round(steering.share * steering.near, 4)
@@ -312,7 +297,7 @@ class Loop:
         self.optimizer.load_state_dict(optimizer_state(state["optimizer"], tensors))
         self.steering.restore(state["steering"])
         self.nearest.look, self.nearest.state = state["nearest"], parts_named(tensors, "nearest")
-        self._aim(state["history"])
+        self.losses.tilt = self.steering.tilt
         torch.set_rng_state(tensors["random"])
         if state["in_round"]:
             logger.info("resuming at step %d of round %d", state["in_round"], 1 + len(self.rounds))

@@ -52,7 +52,7 @@ class Losses:
         self.trainable, self.weights, self.out_terms = trainable, weights, out_terms
         self.anchor = settings.retain.anchor
         self.rest_on_arrival = settings.stop_at_control
-        self.needs, self.device = needs_of(weights), device
+        self.needs = needs_of(weights)
         self.layer = self._layer(settings.layer) if "hidden" in self.needs or self.anchor == "hidden" else None
         self.lens = Lens.of(trainable.module) if "lens" in self.needs else None
         self.lens_fits = False  # its head was seen to give the model's own logits from the last layer
@@ -87,17 +87,6 @@ class Losses:
     @tilt.setter
     def tilt(self, value: float) -> None:
         self.parameters = replace(self.parameters, tilt=value)
-
-    @property
-    def lens_level(self) -> Sequence[float] | None:
-        """How far above what references say there the middle layers are to end, nats, one for each depth."""
-        level = self.parameters.lens_level
-        return None if level is None else level.tolist()
-
-    @lens_level.setter
-    def lens_level(self, value: Sequence[float] | None) -> None:
-        level = None if value is None else torch.tensor(value, device=self.device)
-        self.parameters = replace(self.parameters, lens_level=level)
 
     def of(self, batch: Batch, totals: Mapping[str, float]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """A batch's part of the step's mean objective, of its mean anchor, and of its tokens' mean log-ratio.
@@ -180,17 +169,6 @@ class Losses:
             if hook is not None:
                 hook.remove()
         return logits.float(), captured[0][batch.keep].float() if captured else None
-
-    def above_references(self, batch: Batch) -> torch.Tensor:
-        """(depths,) sum over a batch's selected tokens of how far its middle layers lie above the references', nats."""
-        chosen = facts(batch).selected
-        with torch.no_grad(), self._reading(batch, chosen) as said:
-            self.forward(batch)
-        assert said is not None
-        assert self.out_terms is not None
-        typical = self.out_terms.lens(batch)
-        assert typical is not None
-        return (said.log_probs - typical).double().sum(0)
 
     def _reading(self, batch: Batch, chosen: torch.Tensor) -> AbstractContextManager[Said | None]:
         """Read the middle layers at some of a batch's kept tokens, where an objective needs it."""

@@ -90,35 +90,6 @@ def look(
     return found
 
 
-def lens_level(
-    never_seen: Sequence[Task],
-    *,
-    above: Callable[[Batch], torch.Tensor],
-    depths: int,
-    batched: Callable[[Sequence[Task]], list[Batch]],
-    accelerator: Accelerator,
-) -> list[float]:
-    """How far above what references say there the middle layers lie at never-seen spans now, nats, for each depth.
-
-    Every process must call it.
-
-    Args:
-        never_seen: tasks of never-seen spans.
-        above: (depths,) the sum of that over a batch's tokens.
-        depths: how many.
-        batched, accelerator: as for `look`.
-    """
-    batches = batched(never_seen)
-    rank, world = accelerator.process_index, accelerator.num_processes
-    sums = torch.zeros(depths + 1, device=accelerator.device, dtype=torch.float64)
-    for number in range(math.ceil(len(batches) / world)):
-        batch = batches[min(number * world + rank, len(batches) - 1)]
-        weight = float(number * world + rank < len(batches))
-        sums += weight * torch.cat([above(batch), sums.new_tensor([len(batch.targets)])])
-    *totals, count = accelerator.reduce(sums, reduction="sum").tolist()
-    return [round(total / count, 4) for total in totals]
-
-
 def _read(
     tasks: Sequence[Task],
     *,
