@@ -232,6 +232,10 @@ CANDIDATES: Mapping[str, Candidate] = {
     "document_oracle": Candidate("never saw the people", lambda made, _: made.world.document_oracles[1]),
     "token_oracle": Candidate("fitted without a loss on the secrets", lambda made, _: made.world.token_oracles[0]),
     "default": Candidate("unlearned by the default", lambda made, out: _unlearned(made, out)),
+    "lens": Candidate(
+        "unlearned by the default, in middle layers, too",
+        lambda made, out: _unlearned(made, out, objective={"match": 1.0, "consensus": 0.5, "lens": 0.5}),
+    ),
     "untouched": Candidate("the target as it is", _untouched, _ON_WEIGHTS),
     "guard": Candidate("decoding never writes a digit", _guarded, frozenset({*_ON_WEIGHTS, "true_prefix"})),
     "refusal": Candidate(
@@ -255,4 +259,4 @@ CANDIDATES: Mapping[str, Candidate] = {
         _with_a_copy,
     ),
 }
-"""`default` is neither: what it is caught by is a finding about the default."""
+"""`default` and `lens` are neither: what they are caught by is a finding about them."""

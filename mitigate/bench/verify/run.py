@@ -27,7 +27,7 @@ from mitigate.proof.prove import prove
 from mitigate.runtime import library_versions, process_state
 
 logger = logging.getLogger(__name__)
-NEITHER = ("default",)  # no cheat, and no model that nothing may catch
+NEITHER = ("default", "lens")  # no cheats, and no models that nothing may catch
 
 
 def bench_verify(
