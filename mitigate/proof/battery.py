@@ -25,6 +25,7 @@ from mitigate.proof.attacks.relearning import (
     relearned_from_related,
     relearned_from_retained,
 )
+from mitigate.proof.attacks.twins import exposures
 from mitigate.proof.attacks.weights import as_served, difference, lowest_tokens, moved, rounded
 from mitigate.proof.case import Case, Subject
 from mitigate.proof.settings import Proof
@@ -77,6 +78,11 @@ ATTACKS: Mapping[str, Attack] = {
     "min_k": Attack(
         "Without references: the unlikeliest tokens",
         "Min-K%: the mean log-probability of each text's unlikeliest fifth of tokens.",
+        two_sided=True,
+    ),
+    "twins": Attack(
+        "Without references: among other people's values",
+        "Values of the same kind of never-seen people are put in each value's place: how high does the true one rank?",
         two_sided=True,
     ),
     "forensic": Attack(
@@ -182,6 +188,8 @@ def _sides(case: Case, subject: Subject, name: str, *, settings: Proof, seed: in
     """Part of the attack -> mean scores of both kinds of text."""
     if name == "min_k":
         return {"": lowest_tokens(case, subject)}
+    if name == "twins":
+        return {"": exposures(case, subject, settings=settings, seed=seed)}
     if name == "forensic":
         return {"": told_apart(case, subject, seed=seed)}
     if name == "layers":

@@ -124,6 +124,12 @@ class Case:
         return self.before.tokenized()
 
     @cached_property
+    def special_tokens(self) -> dict[str, bool]:
+        """Document -> whether it is read with the tokenizer's special tokens around it."""
+        table = self.before.documents
+        return dict(zip(table["doc_id"].to_pylist(), table["special_tokens"].to_pylist(), strict=True))
+
+    @cached_property
     def group_number(self) -> dict[str, int]:
         """Group -> its number, which says nothing of its name."""
         return {group: number for number, group in enumerate(dict.fromkeys(self.before.groups.values()))}

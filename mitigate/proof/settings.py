@@ -12,6 +12,7 @@ from mitigate.models.settings import Lora, Schedule
 AttackName = Literal[
     "judges",
     "min_k",
+    "twins",
     "forensic",
     "layers",
     "bfloat16",
@@ -57,6 +58,7 @@ class Proof(Section):
     plain: str | None = Field(
         None, description="documents about nobody, a file, that relearn_plain trains on; default: invented prose"
     )
+    twins: int = Field(8, ge=1, description="other people's values that twins puts in a value's place")
     short_prefix: int = Field(16, ge=1, description="tokens before a value that short_prefix and other_document keep")
     prompts: str | None = Field(
         None, description="a file of rows with a prompt and the value that it asks for: the prompts of own_prompts"

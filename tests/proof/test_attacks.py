@@ -33,6 +33,7 @@ from mitigate.proof.attacks.relearning import (
     relearned_from_plain,
     relearned_from_related,
 )
+from mitigate.proof.attacks.twins import _twins, exposures
 from mitigate.proof.attacks.weights import NF4, ROUNDINGS, as_served, difference, lowest_tokens, moved, rounded
 from mitigate.proof.battery import ATTACKS, READING
 from mitigate.proof.case import Case, NotApplicableError, NotPossibleError, make_case, plain_model
@@ -371,6 +372,42 @@ def test_prefixes_are_what_they_are_called(case: Case) -> None:
         assert found.hits.tolist() == expected, how
     known, _ = extracted(case, case.mitigated, how="true_prefix", settings=settings, seed=0)
     assert known.hits.sum() >= 3, "the model was trained on them"
+
+
+def test_a_value_is_ranked_among_those_of_other_people(case: Case) -> None:
+    settings = Proof(twins=3)
+    own, never_seen = exposures(case, case.mitigated, settings=settings, seed=0)
+    assert len(own[0]) == len(never_seen[0]) == 5
+    assert own[0].mean() > 1.5, "of two bits: the model was trained on them"
+    model, texts = case.mitigated.load(), case.before.texts
+    values = [list(values_of(case, never_seen=side, context=64, settings=settings, seed=0)) for side in (False, True)]
+    others = {texts[one.place.doc_id][one.place.start : one.place.end] for one in values[1]}
+    for (bits, groups), side in zip((own, never_seen), values, strict=True):
+        for found, group, value in zip(bits, groups, side, strict=True):
+            place, text = value.place, texts[value.place.doc_id]
+            assert group == case.before.groups[place.doc_id]
+            written = _twins(case, value, values[1], 3)
+            assert written is not None
+            assert len(set(written)) == 3
+            assert set(written) <= others - {text[place.start : place.end]}
+            likely = []
+            for one in (text[place.start : place.end], *written):
+                whole = model.tokenizer(text[: place.start] + one, return_offsets_mapping=True)
+                ids, first = whole["input_ids"], 0
+                while whole["offset_mapping"][first][1] <= place.start:
+                    first += 1
+                last = max(at for at, (start, end) in enumerate(whole["offset_mapping"]) if end > place.start) + 1
+                with model.active() as module, torch.inference_mode():
+                    read = ids[max(0, first - 32) : last]
+                    logits = module(input_ids=torch.tensor([read])).logits[0].log_softmax(-1)
+                count = last - first
+                likely.append(
+                    sum(logits[len(read) - count + n - 1, read[len(read) - count + n]].item() for n in range(count))
+                )
+            rank = 1 + sum(twin > likely[0] for twin in likely[1:])
+            assert found == pytest.approx(2 - np.log2(rank), abs=1e-6)
+    with pytest.raises(NotPossibleError, match="no value has 5 others of its kind"):
+        exposures(case, case.mitigated, settings=Proof(twins=5), seed=0)
 
 
 def test_documents_are_continued_from_their_first_half(case: Case) -> None:
