@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from forgetting import QUICK, changed, loop_of, shared
+from forgetting import QUICK, THOROUGH, changed, loop_of, shared
 
 from mitigate.detection.audit import load_audited
 from mitigate.detection.record import Audit
@@ -100,6 +100,7 @@ class Dense:
     kind: str | None
     forgotten: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     weights: list[float] = field(default_factory=list)
+    chosen_places: list[Place] = field(default_factory=list)
     held: list[tuple[float, float]] = field(default_factory=list)  # weight, loss
 
     def __post_init__(self) -> None:
@@ -158,6 +159,7 @@ class Dense:
         inside = [[places.pop(at) for at in span if at in places] for span in spans]
         self.held += [self.anchor(place) for place in places.values()]
         for place in (place for span in inside for place in span):
+            self.chosen_places.append(place)
             weight = 1.0
             if settings.weighting == "entropy":
                 entropy = self.audit.columns["entropy_out"]
@@ -454,3 +456,14 @@ def test_before_the_first_step_the_anchor_is_zero(
     tasks = loop.tasks(0)
     loop.losses.before.fill(tasks)
     assert abs(step_losses(loop, tasks)[1]) < 1e-6, "p_0 is the leaky model, its own adapter included"
+
+
+def test_with_the_lens_middle_layers_end_nearer_to_what_references_layers_say(whole: Audit, tmp_path: Path) -> None:
+    apart = {}
+    for objective in ("match", "match=1,lens=1"):
+        settings = changed(THOROUGH, objective=objective)
+        loop = loop_of(whole, settings, tmp_path / objective)
+        loop.train(resume=False)
+        dense = Dense(whole, loop, None)
+        apart[objective] = np.abs([place.lens[0] for place in dense.chosen_places]).mean()
+    assert apart["match=1,lens=1"] < 0.3 * apart["match"]
