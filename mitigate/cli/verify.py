@@ -236,6 +236,8 @@ def _print(evidence: Evidence, out: Path) -> None:
         if interval := one["gap_interval"]:
             gap = f"{one['gap']:+.3f} ({interval[0]:+.3f}, {interval[1]:+.3f})"
         state = one["state"].replace("_", " ") if attack.scope == "model" else "needs the model before"
+        if attack.scope == "model" and one["people_needed"] is not None:
+            state += f": {one['people_needed']['forgotten']:,} people would, about"
         typer.echo(f"{title:<46}{value:>8}{control:>9}{gap:>26}  {state}")
     for one in evidence.record["not_made"]:
         what = "not made" if one["applies"] else "does not apply"

@@ -149,9 +149,29 @@ def _tested(record: Mapping[str, Any]) -> list[str]:
             "*Beside models that never saw it* shows, with 95 % confidence, that no claim of (ε, δ)-"
             f"indistinguishability with ε below {bound:.2f} (δ = 1e-5) holds for the model; 0 shows nothing.",
         ]
+    lines += _needs(record["findings"])
     lines += [line for one in record["findings"] if "leak_at" in one for line in ("", _draws(one))]
     lines += ["", *[f"- *{ATTACKS[name].title}*: {ATTACKS[name].asks}" for name in _names(record["findings"])]]
     return lines
+
+
+def _needs(findings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """With how many people it could be told what now cannot."""
+    untold = [one for one in findings if one["state"] == "cannot_tell" and ATTACKS[one["attack"]].scope == "model"]
+    needed = [
+        f"*{ATTACKS[one['attack']].title}* {counts['forgotten']:,} and {counts['never_seen']:,}"
+        for one in untold
+        if (counts := one["people_needed"]) is not None
+    ]
+    if not untold:
+        return []
+    if len(needed) < len(untold):
+        needed.append("of the others no number would do")
+    return [
+        "",
+        "*Cannot tell*: the interval reaches beyond the margin. Were the gaps what they seem, about so many people to "
+        f"forget, and never-seen ones, would tell: {'; '.join(needed)}.",
+    ]
 
 
 def _draws(finding: Mapping[str, Any]) -> str:

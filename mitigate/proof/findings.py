@@ -5,6 +5,7 @@ Pure functions of tables, which `mitigate verify --check` computes again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -48,9 +49,9 @@ def findings_of(tables: Mapping[str, pa.Table], *, margin: float, samples: int) 
         `never_seen`; of drawn values `leak_at` and `discoverable`, see `_drawn`); `rank` of a single person among the
         never-seen ones, who has no interval; `state`. It is `fell` if the gap is above the margin and surely above 0,
         `over_forgotten` if it is as far below and that counts, `withstood` if its interval lies within the margin, else
-        `cannot_tell`. Surely: all attacks on the model alone are one family of tests, and an interval as wide as
-        Bonferroni's 1 − 0.05 / tests asks for lies above 0; so a model that never saw the text falls to any of them in
-        one proof of forty.
+        `cannot_tell`, with `people_needed` to tell, see `_needed`. Surely: all attacks on the model alone are one
+        family of tests, and an interval as wide as Bonferroni's 1 − 0.05 / tests asks for lies above 0; so a model that
+        never saw the text falls to any of them in one proof of forty.
     """
     parts = [(name, part) for name, table in tables.items() for part in dict.fromkeys(table["part"].to_pylist())]
     tests = sum(ATTACKS[name].scope == "model" for name, _ in parts)
@@ -74,15 +75,18 @@ def _finding(name: str, part: str, table: pa.Table, *, margin: float, samples: i
         figures = _auc(own, (sides["control", "forgotten"], sides["control", "never_seen"]))
     else:
         figures = _share(table, own, sides["control", "forgotten"], mean=attack.figure == "mean")
+    people = {side: len(set(sample[1])) for side, sample in zip(("forgotten", "never_seen"), own, strict=True)}
+    state = _state(attack, figures["gap"], margin=margin, tests=tests)
     return {
         "attack": name,
         "part": part,
         "texts": {side: len(sample[0]) for side, sample in zip(("forgotten", "never_seen"), own, strict=True)},
-        "people": {side: len(set(sample[1])) for side, sample in zip(("forgotten", "never_seen"), own, strict=True)},
+        "people": people,
         **flat(figures),
         **more,
         **(_of_people(*own) if attack.figure == "auc" else {}),
-        "state": _state(attack, figures["gap"], margin=margin, tests=tests),
+        "state": state,
+        "people_needed": _needed(attack, figures["gap"], people, margin=margin) if state == "cannot_tell" else None,
     }
 
 
@@ -96,6 +100,21 @@ def _state(attack: Attack, gap: Figure, *, margin: float, tests: int) -> str:
         return "over_forgotten"
     within = gap.high <= margin and (gap.low >= -margin or not attack.two_sided)
     return "withstood" if within else "cannot_tell"
+
+
+def _needed(attack: Attack, gap: Figure, people: Mapping[str, int], *, margin: float) -> dict[str, int] | None:
+    """People on each side with whom a gap as large as this would lie surely within the margin, about.
+
+    Intervals narrow with the root of the number of people. None where no number shows it, or nothing is known of it.
+    """
+    if gap.value is None or gap.low is None or gap.high is None:
+        return None
+    sides = [(gap.high - gap.value, margin - gap.value)]
+    sides += [(gap.value - gap.low, margin + gap.value)] if attack.two_sided else []
+    if min(room for _, room in sides) <= 0:
+        return None
+    factor = max(reach / room for reach, room in sides) ** 2
+    return {side: max(count, math.ceil(count * factor)) for side, count in people.items()}
 
 
 def _auc(own: Sides, control: Sides) -> dict[str, Figure]:

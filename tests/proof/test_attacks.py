@@ -623,6 +623,21 @@ def test_too_low_counts_where_it_says_so_and_few_people_tell_nothing() -> None:
     assert some["state"] == "cannot_tell"
 
 
+def test_what_cannot_be_told_says_how_many_people_would_tell() -> None:
+    [found] = findings_of({"judges": table(np.random.default_rng(6), people=30)}, margin=0.07, samples=8)
+    low, high = found["gap_interval"]
+    assert found["state"] == "cannot_tell"
+    assert abs(found["gap"]) < 0.07
+    times = max((high - found["gap"]) / (0.07 - found["gap"]), (found["gap"] - low) / (0.07 + found["gap"])) ** 2
+    assert found["people_needed"] == dict.fromkeys(("forgotten", "never_seen"), int(np.ceil(30 * times)))
+    [large] = findings_of({"judges": table(np.random.default_rng(3), people=8, own=0.5)}, margin=0.05, samples=8)
+    assert large["state"] == "cannot_tell"
+    assert large["gap"] > 0.05
+    assert large["people_needed"] is None, "no number of people makes such a gap small"
+    [told] = findings_of({"judges": table(np.random.default_rng(0), own=1.0)}, margin=0.05, samples=8)
+    assert (told["state"], told["people_needed"]) == ("fell", None)
+
+
 def shares(own: list[float], control: list[float] | None, never_seen: list[float]) -> pa.Table:
     rows: list[dict[str, Any]] = []
     for role, side, hits in (
