@@ -37,7 +37,8 @@ def bench_verify(
     merging; unlearning against the very references that judge; pushed too low; hidden by the last layer alone; undone
     by 4-bit rounding; an edited report; a secret that stands in another document. Each has checks that are meant for
     it. Models that never saw the people, or were fitted without a loss on their secrets, must be caught by none. The
-    default is verified, too: what catches it is a finding about the default. OUT/verify.json, and a table.
+    default is verified, too, as it is and with the objective lens: what catches it is a finding about the default.
+    OUT/verify.json, and a table.
 
     --set takes the keys of `bench unlearn` for people and models, and proof.* (see `mitigate verify`). In a directory
     of `bench unlearn` with the same people its models are used.

@@ -26,7 +26,7 @@ class VerifyBenchSettings(UnlearnWorldSettings):
         default_factory=lambda: RunSettings(learning_rate=6e-3, max_steps=200),
         description="of the default, and of cheats that are unlearned; see `Unlearn`",
     )
-    proof: Proof = Field(default_factory=lambda: Proof(samples=4), description="the attacks; see `mitigate verify`")
+    proof: Proof = Field(default_factory=Proof, description="the attacks; see `mitigate verify`")
 
 
 class HardVerifyBenchSettings(HardSettings, VerifyBenchSettings):
