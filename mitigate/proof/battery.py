@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from mitigate.models.inside.lens import DEPTHS
-from mitigate.proof.attacks.inside import read_from_layers, told_apart
+from mitigate.proof.attacks.inside import read_from_layers, recognised, told_apart
 from mitigate.proof.attacks.prefixes import Attempted, continued, extracted
 from mitigate.proof.attacks.relearning import (
     relearned_from_forgotten,
@@ -90,6 +90,11 @@ ATTACKS: Mapping[str, Attack] = {
         "Everything that the model says of a text (probabilities, ranks, entropies) goes into a classifier that was "
         "fitted on other people; it also finds text that the model now finds suspiciously unlikely.",
         two_sided=True,
+    ),
+    "kept": Attack(
+        "A classifier fitted on what the model keeps",
+        "Fitted to tell retained people from half of the never-seen ones by all that the model and its middle layers "
+        "say, and asked about those to forget and about the other half.",
     ),
     "layers": Attack("Middle layers", "The output head is put on hidden states of half and of three quarters depth."),
     "bfloat16": Attack("In bfloat16", "All weights in bfloat16, with the adapters merged."),
@@ -192,6 +197,8 @@ def _sides(case: Case, subject: Subject, name: str, *, settings: Proof, seed: in
         return {"": exposures(case, subject, settings=settings, seed=seed)}
     if name == "forensic":
         return {"": told_apart(case, subject, seed=seed)}
+    if name == "kept":
+        return {"": recognised(case, subject)}
     if name == "layers":
         found = read_from_layers(case, subject)
         return {depth: case.sides(found[depth], subject) for depth in DEPTHS}

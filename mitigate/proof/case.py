@@ -153,9 +153,9 @@ class Case:
         numbers = self.documents("forget", "holdout") if numbers is None else numbers
         return self._scattered(token_log_probs(model, [self.tokenized[number] for number in numbers]), numbers)
 
-    def signals(self, model: Model) -> dict[str, np.ndarray]:
-        """The target's signals, each (N,), of the documents to forget and the never-seen ones."""
-        numbers = self.documents("forget", "holdout")
+    def signals(self, model: Model, numbers: Sequence[int] | None = None) -> dict[str, np.ndarray]:
+        """The target's signals, each (N,), of some documents, as `log_probs`."""
+        numbers = self.documents("forget", "holdout") if numbers is None else numbers
         found = token_signals(model, [], documents=[self.tokenized[number] for number in numbers])
         return {name: self._scattered(column, numbers) for name, column in found.items() if column.ndim == 1}
 

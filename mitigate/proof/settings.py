@@ -14,6 +14,7 @@ AttackName = Literal[
     "min_k",
     "twins",
     "forensic",
+    "kept",
     "layers",
     "bfloat16",
     "int8",

@@ -71,10 +71,14 @@ class View:
             name: `span_auc` (known spans) or `document_auc` (whole documents).
             member: of the documents to forget; else of the holdout.
         """
+        return self.places_in(name, "forget" if member else "holdout")
+
+    def places_in(self, name: str, which: str) -> tuple[np.ndarray, list[str]]:
+        """`places` of the texts of any set: `forget` (those to forget), `retain` or `holdout`."""
         rows: list[tuple[int, int]] = []
         groups = []
         for doc_id, own in self.audit.rows.items():
-            if not (self.is_forget(doc_id) if member else self.sets[doc_id] == "holdout"):
+            if not (self.is_forget(doc_id) if which == "forget" else self.sets[doc_id] == which):
                 continue
             spans = [(0, own.stop - own.start)] if name == "document_auc" else self._known[doc_id]
             rows += [(own.start + first, own.start + last) for first, last in spans]

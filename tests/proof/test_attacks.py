@@ -256,6 +256,35 @@ def test_nobody_is_judged_by_a_classifier_that_was_fitted_on_him(case: Case, mon
     assert len(fitted) == 5
 
 
+def test_what_the_model_keeps_teaches_to_recognise_what_it_should_not_know(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inside, "_LEAST_PEOPLE", 2)
+    fitted: list[tuple[np.ndarray, np.ndarray]] = []
+    judged: list[np.ndarray] = []
+    whole = inside._fitted
+
+    def watched(x: np.ndarray, y: np.ndarray) -> Any:
+        made = whole(x, y)
+        fitted.append((x, y))
+        decide = made.decision_function
+        made.decision_function = lambda rows: (judged.append(rows), decide(rows))[1]
+        return made
+
+    monkeypatch.setattr(inside, "_fitted", watched)
+    own, other = inside.recognised(case, case.mitigated)
+    texts = {name: len(case.view.places_in("span_auc", name)[0]) for name in ("forget", "retain", "holdout")}
+    assert (len(own[0]), len(other[0])) == (texts["forget"], texts["holdout"])
+    assert len(fitted) == 2
+    rows = [{row.tobytes() for row in x} for x, _ in fitted]
+    for number, (x, y) in enumerate(fitted):
+        asked, compared = judged[2 * number : 2 * number + 2]
+        assert int(y.sum()) == texts["retain"]
+        assert len(x) - int(y.sum()) + len(compared) == texts["holdout"]
+        assert rows[number].isdisjoint({row.tobytes() for row in (*asked, *compared)})
+    assert own[0].mean() > other[0].mean() + 1, "the model was trained on them as on those that are kept"
+
+
 # Relearning
 
 

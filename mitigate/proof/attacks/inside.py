@@ -1,6 +1,8 @@
-"""Attacks that look inside: predictions read from middle layers, and a classifier of everything a model says."""
+"""Attacks that look inside: predictions read from middle layers, and classifiers of everything a model says."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,14 +23,18 @@ _FOLDS = 5
 _LEAST_PEOPLE = 10  # on each side, for a classifier
 
 
-def read_from_layers(case: Case, subject: Subject) -> dict[str, np.ndarray]:
+def read_from_layers(case: Case, subject: Subject, numbers: list[int] | None = None) -> dict[str, np.ndarray]:
     """Depth -> (N,) log-probability that the output head gives to each token from that depth's hidden states.
+
+    Args:
+        case, subject: who is attacked.
+        numbers (*optional*): of the documents; by default those to forget and the never-seen ones.
 
     Raises:
         NotPossibleError: no final norm is found, or the head does not give the model's own logits from the last layer.
     """
     model = subject.plain()
-    numbers = case.documents("forget", "holdout")
+    numbers = case.documents("forget", "holdout") if numbers is None else numbers
     documents = [case.tokenized[number] for number in numbers]
     rows = list(case.before.rows.values())
     starts = [rows[number].start for number in numbers]
@@ -61,40 +67,100 @@ def told_apart(case: Case, subject: Subject, *, seed: int) -> Sides:
         NotPossibleError: too few people on a side.
     """
     signals = case.signals(subject.load())
-    columns = [
-        case.ratio(signals["log_prob"]),
+    columns = [*_said(signals), case.ratio(signals["log_prob"])]
+    columns = [np.where(subject.seen, np.nan, column) for column in columns]
+    sides = [_features(case, columns, which) for which in ("forget", "holdout")]
+    _check_people(sides)
+    folds = {
+        group: number % _FOLDS
+        for number, group in enumerate(
+            own[place]
+            for own in (sorted(set(groups)) for _, groups in sides)
+            for place in draw(range(len(own)), len(own), key=f"forensic {seed}")
+        )
+    }
+    fold = np.array([folds[group] for _, groups in sides for group in groups])
+    x, y = np.concatenate([own for own, _ in sides]), np.repeat([1, 0], [len(own) for own, _ in sides])
+    scores = np.zeros(len(y))
+    for number in range(_FOLDS):
+        judged = fold == number
+        scores[judged] = _fitted(x[~judged], y[~judged]).decision_function(x[judged])
+    return (scores[y == 1], sides[0][1]), (scores[y == 0], sides[1][1])
+
+
+def recognised(case: Case, subject: Subject) -> Sides:
+    """Log-odds of a classifier that was fitted to tell what the model keeps from what it never saw.
+
+    It reads all that the model and its middle layers say, no reference, and knows nothing of those to forget. Half of
+    the never-seen people are what it is fitted on, the other half what these are compared with, either way round. Of a
+    reference as the control, the texts that it was trained on are what it keeps.
+
+    Raises:
+        NotPossibleError: too few people who are kept, to forget, or never seen.
+    """
+    numbers = case.documents("forget", "retain", "holdout")
+    signals = case.signals(subject.load(), numbers)
+    try:
+        layers = list(read_from_layers(case, subject, numbers).values())
+    except NotPossibleError:  # the model's own words are left
+        layers = []
+    columns = [*_said(signals), *layers]
+    unseen = [np.where(subject.seen, np.nan, column) for column in columns]
+    if subject.seen.any():
+        seen = [np.where(subject.seen, column, np.nan) for column in columns]
+        trained = [_features(case, seen, which) for which in ("forget", "retain", "holdout")]
+        kept = np.concatenate([own for own, _ in trained]), [group for _, groups in trained for group in groups]
+    else:
+        kept = _features(case, columns, "retain")
+    forget, holdout = (_features(case, unseen, which) for which in ("forget", "holdout"))
+    _check_people([kept, forget, holdout])
+    people = sorted(set(holdout[1]))
+    half = {people[place]: count % 2 for count, place in enumerate(draw(range(len(people)), len(people), key="kept"))}
+    halves = np.array([half[group] for group in holdout[1]])
+    of_forget, of_holdout = np.zeros(len(forget[1])), np.zeros(len(holdout[1]))
+    for number in (0, 1):
+        taught = halves == number
+        x = np.concatenate([kept[0], holdout[0][taught]])
+        classifier = _fitted(x, np.repeat([1, 0], [len(kept[0]), int(taught.sum())]))
+        of_forget += classifier.decision_function(forget[0]) / 2
+        of_holdout[~taught] = classifier.decision_function(holdout[0][~taught])
+    return (of_forget, forget[1]), (of_holdout, holdout[1])
+
+
+def _said(signals: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """What a model says of tokens, (N,) each."""
+    return [
         signals["log_prob"],
         np.log(signals["rank"]),
         signals["entropy"],
         signals["log_prob"] - signals["top_log_prob"],
         min_k_pp(signals["log_prob"], signals["entropy"], signals["log_prob_std"]),
     ]
-    columns = [np.where(subject.seen, np.nan, column) for column in columns]
-    features, groups = [], []
-    for member in (True, False):
-        places, of = case.view.places(case.compared, member=member)
-        rows = [_summary([column[first:last] for column in columns]) for first, last in places]
-        there = [number for number, row in enumerate(rows) if row is not None]
-        features.append(np.array([rows[number] for number in there]))
-        groups.append([of[number] for number in there])
-    if min(len(set(own)) for own in groups) < _LEAST_PEOPLE:
-        raise NotPossibleError(f"a classifier needs {_LEAST_PEOPLE} people to forget, and as many never-seen ones")
-    people = [sorted(set(own)) for own in groups]
-    dealt = [own[place] for own in people for place in draw(range(len(own)), len(own), key=f"forensic {seed}")]
-    folds = {group: number % _FOLDS for number, group in enumerate(dealt)}
-    fold = np.array([folds[group] for own in groups for group in own])
-    x = np.nan_to_num(np.concatenate(features), posinf=0.0, neginf=0.0)
-    y = np.repeat([1, 0], [len(own) for own in features])
-    scores = np.zeros(len(y))
-    for number in range(_FOLDS):
-        judged = fold == number
-        classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000, class_weight="balanced"))
-        scores[judged] = classifier.fit(x[~judged], y[~judged]).decision_function(x[judged])
-    return (scores[y == 1], groups[0]), (scores[y == 0], groups[1])
+
+
+def _features(case: Case, columns: list[np.ndarray], which: str) -> tuple[np.ndarray, list[str]]:
+    """(n, 3 · columns) of the texts of a set that the columns know, and their groups."""
+    places, groups = case.view.places_in(case.compared, which)
+    rows = [_summary([column[first:last] for column in columns]) for first, last in places]
+    there = [number for number, row in enumerate(rows) if row is not None]
+    found = np.array([rows[number] for number in there]).reshape(len(there), 3 * len(columns))
+    return np.nan_to_num(found, posinf=0.0, neginf=0.0), [groups[number] for number in there]
+
+
+def _check_people(sides: list[tuple[np.ndarray, list[str]]]) -> None:
+    if min(len(set(groups)) for _, groups in sides) < _LEAST_PEOPLE:
+        raise NotPossibleError(
+            f"a classifier needs {_LEAST_PEOPLE} people of each kind: to forget, never seen, and to be fitted on"
+        )
+
+
+def _fitted(x: np.ndarray, y: np.ndarray) -> Any:
+    classifier = LogisticRegression(C=0.1, max_iter=1000, class_weight="balanced")
+    return make_pipeline(StandardScaler(), classifier).fit(x, y)
 
 
 def _summary(columns: list[np.ndarray]) -> list[float] | None:
-    known = ~np.isnan(columns[1])
+    known = ~np.isnan(columns[0])
     if not known.any():
         return None
     kept = [np.nan_to_num(column[known]) for column in columns]
