@@ -89,7 +89,6 @@ ATTACKS: Mapping[str, Attack] = {
         "A classifier of all that the model says",
         "Everything that the model says of a text (probabilities, ranks, entropies) goes into a classifier that was "
         "fitted on other people; it also finds text that the model now finds suspiciously unlikely.",
-        two_sided=True,
     ),
     "kept": Attack(
         "A classifier fitted on what the model keeps",

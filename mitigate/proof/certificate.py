@@ -158,19 +158,18 @@ def _tested(record: Mapping[str, Any]) -> list[str]:
 def _needs(findings: Sequence[Mapping[str, Any]]) -> list[str]:
     """With how many people it could be told what now cannot."""
     untold = [one for one in findings if one["state"] == "cannot_tell" and ATTACKS[one["attack"]].scope == "model"]
-    needed = [
-        f"*{ATTACKS[one['attack']].title}* {counts['forgotten']:,} and {counts['never_seen']:,}"
-        for one in untold
-        if (counts := one["people_needed"]) is not None
-    ]
+    needed: dict[str, list[str]] = {}
+    for one in untold:
+        counts = one["people_needed"]
+        many = "no number" if counts is None else f"{counts['forgotten']:,} and {counts['never_seen']:,}"
+        needed.setdefault(many, []).append(f"*{ATTACKS[one['attack']].title}*")
     if not untold:
         return []
-    if len(needed) < len(untold):
-        needed.append("of the others no number would do")
+    said = "; ".join(f"{many}: {', '.join(dict.fromkeys(names))}" for many, names in needed.items())
     return [
         "",
         "*Cannot tell*: the interval reaches beyond the margin. Were the gaps what they seem, about so many people to "
-        f"forget, and never-seen ones, would tell: {'; '.join(needed)}.",
+        f"forget, and never-seen ones, would tell. {said}.",
     ]
 
 
@@ -269,9 +268,8 @@ def _number(values: Mapping[str, Any], key: str, *, sign: bool = False) -> str:
     value, interval = values.get(key), values.get(f"{key}_interval")
     if value is None:
         return "–"
-    form = "+.3f" if sign else ".3f"
-    shown = format(value, form)
-    return f"{shown} ({interval[0]:{form}}, {interval[1]:{form}})" if interval else shown
+    shown, *limits = (format(round(one, 3) + 0.0, "+.3f" if sign else ".3f") for one in (value, *(interval or ())))
+    return f"{shown} ({', '.join(limits)})" if limits else shown
 
 
 def _listed(value: Any) -> str:
