@@ -64,12 +64,10 @@ COMMANDS = {
     "speed": "mitigate bench speed --steps 10 --out runs/speed",
     "memory": "mitigate bench speed --parts memory --out runs/speed",
     "proof-quickstart": "mitigate verify --run runs/quickstart",
-    "cheats": "mitigate bench verify --out runs/cheats --set 'proof.attacks=[judges,min_k,forensic,layers,bfloat16,"
-    "int8,nf4,q4_0,relearn_forgotten,relearn_retained,true_prefix,short_prefix]'",
-    "proof-hard": "mitigate verify --audit SEED/audits/known --model SEED/runs/known-default-token-1/adapter"
-    " --oracle SEED/models/document-oracle-0 --set most_values=100 --set 'attacks=[judges,min_k,forensic,layers,"
-    "bfloat16,int8,nf4,q4_0,relearn_forgotten,relearn_retained,true_prefix,short_prefix,continued,difference,half_way]'"
-    " --out runs/hard-proof",
+    "cheats": "mitigate bench verify --out runs/cheats --set 'proof.attacks=[judges,min_k,twins,forensic,layers,"
+    "bfloat16,int8,nf4,q4_0,relearn_forgotten,relearn_related,relearn_retained,relearn_plain,true_prefix,short_prefix,"
+    "without_cues,reworded,question,sampled]'",
+    "proof-hard": "mitigate verify --run runs/hard",
 }
 
 # --- what stands where ------------------------------------------------------------------------------------------------

@@ -131,7 +131,9 @@ def _share(table: pa.Table, own: Sides, control: Sample, *, mean: bool) -> dict[
     """Shares of hits, or means; the gap is to the control on the same texts, or, without one, to never-seen people."""
     forgotten, never_seen = own
     if len(control[0]):
-        gap = paired_excess(*_both(table))
+        mine, theirs, groups = _both(table)
+        spread = mean and (mine != theirs).any()  # how much of a text comes back varies from text to text
+        gap = clustered_mean(mine - theirs, groups) if spread else paired_excess(mine, theirs, groups)
     elif not len(never_seen[0]) or not len(forgotten[0]):
         gap = UNMEASURED
     elif mean:

@@ -468,6 +468,11 @@ def test_how_much_comes_back_is_a_mean() -> None:
     assert finding["control"] == pytest.approx(0.2)
     assert finding["gap"] == pytest.approx(0.4)
     assert finding["state"] == "fell"
+    near = [value + 0.02 for value in control]
+    [finding] = findings_of({"continued": shares(near, control, [0.2] * 8)}, margin=0.05, samples=8)
+    assert finding["state"] == "withstood", "a little more of every text is no rare event"
+    [finding] = findings_of({"continued": shares([0.2] * 5, [0.2] * 5, [0.2] * 8)}, margin=0.05, samples=8)
+    assert finding["state"] == "cannot_tell", "five texts show little"
 
 
 @pytest.mark.parametrize("never_seen", [False, True])
