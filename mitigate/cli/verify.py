@@ -94,12 +94,12 @@ def verify(
 ) -> None:
     """Attack a mitigated model, each attack beside the same one on a control, and write the evidence.
 
-    Judges that unlearning did not use, a classifier of all that the model says, middle layers; weights rounded as they
-    are served; relearning from four kinds of text; extraction from seven kinds of prompt and your own, and by drawing;
-    and what both checkpoints together give away. OUT/EVIDENCE.md says what was asked, done, tested and not tested, and
-    what remains; evidence.json has the figures. An interrupted verification goes on with the next attack. --set takes
-    attacks, margin, relearn.*, lora.*, plain (a file of text about nobody), prompts (a file of rows with prompt and
-    value), samples, short_prefix, continued_tokens and most_values.
+    Judges that unlearning did not use, the rank among other people's values, classifiers of all that the model says,
+    middle layers; weights rounded as they are served; relearning from four kinds of text; extraction from seven kinds
+    of prompt and your own, and by drawing; and what both checkpoints together give away. OUT/EVIDENCE.md says what was
+    asked, done, tested and not tested, and what remains; evidence.json has the figures. An interrupted verification
+    goes on with the next attack. --set takes attacks, margin, relearn.*, lora.*, plain (a file of text about nobody),
+    prompts (a file of rows with prompt and value), samples, twins, short_prefix, continued_tokens and most_values.
 
     Example: mitigate verify --run runs/mine --request reference=R-17 --request due=2026-12-31
 

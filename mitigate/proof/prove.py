@@ -185,7 +185,7 @@ def _plan(case: Case, audit: Audit, settings: Proof, seed: int) -> dict[str, Any
         "mitigated": case.mitigated.fingerprint,
         "control": case.control.fingerprint if case.control is not None else None,
         "judges": list(case.judges),
-        "settings": settings.model_dump(mode="json", exclude={"attacks"}),
+        "settings": settings.model_dump(mode="json", exclude={"attacks", "margin", "samples"}),  # no reading's
         "files": {path: file_digest(Path(path)) for path in (settings.prompts, settings.plain) if path is not None},
         "seed": seed,
         "code": __version__,

@@ -350,6 +350,12 @@ def test_a_verification_that_was_cut_short_goes_on_with_the_next_attack(
     once = proven(people, people.target, tmp_path / "once", settings=chosen)
     assert again.record["findings"] == once.record["findings"]
     assert check_evidence(tmp_path / "out") == []
+    monkeypatch.setattr(prove_module, "read", cut_short)
+    made[:] = []
+    other = proven(people, people.target, tmp_path / "out", settings=chosen.model_copy(update={"margin": 0.5}))
+    assert made == [], "no reading depends on the margin"
+    assert other.record["settings"]["margin"] == 0.5
+    assert check_evidence(tmp_path / "out") == []
     with pytest.raises(MitigateError, match="holds evidence of other models, documents or settings"):
         proven(people, people.another, tmp_path / "out", settings=chosen)
 
