@@ -228,23 +228,32 @@ def _of_run(run: Path) -> tuple[Path, str, str | None, str | None, str]:
 def _print(evidence: Evidence, out: Path) -> None:
     from mitigate.proof.battery import ATTACKS
 
-    typer.echo(f"{'attack':<46}{'model':>8}{'control':>9}{'gap':>26}")
+    width = 2 + max([len("attack"), *(len(_title(one)) for one in evidence.record["findings"])])
+    typer.echo(f"{'attack':<{width}}{'model':>8}{'control':>9}{'gap':>26}")
     for one in evidence.record["findings"]:
         attack = ATTACKS[one["attack"]]
-        title = f"{attack.title} {one['part'].replace('_', ' ')}".strip()
         value, control, gap = ("-" if one[key] is None else f"{one[key]:.3f}" for key in ("value", "control", "gap"))
         if interval := one["gap_interval"]:
             gap = f"{one['gap']:+.3f} ({interval[0]:+.3f}, {interval[1]:+.3f})"
         state = one["state"].replace("_", " ") if attack.scope == "model" else "needs the model before"
         if attack.scope == "model" and one["people_needed"] is not None:
             state += f": {one['people_needed']['forgotten']:,} people would, about"
-        typer.echo(f"{title:<46}{value:>8}{control:>9}{gap:>26}  {state}")
+        typer.echo(f"{_title(one):<{width}}{value:>8}{control:>9}{gap:>26}  {state}")
     for one in evidence.record["not_made"]:
         what = "not made" if one["applies"] else "does not apply"
         typer.echo(f"{one['attack'].replace('_', ' ')}: {what}: {printable(one['reason'])}")
+    if left := evidence.record["asked"]["unselected_values"]:
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in left.items())
+        typer.echo(f"not selected, and left as they were in the documents to forget: {kinds}")
     verdict = evidence.record["verdict"]
     typer.echo(f"{verdict['status'].replace('_', ' ').upper()}: {' '.join(verdict['sentences'])}")
     typer.echo(f"evidence: {out / 'EVIDENCE.md'}")
+
+
+def _title(finding: dict[str, Any]) -> str:
+    from mitigate.proof.battery import ATTACKS
+
+    return f"{ATTACKS[finding['attack']].title} {finding['part'].replace('_', ' ')}".strip()
 
 
 def _pairs(given: list[str] | None) -> dict[str, str]:

@@ -83,6 +83,11 @@ def certificate(record: Mapping[str, Any]) -> str:
         f"secrets; {asked['selected_spans']:,} spans ({asked['selected_tokens']:,} tokens) were selected to be "
         "unlearned",
     ]
+    if left := asked["unselected_values"]:
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in left.items())
+        lines.append(
+            f"- **{sum(left.values()):,} values of these documents were not selected, and stay as they were: {kinds}**"
+        )
     if (erasure := asked["erasure"]) is not None:
         lines.append(
             f"- an erasure request that names {erasure['documents']:,} documents; their secrets stand in "
@@ -275,6 +280,6 @@ def _number(values: Mapping[str, Any], key: str, *, sign: bool = False) -> str:
 def _listed(value: Any) -> str:
     if isinstance(value, Mapping):
         return " + ".join(f"{name} {share:g}" for name, share in value.items())
-    if isinstance(value, list):
+    if isinstance(value, list) and value:
         return ", ".join(map(str, value))
-    return "–" if value is None else str(value)
+    return "–" if value in (None, []) else str(value)

@@ -1,10 +1,13 @@
-"""Secrets to forget that stand in other documents as well, from which the model knows them still."""
+"""What was not taken out: secrets that stand in other documents as well, and values that nobody selected."""
 
 from __future__ import annotations
+
+from collections import Counter
 
 from mitigate.proof.case import Case
 from mitigate.secrets.copies import Sought, find_linked
 from mitigate.tokens.tokenization import span_tokens
+from mitigate.verification.extraction_values import secrets_of
 
 
 def left_elsewhere(case: Case) -> dict[str, int]:
@@ -33,3 +36,23 @@ def left_elsewhere(case: Case) -> dict[str, int]:
         if not columns["selected"][rows][tokens[own.audited[tokens]]].all() or not own.audited[tokens].any():
             left.append(hit.doc_id)
     return {"places": len(left), "documents": len(set(left))}
+
+
+def left_unselected(case: Case) -> dict[str, int]:
+    """Values that stand in the documents to forget and of which less than half was selected to be unlearned.
+
+    Names are left out, which only a capital letter tells.
+
+    Returns:
+        kind -> how many.
+    """
+    selected, rows = case.before.columns["selected"].astype(bool), case.before.rows
+    sets: tuple[str | None, ...] = ("forget",) if "forget" in case.before.sets.values() else (None,)
+    tokenized = {one.id: one for one in case.tokenized}
+    left: Counter[str] = Counter()
+    for secret in secrets_of(case.before, sets=sets, context=case.before.metadata.context):
+        place = secret.place
+        own = selected[rows[place.doc_id]][span_tokens(tokenized[place.doc_id].offsets, place.start, place.end)]
+        if not place.is_name and own.mean() < 0.5:
+            left[place.kind] += 1
+    return dict(sorted(left.items()))

@@ -37,7 +37,7 @@ from mitigate.proof.attacks.prompts import own_prompts
 from mitigate.proof.battery import read
 from mitigate.proof.case import Case, NotApplicableError, NotPossibleError, Subject, make_case
 from mitigate.proof.certificate import certificate
-from mitigate.proof.elsewhere import left_elsewhere
+from mitigate.proof.elsewhere import left_elsewhere, left_unselected
 from mitigate.proof.evidence import CERTIFICATE, EVIDENCE, READINGS, SCHEMA, Evidence
 from mitigate.proof.findings import findings_of, verdict_of
 from mitigate.proof.settings import ATTACKS, Proof
@@ -204,6 +204,7 @@ def _asked(case: Case) -> dict[str, Any]:
         "known_spans": sum(row.source == "known" for row in rows),
         "selected_spans": sum(row.selected for row in rows),
         "selected_tokens": int(case.view.selected.sum()),
+        "unselected_values": left_unselected(case),
         "erasure": None
         if erasure is None
         else {

@@ -155,6 +155,24 @@ def test_what_lies_too_low_is_found(people: People, too_low: Path, tmp_path: Pat
     assert "Deliver merged weights" in (tmp_path / "evidence" / "EVIDENCE.md").read_text()
 
 
+def test_values_that_nobody_selected_are_counted(people: People, leaky: tuple[Evidence, Path], tmp_path: Path) -> None:
+    assert leaky[0].record["asked"]["unselected_values"] == {}, "all known values were selected"
+    documents = [
+        replace(one, text=f"{one.text} Mail: {one.id}@example.org", audited=()) if one.set == "forget" else one
+        for one in people.audit.document_list()
+    ]
+    references = [one.source for one in people.audit.metadata.references]
+    more = audit(
+        people.target, references, documents=Documents(tuple(documents)), detect=Detect(select="known"), store=cpu()
+    )
+    chosen = SETTINGS.model_copy(update={"attacks": ["judges"]})
+    evidence = prove(more, people.another, out=tmp_path / "out", oracle=people.oracle, settings=chosen, store=cpu())
+    assert evidence.record["asked"]["unselected_values"] == {"email": EACH}
+    told = (tmp_path / "out" / "EVIDENCE.md").read_text()
+    assert f"{EACH} values of these documents were not selected, and stay as they were: email" in told
+    assert check_evidence(tmp_path / "out") == []
+
+
 def test_judges_of_their_own_judge_in_the_place_of_the_audits(people: People, too_low: Path, tmp_path: Path) -> None:
     chosen = SETTINGS.model_copy(update={"attacks": ["judges"]})
     taught = proven(people, too_low, tmp_path / "taught", settings=chosen)
