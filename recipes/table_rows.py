@@ -553,6 +553,22 @@ def attacks(files: Files) -> Rows:
     return rows
 
 
+def honest(files: Files) -> Rows:
+    """The gap of each attack on a model that never saw the people, seed by seed, and whether it spoke up."""
+    seeds = next(iter(files.values()))["seeds"]
+    rows = [["attack", *(f"seed {one['seed']}" for one in seeds)]]
+    for number, one in enumerate(seeds[0]["findings"]):
+        name = " ".join(part for part in (f"`{one['attack']}`", one["part"].replace("_", " ")) if part)
+        cells = []
+        for seed in seeds:
+            found = seed["findings"][number]
+            said = "**false alarm** " if found["state"] in ("fell", "over_forgotten") else ""
+            low, high = found["gap_interval"]
+            cells.append(f"{said}{signed(found['gap'])} ({signed(low)}, {signed(high)})")
+        rows.append([name, *cells])
+    return rows
+
+
 def cheats(files: Files) -> Rows:
     """Which checks speak up against models that only look as if they had forgotten, and against honest ones."""
     results = next(iter(files.values()))

@@ -67,6 +67,8 @@ COMMANDS = {
     "cheats": "mitigate bench verify --out runs/cheats --set 'proof.attacks=[judges,min_k,twins,forensic,layers,"
     "bfloat16,int8,nf4,q4_0,relearn_forgotten,relearn_related,relearn_retained,relearn_plain,true_prefix,short_prefix,"
     "without_cues,reworded,question,sampled]'",
+    "honest-hard": "mitigate verify --audit SEED/audits/known --model SEED/models/document-oracle-1 --oracle"
+    " SEED/models/document-oracle-0 --set 'attacks=[judges,min_k,twins,forensic,kept,layers,nf4]' --out EVIDENCE",
     "proof-hard": "mitigate verify --run runs/hard",
 }
 
@@ -108,6 +110,7 @@ TABLES = {
     "speed": Table(rows_of.speed, ("speed",)),
     "memory": Table(rows_of.memory, ("memory",)),
     "cheats": Table(rows_of.cheats, ("cheats",)),
+    "honest-hard": Table(rows_of.honest, ("honest-hard",)),
     "proof-hard": Table(rows_of.attacks, ("proof-hard",)),
     "proof-quickstart": Table(rows_of.attacks, ("proof-quickstart",)),
 }
