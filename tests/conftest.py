@@ -118,3 +118,11 @@ def mitigate_(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
 
     yield call
     logging.getLogger("mitigate").setLevel(level)
+
+
+@pytest.fixture(scope="module")
+def few_trees() -> Iterator[None]:
+    """For modules that are not about how good the boosted attack models are, which take most of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mitigate.detection.calibration.attack._TREES", 10)
+        yield

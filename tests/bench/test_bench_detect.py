@@ -30,6 +30,8 @@ from mitigate.lab.settings import TinyModel
 from mitigate.models.settings import Schedule
 from mitigate.models.store import ModelStore
 
+pytestmark = pytest.mark.usefixtures("few_trees")
+
 SETTINGS = WorldSettings(
     models=4,
     truth_models=2,

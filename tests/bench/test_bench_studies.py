@@ -32,6 +32,8 @@ from mitigate.statistics.roc import Scored, over_targets, weighted_auc
 from mitigate.statistics.separation import auc
 from mitigate.tokens.tokenization import span_tokens, tokenize_documents
 
+pytestmark = pytest.mark.usefixtures("few_trees")
+
 SETTINGS = WorldSettings(
     models=4,
     truth_models=2,

@@ -56,6 +56,8 @@ from mitigate.unlearning.settings import Unlearn
 from mitigate.verification.extraction import extract
 from mitigate.verification.extraction_values import secrets_of
 
+pytestmark = pytest.mark.usefixtures("few_trees")
+
 SETTINGS = UnlearnBenchSettings(
     forget=12,
     retain=12,

@@ -20,6 +20,8 @@ from mitigate.models.settings import Lora, Schedule
 from mitigate.proof.attacks.weights import nf4
 from mitigate.proof.settings import Proof
 
+pytestmark = pytest.mark.usefixtures("few_trees")
+
 SETTINGS = VerifyBenchSettings(
     forget=14,
     retain=10,
