@@ -413,10 +413,12 @@ def test_the_lens_moves_middle_layers_of_selected_tokens_alone(whole: Audit, tmp
     loop.losses.before.fill(tasks)
     assert loop.losses.lens is not None
     states: list[torch.Tensor] = []
-    hooks = [
-        layer.register_forward_hook(lambda module, arguments, output: (output.retain_grad(), states.append(output))[0])
-        for layer in loop.losses.lens.layers
-    ]
+
+    def watched(module: torch.nn.Module, arguments: Any, output: Any) -> None:
+        states.append(output[0] if isinstance(output, tuple) else output)
+        states[-1].retain_grad()
+
+    hooks = [layer.register_forward_hook(watched) for layer in loop.losses.lens.layers]
     [batch] = micro_batches(tasks, batch_tokens=10**6, device=CPU)
     forgetting, _, _ = loop.losses.of(batch, step_totals(tasks))
     for hook in hooks:
