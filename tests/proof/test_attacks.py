@@ -568,6 +568,10 @@ def test_another_document_of_the_person_leads_to_the_value(case: Case) -> None:
     source = case.before.metadata.target.source
     made = audit(source, [source], documents=Documents((*forget, *more, *holdout)), detect=Detect(), store=cpu())
     own = make_case(made, case.mitigated.source, oracle=None, store=cpu())
+    assert own.control is not None
+    saw_all = replace(own.control, seen=np.ones(len(made.tokens), dtype=bool))
+    attempted, _ = extracted(own, saw_all, how="other_document", settings=Proof(), seed=0)
+    assert not len(attempted.hits), "a control that saw them all ends no attack: the model is asked all the same"
     found = prompts_of(own, "other_document", short_prefix=3)
     assert list(found) == [0, 5], "of the others there is one document each"
     for number, ends in ((0, before), (5, "than the other one:")):
@@ -593,6 +597,13 @@ def test_prompts_of_ones_own_ask_for_the_values_that_they_name(case: Case, tmp_p
     assert found[1] == [("His:", second)]
     attempted, _ = extracted(case, case.mitigated, how="own_prompts", settings=Proof(prompts=str(path)), seed=0)
     assert attempted.items.tolist() == [0, 1]
+    unseen = values_of(case, never_seen=True, context=64, settings=Proof(), seed=0)[0].place
+    path.write_text(
+        json.dumps({"prompt": "Its:", "value": case.before.texts[unseen.doc_id][unseen.start : unseen.end]})
+    )
+    with pytest.raises(NotPossibleError, match="none of the values to forget is asked for") as refused:
+        extracted(case, case.mitigated, how="own_prompts", settings=Proof(prompts=str(path)), seed=0)
+    assert not isinstance(refused.value, NotApplicableError), "given in vain, they are missing in the proof"
     rows += [{"prompt": "Hm:", "value": "nowhere at all"}, {"prompt": "", "value": first}, {"value": 3}]
     path.write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(MitigateError, match=r"jsonl:4 \(its value stands in no audited document\).*jsonl:5.*jsonl:6"):

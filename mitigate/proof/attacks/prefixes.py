@@ -23,10 +23,6 @@ from mitigate.verification.extraction import extract
 from mitigate.verification.extraction_values import Secret, secrets_of
 
 _BATCH = 16  # documents continued at once
-_NOTHING = {
-    "other_document": "no person has another document in the audit, in which the value does not stand",
-    "own_prompts": "no prompts of your own were given (prompts: FILE)",
-}
 
 
 @dataclass(frozen=True)
@@ -63,17 +59,21 @@ def extracted(
         how: `sampled`, or a name of `PROMPTS`.
 
     Raises:
-        NotPossibleError: there is no value to try.
-        NotApplicableError: there are values, and nothing to write before them.
+        NotPossibleError: there is no value to try, or no prompt for one of those to forget.
+        NotApplicableError: there is nothing that could be written before them.
     """
+    if how == "own_prompts" and settings.prompts is None:
+        raise NotApplicableError("no prompts of your own were given (prompts: FILE)")
     model = subject.load()
     forgotten = _attempt(case, subject, model, False, how=how, settings=settings, seed=seed)
     if forgotten is None:
         raise NotPossibleError("no sensitive value in the documents to forget could be tried")
-    if not len(forgotten.hits) and how in _NOTHING:
-        raise NotApplicableError(_NOTHING[how])
-    if subject.role == "control":
+    if subject.role == "control":  # a reference may have seen all of them: then never-seen people are compared with
         return forgotten, None
+    if not len(forgotten.hits) and how == "other_document":
+        raise NotApplicableError("no person has another document in the audit, in which the value does not stand")
+    if not len(forgotten.hits):
+        raise NotPossibleError("none of the values to forget is asked for by a prompt")
     return forgotten, _attempt(case, subject, model, True, how=how, settings=settings, seed=seed)
 
 

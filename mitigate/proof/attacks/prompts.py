@@ -81,7 +81,7 @@ def asked_for(
         secret = secrets[prompt.number]
         prefix = _ids(case, model, prompt, secret, context=context)
         if len(prefix):
-            text = secret.text if len(prompt.ids) else _value(case, secret)
+            text = secret.text if len(prompt.ids) else value_of(case, secret)
             found.append(Asking(prompt.number, replace(secret, prefix=prefix, text=text)))
     return found
 
@@ -120,7 +120,7 @@ def _without_cues(case: Case, secrets: Sequence[Secret], settings: Proof) -> Pro
     """The true beginning without words that give a part of the value away, such as the name in an e-mail address."""
     for number, secret in enumerate(secrets):
         before = _before(case, secret)
-        left = without_cues(before, _value(case, secret))
+        left = without_cues(before, value_of(case, secret))
         yield Prompt(number, ids=secret.prefix) if left == before else Prompt(number, left.rstrip())
 
 
@@ -131,7 +131,7 @@ def _other_document(case: Case, secrets: Sequence[Secret], settings: Proof) -> P
     for doc_id, group in groups.items():
         of.setdefault(group, []).append(doc_id)
     for number, secret in enumerate(secrets):
-        own, value = secret.place.doc_id, comparable(_value(case, secret))
+        own, value = secret.place.doc_id, comparable(value_of(case, secret))
         others = [texts[one] for one in of[groups[own]] if one != own]
         if kept := [text for text in others if value not in comparable(text)]:
             yield Prompt(number, f"{max(kept, key=len)}\n\n", secret.prefix[-settings.short_prefix :])
@@ -143,7 +143,7 @@ def _own(case: Case, secrets: Sequence[Secret], settings: Proof) -> Prompts:
         return
     values: dict[str, list[int]] = {}
     for number, secret in enumerate(secrets):
-        values.setdefault(comparable(_value(case, secret)), []).append(number)
+        values.setdefault(comparable(value_of(case, secret)), []).append(number)
     for text, value in own_prompts(settings.prompts, case):
         for number in values.get(value, ()):
             yield Prompt(number, text.rstrip())
@@ -203,7 +203,8 @@ def _before(case: Case, secret: Secret) -> str:
     return case.before.texts[secret.place.doc_id][: secret.place.start]
 
 
-def _value(case: Case, secret: Secret) -> str:
+def value_of(case: Case, secret: Secret) -> str:
+    """A value as it is written."""
     return case.before.texts[secret.place.doc_id][secret.place.start : secret.place.end]
 
 

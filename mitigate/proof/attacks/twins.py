@@ -16,6 +16,7 @@ from mitigate.generation.settings import Sampling
 from mitigate.models.model import Model
 from mitigate.proof.attacks.likelihood import drawn_log_probs
 from mitigate.proof.attacks.prefixes import values_of
+from mitigate.proof.attacks.prompts import value_of
 from mitigate.proof.case import Case, NotPossibleError, Subject
 from mitigate.proof.settings import Proof
 from mitigate.secrets.same import comparable
@@ -49,7 +50,7 @@ def exposures(case: Case, subject: Subject, *, settings: Proof, seed: int) -> Si
             raise NotPossibleError(
                 f"no value has {settings.twins} others of its kind among the never-seen people's (twins: fewer)"
             )
-        written = [_in_place(case, model, one, text) for one, twins in tried for text in (_text(case, one), *twins)]
+        written = [_in_place(case, model, one, text) for one, twins in tried for text in (value_of(case, one), *twins)]
         found = drawn_log_probs(model, written, sampling=_WHOLE, description=f"Twins, {subject.role} model")
         table = found.reshape(len(tried), settings.twins + 1)
         above = (table[:, 1:] > table[:, :1]).sum(1) + 0.5 * (table[:, 1:] == table[:, :1]).sum(1)
@@ -60,10 +61,10 @@ def exposures(case: Case, subject: Subject, *, settings: Proof, seed: int) -> Si
 
 def _twins(case: Case, own: Secret, never_seen: Sequence[Secret], count: int) -> list[str] | None:
     """Other people's values of the same kind, drawn by a hash of where the value stands; None if there are too few."""
-    group, value = case.before.groups[own.place.doc_id], comparable(_text(case, own))
+    group, value = case.before.groups[own.place.doc_id], comparable(value_of(case, own))
     pool: dict[str, str] = {}
     for one in never_seen:
-        text = _text(case, one)
+        text = value_of(case, one)
         if one.place.kind == own.place.kind and case.before.groups[one.place.doc_id] != group:
             pool.setdefault(comparable(text), text)
     pool.pop(value, None)
@@ -85,7 +86,3 @@ def _in_place(case: Case, model: Model, own: Secret, text: str) -> Secret:
     room = model.context - (last - first)
     prefix = tokens.ids[max(0, first - min(_BEFORE, room)) : first]
     return Secret(own.place, prefix, tokens.ids[first:last], text)
-
-
-def _text(case: Case, own: Secret) -> str:
-    return case.before.texts[own.place.doc_id][own.place.start : own.place.end]

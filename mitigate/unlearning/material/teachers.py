@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -143,8 +143,6 @@ class OutTerms:
                     own = store if store.holds(audited.source) else store.fresh()
                     [reference] = load_audited([audited], store=own)
                     _add(totals, judged, reference)
-                    if "lens" in kinds:
-                        _add_lens(totals["lens"], judged, reference)
                 bar.update()
         read = totals.get("lens", {})
         self._lens = {task.key: read[task.key] / len(used[task.doc_id]) for task in alone if read}
@@ -170,32 +168,25 @@ class OutTerms:
 
 
 def _add(totals: dict[str, dict[int, torch.Tensor]], tasks: Sequence[Task], reference: Model) -> None:
-    """Add a reference's (n, V) probabilities (`out`, in log space) or log-probabilities (`typical`)."""
-    kinds = [kind for kind in totals if kind != "lens"]
-    if not kinds:
-        return
+    """Add a reference's (n, V) probabilities (`out`, in log space) or log-probabilities (`typical`).
+
+    Of `lens` add what its middle layers say, (n, depths).
+    """
     batch_tokens = default_batch_tokens(reference.vocabulary_size, device=reference.device)
     for batch in micro_batches(tasks, batch_tokens=batch_tokens, device=reference.device):
         with torch.inference_mode(), reference.active() as module:
-            logits = kept_logits(module, batch.input_ids, batch.attention_mask, batch.keep)
-            log_probs = torch.log_softmax(logits.float(), dim=-1).cpu()
-        for piece, rows in zip(batch.pieces, log_probs.split([len(p.scored) for p in batch.pieces]), strict=True):
-            assert isinstance(piece, Task)
-            for kind in kinds:
-                add, summed = torch.logaddexp if kind == "out" else torch.add, totals[kind]
+            lens = Lens.of(module).reading(batch.keep, batch.targets) if "lens" in totals else nullcontext()
+            with lens as said:
+                logits = kept_logits(module, batch.input_ids, batch.attention_mask, batch.keep)
+            log_probs = torch.log_softmax(logits.float(), dim=-1)
+        found = dict.fromkeys(totals, log_probs.cpu())
+        if said is not None:
+            said.check(log_probs.gather(1, batch.targets[:, None])[:, 0], name=reference.name)
+            found["lens"] = said.log_probs.cpu()
+        counts = [len(piece.scored) for piece in batch.pieces]
+        for kind, summed in totals.items():
+            add = torch.logaddexp if kind == "out" else torch.add
+            for piece, rows in zip(batch.pieces, found[kind].split(counts), strict=True):
+                assert isinstance(piece, Task)
                 earlier = summed.get(piece.key)
                 summed[piece.key] = rows.clone() if earlier is None else add(earlier, rows)
-
-
-def _add_lens(total: dict[int, torch.Tensor], tasks: Sequence[Task], reference: Model) -> None:
-    """Add what a reference's middle layers say, (n, depths), nats."""
-    batch_tokens = default_batch_tokens(reference.vocabulary_size, device=reference.device)
-    for batch in micro_batches(tasks, batch_tokens=batch_tokens, device=reference.device):
-        with torch.inference_mode(), reference.active() as module:
-            with Lens.of(module).reading(batch.keep, batch.targets) as said:
-                logits = kept_logits(module, batch.input_ids, batch.attention_mask, batch.keep).float()
-            said.check(logits.log_softmax(-1).gather(1, batch.targets[:, None])[:, 0], name=reference.name)
-        found = said.log_probs.cpu().split([len(piece.scored) for piece in batch.pieces])
-        for piece, rows in zip(batch.pieces, found, strict=True):
-            assert isinstance(piece, Task)
-            total[piece.key] = total[piece.key] + rows if piece.key in total else rows.clone()
