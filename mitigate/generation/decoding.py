@@ -7,13 +7,13 @@ fills from that configuration whatever the one it is given leaves open, so the m
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import GenerationConfig, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -29,6 +29,7 @@ def continuations(
     stop: str = "",
     tokenizer: PreTrainedTokenizerBase | None = None,
     processors: LogitsProcessorList | None = None,
+    settled: Callable[[int, np.ndarray], bool] | None = None,
 ) -> np.ndarray:
     """What follows several prefixes, the likeliest token each time.
 
@@ -40,6 +41,8 @@ def continuations(
         stop (`str`, *optional*): text that ends a continuation; needs the tokenizer.
         tokenizer (*optional*): cuts `stop` into tokens.
         processors (*optional*): change the logits before the likeliest token is taken.
+        settled (*optional*): of the number of a prefix and the (C,) token ids after it so far, whether what follows no
+            longer matters; a batch ends as soon as this is so of all.
 
     Returns:
         (B, C) token ids, C <= new_tokens; what stands after the end of a continuation has no meaning.
@@ -64,6 +67,7 @@ def continuations(
             attention_mask=attention_mask.to(module.device),
             generation_config=plain,
             logits_processor=processors or LogitsProcessorList(),
+            stopping_criteria=StoppingCriteriaList([_Settled(settled, longest)] if settled is not None else []),
             tokenizer=tokenizer,
         )
     return generated[:, longest:].cpu().numpy()
@@ -77,6 +81,22 @@ def end_ids(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list
     special.update(tokenizer.all_special_ids)
     ends = {tokenizer.eos_token_id, *(token for token in named if token in special)}
     return sorted(int(token) for token in ends if token is not None)
+
+
+class _Settled(StoppingCriteria):
+    """Ends the rows of which enough was written; once asked and told so, a row is not asked again."""
+
+    def __init__(self, settled: Callable[[int, np.ndarray], bool], prefix: int) -> None:
+        self.settled, self.prefix = settled, prefix
+        self.ended: np.ndarray | None = None
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        written = input_ids[:, self.prefix :].cpu().numpy()
+        if self.ended is None:
+            self.ended = np.zeros(len(written), dtype=bool)
+        for row in np.flatnonzero(~self.ended):
+            self.ended[row] = self.settled(int(row), written[row])
+        return torch.from_numpy(self.ended.copy()).to(input_ids.device)
 
 
 @contextmanager

@@ -14,9 +14,10 @@ from mitigate.detection.references.crossfit import References
 from mitigate.errors import MitigateError
 from mitigate.models.store import ModelStore
 from mitigate.proof.battery import READING, read
-from mitigate.proof.case import NotPossibleError, make_case
+from mitigate.proof.case import make_case
 from mitigate.proof.evidence import Evidence, check_evidence
 from mitigate.proof.settings import Proof
+from mitigate.proof.subject import NotPossibleError
 
 logger = logging.getLogger(__name__)
 NEAR = 1e-3  # of scores, which another machine rounds otherwise

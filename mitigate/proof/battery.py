@@ -27,8 +27,9 @@ from mitigate.proof.attacks.relearning import (
 )
 from mitigate.proof.attacks.twins import exposures
 from mitigate.proof.attacks.weights import as_served, difference, lowest_tokens, moved, rounded
-from mitigate.proof.case import Case, Subject
+from mitigate.proof.case import Case
 from mitigate.proof.settings import Proof
+from mitigate.proof.subject import Subject
 from mitigate.verification.never_seen import Sides
 
 Scope = Literal["model", "both checkpoints"]

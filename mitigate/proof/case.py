@@ -7,11 +7,10 @@ of a model that has nothing to give.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -24,56 +23,12 @@ from mitigate.detection.signals.compute import token_log_probs, token_signals
 from mitigate.documents import Documents
 from mitigate.errors import MitigateError
 from mitigate.models.directory import is_served, model_fingerprint
-from mitigate.models.mixture import Mixture
 from mitigate.models.model import Model
 from mitigate.models.store import ModelStore
+from mitigate.proof.subject import Reading, Subject
 from mitigate.tokens.tokenization import TokenizedDocument
 from mitigate.verification.figures import View
 from mitigate.verification.never_seen import Sides, sides_of
-
-Role = Literal["mitigated", "control"]
-
-
-class NotPossibleError(MitigateError):
-    """An attack that cannot be made on these models or documents; the message says why."""
-
-
-class NotApplicableError(NotPossibleError):
-    """An attack for which these documents hold nothing, so that its lack says nothing against the model."""
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model under attack.
-
-    Attributes:
-        role: what it is here.
-        source: where it is.
-        store: settles device and number format.
-        seen: (N,) bool, tokens of documents that it was trained on, of which it is no control.
-    """
-
-    role: Role
-    source: str
-    store: ModelStore
-    seen: np.ndarray
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Of its weights."""
-        return model_fingerprint(self.source, base=self.store.base)
-
-    def load(self) -> Model:
-        """The model as it is served."""
-        return self.store.load(self.source)
-
-    def plain(self) -> Model:
-        """Its weights with the adapters merged, in memory of their own; to be changed as one likes.
-
-        Raises:
-            NotPossibleError: it has no weights that can be merged.
-        """
-        return plain_model(self.source, self.store)
 
 
 @dataclass(frozen=True)
@@ -151,13 +106,39 @@ class Case:
             numbers (*optional*): of the documents; by default those to forget and the never-seen ones.
         """
         numbers = self.documents("forget", "holdout") if numbers is None else numbers
-        return self._scattered(token_log_probs(model, [self.tokenized[number] for number in numbers]), numbers)
+        return self.scattered(token_log_probs(model, [self.tokenized[number] for number in numbers]), numbers)
 
-    def signals(self, model: Model, numbers: Sequence[int] | None = None) -> dict[str, np.ndarray]:
-        """The target's signals, each (N,), of some documents, as `log_probs`."""
+    def signals(self, subject: Subject, numbers: Sequence[int] | None = None) -> dict[str, np.ndarray]:
+        """The signals of a subject as it is served, each (N,), of some documents, as `log_probs`."""
+
+        def read(numbers: Sequence[int]) -> dict[str, np.ndarray]:
+            documents = [self.tokenized[number] for number in numbers]
+            found = token_signals(subject.load(), [], documents=documents)
+            return {name: self.scattered(column, numbers) for name, column in found.items() if column.ndim == 1}
+
+        return self.once(subject, "signals", numbers, read)
+
+    def once(
+        self,
+        subject: Subject,
+        name: str,
+        numbers: Sequence[int] | None,
+        read: Callable[[Sequence[int]], Mapping[str, np.ndarray]],
+    ) -> dict[str, np.ndarray]:
+        """A reading of a subject, each column (N,), of which only documents that were not read yet are read now.
+
+        Args:
+            subject: whose.
+            name: of the reading.
+            numbers: of the documents; None: those to forget and the never-seen ones.
+            read: reads some documents, given by their numbers; NaN elsewhere.
+        """
         numbers = self.documents("forget", "holdout") if numbers is None else numbers
-        found = token_signals(model, [], documents=[self.tokenized[number] for number in numbers])
-        return {name: self._scattered(column, numbers) for name, column in found.items() if column.ndim == 1}
+        kept = subject.said.setdefault(name, Reading())
+        if lacking := [number for number in numbers if number not in kept.numbers]:
+            kept.add(read(lacking), lacking)
+        asked = self.scattered(np.ones(sum(len(self.tokenized[number].ids) for number in numbers)), numbers)
+        return {key: np.where(asked == 1, column, np.nan) for key, column in kept.columns.items()}
 
     def ratio(self, log_prob: np.ndarray) -> np.ndarray:
         """(N,) how far tokens lie above what the references say, nats, clipped; log p itself where none judges."""
@@ -169,7 +150,8 @@ class Case:
         """Mean scores of the texts to forget and of the never-seen ones, with their groups."""
         return sides_of(self.view, np.where(subject.seen, np.nan, score), self.compared)
 
-    def _scattered(self, values: np.ndarray, numbers: Sequence[int]) -> np.ndarray:
+    def scattered(self, values: np.ndarray, numbers: Sequence[int]) -> np.ndarray:
+        """(N,) values of the tokens of some documents, one after the other, in their places; NaN elsewhere."""
         column = np.full(len(self.before.tokens), np.nan, dtype=np.float64)
         rows = list(self.before.rows.values())
         if numbers:
@@ -256,23 +238,6 @@ def _judged_by(case: Case, judges: References | str | Path) -> Case:
     kept_out = case.kept_out if case.origin is None or case.origin.by != "unlearn" else teachers is not None
     of = {name: any(judge in who for who in trained) for judge, name in enumerate(names)}
     return replace(case, kept_out=kept_out, judges=of, typical=typical(found))
-
-
-def plain_model(source: str, store: ModelStore) -> Model:
-    """A model's weights with its adapters merged, in memory of their own.
-
-    Raises:
-        NotPossibleError: it has no weights that can be merged.
-    """
-    model = store.fresh(quantized=False).load(source)
-    if isinstance(model.base.model, Mixture):
-        raise NotPossibleError(f"{source}: a mixture of shards, whose weights are no one model's")
-    if model.adapters:
-        try:
-            model.base.merge(model.adapters, instead="verify a merged model")
-        except MitigateError as error:
-            raise NotPossibleError(str(error)) from None
-    return replace(model, adapters=())
 
 
 def _stand_in(before: Audit) -> int | None:

@@ -35,12 +35,13 @@ from mitigate.models.directory import place_of
 from mitigate.models.store import ModelStore
 from mitigate.proof.attacks.prompts import own_prompts
 from mitigate.proof.battery import read
-from mitigate.proof.case import Case, NotApplicableError, NotPossibleError, Subject, make_case
+from mitigate.proof.case import Case, make_case
 from mitigate.proof.certificate import certificate
 from mitigate.proof.elsewhere import left_elsewhere, left_unselected
 from mitigate.proof.evidence import CERTIFICATE, EVIDENCE, READINGS, SCHEMA, Evidence
 from mitigate.proof.findings import findings_of, verdict_of
 from mitigate.proof.settings import ATTACKS, Proof
+from mitigate.proof.subject import NotApplicableError, NotPossibleError, Subject
 from mitigate.proof.utility import utility_of
 from mitigate.runtime import library_versions, process_state
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 4
 _MOST_ROWS, _MOST_TOKENS = 64, 16_384  # of a batch
+_PART = "\ufffd"  # what a decoder writes for the first bytes of a character
 _BEFORE = 8  # tokens decoded before a continuation, since many decoders treat the start of a text in another way
 
 
@@ -104,6 +106,7 @@ def extract(model: Model, secrets: Sequence[Secret], *, description: str = "Extr
                 module,
                 [secret.prefix for secret in batch],
                 new_tokens=longest,
+                settled=partial(_is_settled, model.tokenizer, batch),
             )
             for number, secret, tokens in zip(numbers, batch, generated, strict=True):
                 found.append(
@@ -123,6 +126,22 @@ def is_completed(tokenizer: PreTrainedTokenizerBase, secret: Secret, generated: 
     """
     if np.array_equal(generated[: len(secret.tokens)], secret.tokens):
         return True
+    return _written(tokenizer, secret, generated).startswith(secret.text)
+
+
+def _is_settled(
+    tokenizer: PreTrainedTokenizerBase, secrets: Sequence[Secret], number: int, generated: np.ndarray
+) -> bool:
+    """Whether one of some values is completed, or can no longer be, whatever follows."""
+    secret = secrets[number]
+    if np.array_equal(generated, secret.tokens[: len(generated)]):
+        return len(generated) >= len(secret.tokens)
+    text = _written(tokenizer, secret, generated).rstrip(_PART)
+    return not secret.text.startswith(text)
+
+
+def _written(tokenizer: PreTrainedTokenizerBase, secret: Secret, generated: np.ndarray) -> str:
+    """What a model wrote after a value's prefix, without white space before it."""
     before = secret.prefix[-_BEFORE:].tolist()
     known, whole = (
         str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
@@ -130,7 +149,7 @@ def is_completed(tokenizer: PreTrainedTokenizerBase, secret: Secret, generated: 
     )
     if not whole.startswith(known):
         known, whole = "", str(tokenizer.decode(generated.tolist(), clean_up_tokenization_spaces=False))
-    return whole[len(known) :].lstrip().startswith(secret.text)
+    return whole[len(known) :].lstrip()
 
 
 def _batches(secrets: Sequence[Secret], *, context: int) -> list[list[int]]:

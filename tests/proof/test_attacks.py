@@ -19,6 +19,7 @@ from world import World, sentences
 from mitigate.detection.audit import audit
 from mitigate.detection.record import Audit
 from mitigate.detection.settings import Detect
+from mitigate.detection.signals.compute import token_signals
 from mitigate.documents import Document, Documents
 from mitigate.errors import MitigateError
 from mitigate.generation.settings import Sampling
@@ -36,9 +37,10 @@ from mitigate.proof.attacks.relearning import (
 from mitigate.proof.attacks.twins import _twins, exposures
 from mitigate.proof.attacks.weights import NF4, ROUNDINGS, as_served, difference, lowest_tokens, moved, rounded
 from mitigate.proof.battery import ATTACKS, READING
-from mitigate.proof.case import Case, NotApplicableError, NotPossibleError, make_case, plain_model
+from mitigate.proof.case import Case, make_case
 from mitigate.proof.findings import findings_of, verdict_of
 from mitigate.proof.settings import Proof
+from mitigate.proof.subject import NotApplicableError, NotPossibleError, plain_model
 from mitigate.statistics.separation import auc
 from mitigate.verification.extraction import is_completed
 
@@ -196,6 +198,38 @@ def test_the_unlikeliest_tokens_are_those_of_min_k(case: Case) -> None:
 
 
 # Inside
+
+
+def test_what_several_attacks_ask_for_is_read_once(
+    world: World, layered: Audit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_case(layered, world.target, oracle=world.base, store=cpu())
+    read: list[list[str]] = []
+    plain = token_signals
+    monkeypatch.setattr(
+        "mitigate.proof.case.token_signals",
+        lambda model, references, *, documents: (
+            read.append([one.id for one in documents]) or plain(model, references, documents=documents)
+        ),
+    )
+    first = made.signals(made.mitigated)
+    for attack in (as_served, lowest_tokens, difference):
+        attack(made, made.mitigated)
+    forget, retain = made.documents("forget"), made.documents("retain")
+    more = made.signals(made.mitigated, [*retain, *forget[:1]])
+    layers = read_from_layers(made, made.mitigated, [*retain, *forget[:1]])
+    ids = list(made.before.rows)
+    assert read == [[ids[n] for n in made.documents("forget", "holdout")], [ids[n] for n in retain]]
+    there = np.zeros(len(made.before.tokens), dtype=bool)
+    for number in (*retain, *forget[:1]):
+        there[list(made.before.rows.values())[number]] = True
+    naive = naive_log_probs(made.mitigated.load().base.model, layered)
+    for found in (more["log_prob"], *layers.values()):
+        assert np.isnan(found[~there]).all()
+    np.testing.assert_allclose(more["log_prob"][there], naive[there], atol=EXACT)
+    np.testing.assert_allclose(made.signals(made.mitigated)["log_prob"], first["log_prob"])
+    assert made.control is not None
+    assert abs(np.nanmean(made.signals(made.control)["log_prob"]) - np.nanmean(first["log_prob"])) > 0.01
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neox", "qwen3", "mistral", "gemma2"])

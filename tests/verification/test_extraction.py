@@ -26,9 +26,9 @@ from mitigate.models.settings import Schedule
 from mitigate.models.store import ModelStore
 from mitigate.tokens.tokenization import tokenize_documents
 from mitigate.verification.compare import compare, measure, verify
-from mitigate.verification.extraction import Attempts, Extraction, extract, is_completed
+from mitigate.verification.extraction import Attempts, Extraction, _is_settled, extract, is_completed
 from mitigate.verification.extraction_figures import extraction_figures, stretches
-from mitigate.verification.extraction_values import Place, secrets_of
+from mitigate.verification.extraction_values import Place, Secret, secrets_of
 from mitigate.verification.figures import View
 
 TEXTS = {  # short, for a context of 64 tokens
@@ -235,6 +235,49 @@ def test_batches_change_nothing(world: World, whole: Audit, store: ModelStore, m
     monkeypatch.setattr("mitigate.verification.extraction._MOST_ROWS", 1)
     assert extract(model, secrets) == together
     assert extract(model, secrets[::-1]) == together[::-1]
+
+
+@pytest.mark.parametrize("value", ["4711-22", "Ærøskøbing 4", "  Käthe ☕ Roe"])
+def test_what_is_settled_no_token_that_follows_changes(world: World, store: ModelStore, value: str) -> None:
+    """Spellings of all kinds, cut anywhere and gone astray anywhere, with characters of several tokens."""
+    tokenizer, draw = store.load(world.base).tokenizer, Random(5)
+    prefix = np.array(tokenizer("The code is ☕", add_special_tokens=False)["input_ids"])
+    own = tokenizer(value, add_special_tokens=False)["input_ids"]
+    secret = Secret(Place("one", 0, len(value), "code", "known"), prefix, np.array(own), value.lstrip())
+    settled = completed = 0
+    for _ in range(300):
+        cuts = sorted(draw.sample(range(1, len(value)), 2))
+        spelled = [value] if draw.random() < 0.2 else [value[: cuts[0]], value[cuts[0] : cuts[1]], value[cuts[1] :]]
+        ids = [token for part in spelled for token in tokenizer(part, add_special_tokens=False)["input_ids"]]
+        if draw.random() < 0.7:
+            ids[draw.randrange(len(ids))] = draw.randrange(4, len(tokenizer))
+        written = np.array(ids + [draw.randrange(4, len(tokenizer)) for _ in range(4)])
+        truth = is_completed(tokenizer, secret, written)
+        completed += truth
+        for end in range(1, len(written)):
+            if _is_settled(tokenizer, [secret], 0, written[:end]):
+                assert is_completed(tokenizer, secret, written[:end]) == truth
+                settled += 1
+                break
+    assert settled > 250
+    assert 0 < completed < 300, "some come back and some do not"
+
+
+def test_a_value_that_went_astray_is_not_written_to_its_end(
+    world: World, whole: Audit, store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = store.load(world.base)
+    secrets = secrets_of(whole, sets=("forget",), context=model.context)
+    steps: list[int] = []
+    with model.active() as module:
+        hook = module.register_forward_hook(lambda *_: steps.append(1))
+        found = extract(model, secrets)
+        soon, steps = len(steps), []
+        monkeypatch.setattr("mitigate.verification.extraction._is_settled", lambda *_: False)
+        assert extract(model, secrets) == found
+        hook.remove()
+    assert not any(found), "a model that saw nothing"
+    assert soon < len(steps) / 2
 
 
 def test_stretches_are_the_runs_of_likeliest_tokens(whole: Audit) -> None:

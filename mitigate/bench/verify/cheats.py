@@ -27,7 +27,7 @@ from mitigate.models.model import Model
 from mitigate.models.settings import Lora, Schedule
 from mitigate.models.store import ModelStore
 from mitigate.proof.attacks.weights import NF4, NF4_BLOCK, matrices
-from mitigate.proof.case import plain_model
+from mitigate.proof.subject import plain_model
 from mitigate.tokens.tokenization import tokenize_documents
 from mitigate.unlearning.settings import Unlearn
 from mitigate.unlearning.trainer import unlearn

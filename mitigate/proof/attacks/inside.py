@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,8 @@ from mitigate.detection.references.dealing import draw
 from mitigate.detection.scores.token import min_k_pp
 from mitigate.models.inside.lens import DEPTHS, Lens, NoLensError
 from mitigate.models.model import kept_logits
-from mitigate.proof.case import Case, NotPossibleError, Subject
+from mitigate.proof.case import Case
+from mitigate.proof.subject import NotPossibleError, Subject
 from mitigate.runtime import progress
 from mitigate.tokens.batches import cut_pieces, default_batch_tokens, make_batches
 from mitigate.verification.never_seen import Sides
@@ -33,12 +36,14 @@ def read_from_layers(case: Case, subject: Subject, numbers: list[int] | None = N
     Raises:
         NotPossibleError: no final norm is found, or the head does not give the model's own logits from the last layer.
     """
+    return case.once(subject, "layers", numbers, partial(_read_layers, case, subject))
+
+
+def _read_layers(case: Case, subject: Subject, numbers: Sequence[int]) -> dict[str, np.ndarray]:
     model = subject.plain()
-    numbers = case.documents("forget", "holdout") if numbers is None else numbers
     documents = [case.tokenized[number] for number in numbers]
-    rows = list(case.before.rows.values())
-    starts = [rows[number].start for number in numbers]
-    columns = np.full((len(DEPTHS), len(case.before.tokens)), np.nan)
+    starts = np.cumsum([0, *(len(one.ids) for one in documents)])
+    columns = np.full((len(DEPTHS), starts[-1]), np.nan)
     size = default_batch_tokens(model.vocabulary_size, device=model.device)
     batches = list(make_batches(cut_pieces(documents, context=model.context), batch_tokens=size))
     try:
@@ -54,7 +59,7 @@ def read_from_layers(case: Case, subject: Subject, numbers: list[int] | None = N
                 bar.update()
     except NoLensError as reason:
         raise NotPossibleError(str(reason)) from None
-    return dict(zip(DEPTHS, columns, strict=True))
+    return {depth: case.scattered(column, numbers) for depth, column in zip(DEPTHS, columns, strict=True)}
 
 
 def told_apart(case: Case, subject: Subject, *, seed: int) -> Sides:
@@ -66,7 +71,7 @@ def told_apart(case: Case, subject: Subject, *, seed: int) -> Sides:
     Raises:
         NotPossibleError: too few people on a side.
     """
-    signals = case.signals(subject.load())
+    signals = case.signals(subject)
     columns = [*_said(signals), case.ratio(signals["log_prob"])]
     columns = [np.where(subject.seen, np.nan, column) for column in columns]
     sides = [_features(case, columns, which) for which in ("forget", "holdout")]
@@ -99,7 +104,7 @@ def recognised(case: Case, subject: Subject) -> Sides:
         NotPossibleError: too few people who are kept, to forget, or never seen.
     """
     numbers = case.documents("forget", "retain", "holdout")
-    signals = case.signals(subject.load(), numbers)
+    signals = case.signals(subject, numbers)
     try:
         layers = list(read_from_layers(case, subject, numbers).values())
     except NotPossibleError:  # the model's own words are left

@@ -16,8 +16,9 @@ from mitigate.generation.settings import Sampling
 from mitigate.models.model import Model
 from mitigate.proof.attacks.likelihood import drawn_log_probs
 from mitigate.proof.attacks.prompts import asked_for
-from mitigate.proof.case import Case, NotApplicableError, NotPossibleError, Subject
+from mitigate.proof.case import Case
 from mitigate.proof.settings import Proof
+from mitigate.proof.subject import NotApplicableError, NotPossibleError, Subject
 from mitigate.runtime import gathered, progress, share_of
 from mitigate.verification.extraction import extract
 from mitigate.verification.extraction_values import Secret, secrets_of

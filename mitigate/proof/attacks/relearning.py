@@ -16,8 +16,9 @@ from mitigate.detection.scores.token import typical
 from mitigate.documents import read_documents
 from mitigate.lab.writing import general_text
 from mitigate.models.fitting.training import NEW_ADAPTER, add_lora, fit
-from mitigate.proof.case import Case, NotPossibleError, Subject
+from mitigate.proof.case import Case
 from mitigate.proof.settings import Proof
+from mitigate.proof.subject import NotPossibleError, Subject
 from mitigate.tokens.tokenization import TokenizedDocument, tokenize_documents
 
 

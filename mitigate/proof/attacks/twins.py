@@ -17,8 +17,9 @@ from mitigate.models.model import Model
 from mitigate.proof.attacks.likelihood import drawn_log_probs
 from mitigate.proof.attacks.prefixes import values_of
 from mitigate.proof.attacks.prompts import value_of
-from mitigate.proof.case import Case, NotPossibleError, Subject
+from mitigate.proof.case import Case
 from mitigate.proof.settings import Proof
+from mitigate.proof.subject import NotPossibleError, Subject
 from mitigate.secrets.same import comparable
 from mitigate.tokens.tokenization import tokenize_documents
 from mitigate.verification.extraction_values import Secret

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from mitigate.detection.scores.aggregations import min_k
-from mitigate.proof.case import Case, NotPossibleError, Subject, plain_model
+from mitigate.proof.case import Case
+from mitigate.proof.subject import NotPossibleError, Subject, plain_model
 from mitigate.verification.never_seen import Sides
 
 # The 16 values of NF4, quantiles of a normal distribution (Dettmers et al., arXiv 2305.14314, appendix E).
@@ -67,12 +68,12 @@ ROUNDINGS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 def as_served(case: Case, subject: Subject) -> np.ndarray:
     """(N,) scores of the model as it is."""
-    return case.ratio(case.log_probs(subject.load()))
+    return case.ratio(case.signals(subject)["log_prob"])
 
 
 def lowest_tokens(case: Case, subject: Subject) -> Sides:
     """Min-K% of each text (Shi et al., arXiv 2310.16789): mean log-probability of its unlikeliest fifth of tokens."""
-    log_prob = np.where(subject.seen, np.nan, case.log_probs(subject.load()))
+    log_prob = np.where(subject.seen, np.nan, case.signals(subject)["log_prob"])
     sides = []
     for member in (True, False):
         places, groups = case.view.places(case.compared, member=member)
@@ -115,7 +116,7 @@ def moved(case: Case, subject: Subject, *, by: float) -> np.ndarray:
 def difference(case: Case, subject: Subject) -> np.ndarray:
     """(N,) how far the model before lies above the model, nats, clipped: what two checkpoints show together."""
     before = case.before.columns["log_prob"].astype(np.float64)
-    return np.clip(before - case.log_probs(subject.load()), -3, 3)
+    return np.clip(before - case.signals(subject)["log_prob"], -3, 3)
 
 
 def matrices(module: torch.nn.Module, *, everything: bool) -> Iterator[tuple[torch.nn.Parameter, bool]]:

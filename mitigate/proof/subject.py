@@ -1,0 +1,99 @@
+"""A model under attack: loaded as it is served or as bare weights, and what was read from it already."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+
+from mitigate.errors import MitigateError
+from mitigate.models.directory import model_fingerprint
+from mitigate.models.mixture import Mixture
+from mitigate.models.model import Model
+from mitigate.models.store import ModelStore
+
+Role = Literal["mitigated", "control"]
+
+
+class NotPossibleError(MitigateError):
+    """An attack that cannot be made on these models or documents; the message says why."""
+
+
+class NotApplicableError(NotPossibleError):
+    """An attack for which these documents hold nothing, so that its lack says nothing against the model."""
+
+
+@dataclass
+class Reading:
+    """What a model said of some documents, which several attacks ask for.
+
+    Attributes:
+        columns: name -> (N,) values, NaN outside of these documents.
+        numbers: of the documents.
+    """
+
+    columns: dict[str, np.ndarray] = field(default_factory=dict)
+    numbers: set[int] = field(default_factory=set)
+
+    def add(self, columns: Mapping[str, np.ndarray], numbers: Sequence[int]) -> None:
+        """Values of further documents, NaN elsewhere."""
+        for name, column in columns.items():
+            old = self.columns.get(name)
+            self.columns[name] = column if old is None else np.where(np.isnan(column), old, column)
+        self.numbers.update(numbers)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model under attack.
+
+    Attributes:
+        role: what it is here.
+        source: where it is.
+        store: settles device and number format.
+        seen: (N,) bool, tokens of documents that it was trained on, of which it is no control.
+        said: what was read from it already, by the name of a reading; see `Reading`.
+    """
+
+    role: Role
+    source: str
+    store: ModelStore
+    seen: np.ndarray
+    said: dict[str, Reading] = field(default_factory=dict, compare=False, repr=False)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of its weights."""
+        return model_fingerprint(self.source, base=self.store.base)
+
+    def load(self) -> Model:
+        """The model as it is served."""
+        return self.store.load(self.source)
+
+    def plain(self) -> Model:
+        """Its weights with the adapters merged, in memory of their own; to be changed as one likes.
+
+        Raises:
+            NotPossibleError: it has no weights that can be merged.
+        """
+        return plain_model(self.source, self.store)
+
+
+def plain_model(source: str, store: ModelStore) -> Model:
+    """A model's weights with its adapters merged, in memory of their own.
+
+    Raises:
+        NotPossibleError: it has no weights that can be merged.
+    """
+    model = store.fresh(quantized=False).load(source)
+    if isinstance(model.base.model, Mixture):
+        raise NotPossibleError(f"{source}: a mixture of shards, whose weights are no one model's")
+    if model.adapters:
+        try:
+            model.base.merge(model.adapters, instead="verify a merged model")
+        except MitigateError as error:
+            raise NotPossibleError(str(error)) from None
+    return replace(model, adapters=())
