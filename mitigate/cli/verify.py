@@ -227,6 +227,7 @@ def _of_run(run: Path) -> tuple[Path, str, str | None, str | None, str]:
 
 def _print(evidence: Evidence, out: Path) -> None:
     from mitigate.proof.battery import ATTACKS
+    from mitigate.proof.certificate import said_by_kind
 
     width = 2 + max([len("attack"), *(len(_title(one)) for one in evidence.record["findings"])])
     typer.echo(f"{'attack':<{width}}{'model':>8}{'control':>9}{'gap':>26}")
@@ -239,6 +240,8 @@ def _print(evidence: Evidence, out: Path) -> None:
         if attack.scope == "model" and one["people_needed"] is not None:
             state += f": {one['people_needed']['forgotten']:,} people would, about"
         typer.echo(f"{_title(one):<{width}}{value:>8}{control:>9}{gap:>26}  {state}")
+        if one["state"] in ("fell", "over_forgotten") and one["kinds"] and attack.scope == "model":
+            typer.echo(f"  by kind (model, control): {printable(said_by_kind(one))}")
     for one in evidence.record["not_made"]:
         what = "not made" if one["applies"] else "does not apply"
         typer.echo(f"{one['attack'].replace('_', ' ')}: {what}: {printable(one['reason'])}")

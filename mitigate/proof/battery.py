@@ -1,9 +1,9 @@
 """All attacks: what each asks, what its success means, and the table of what it read from the models.
 
 A table has one row a text: `role` (mitigated, control), `part` (the depth of `layers`, else empty), `side` (forgotten,
-never_seen), `item` and `group` (numbers that say nothing of the text), and `score`: of an AUC the text's mean score, of
-extraction 1 or 0, of a value that may be drawn the log-probability of one draw. Every figure follows from these tables,
-so that evidence can be checked without the models.
+never_seen), `item` and `group` (numbers that say nothing of the text), `kind` (the label of a known span or the kind of
+a value), and `score`: of an AUC the text's mean score, of extraction 1 or 0, of a value that may be drawn the
+log-probability of one draw. Every figure follows from these tables, so that evidence can be checked without the models.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from mitigate.models.inside.lens import DEPTHS
 from mitigate.proof.attacks.inside import read_from_layers, recognised, told_apart
-from mitigate.proof.attacks.prefixes import Attempted, continued, extracted
+from mitigate.proof.attacks.prefixes import continued, extracted
 from mitigate.proof.attacks.relearning import (
     relearned_from_forgotten,
     relearned_from_plain,
@@ -29,8 +29,7 @@ from mitigate.proof.attacks.twins import exposures
 from mitigate.proof.attacks.weights import as_served, difference, lowest_tokens, moved, rounded
 from mitigate.proof.case import Case
 from mitigate.proof.settings import Proof
-from mitigate.proof.subject import Subject
-from mitigate.verification.never_seen import Sides
+from mitigate.proof.subject import Subject, Texts
 
 Scope = Literal["model", "both checkpoints"]
 Figure = Literal["auc", "share", "mean", "drawn"]
@@ -43,6 +42,7 @@ READING = pa.schema(
         ("side", pa.string()),
         ("item", pa.int32()),
         ("group", pa.int32()),
+        ("kind", pa.string()),
         ("score", pa.float64()),
     ]
 )
@@ -176,21 +176,21 @@ def read(case: Case, name: str, *, settings: Proof, seed: int) -> pa.Table:
         NotPossibleError: it cannot be made.
     """
     rows: list[dict[str, object]] = []
-    for subject in case.subjects if ATTACKS[name].figure != "auc" else ():
-        if name == "continued":
-            sides = continued(case, subject, settings=settings)
-        else:
-            sides = extracted(case, subject, how=name, settings=settings, seed=seed)
-        for side, attempted in zip(("forgotten", "never_seen"), sides, strict=True):
-            rows += _hits(case, subject, side, attempted) if attempted is not None else []
-    for subject in case.subjects if ATTACKS[name].figure == "auc" else ():
-        for depth, of_texts in _sides(case, subject, name, settings=settings, seed=seed).items():
-            rows += _scores(case, subject, of_texts, depth)
+    for subject in case.subjects:
+        for part, sides in _sides(case, subject, name, settings=settings, seed=seed).items():
+            for side, texts in zip(("forgotten", "never_seen"), sides, strict=True):
+                rows += _rows(case, subject, part, side, texts) if texts is not None else []
     return pa.Table.from_pylist(rows, schema=READING)
 
 
-def _sides(case: Case, subject: Subject, name: str, *, settings: Proof, seed: int) -> dict[str, Sides]:
-    """Part of the attack -> mean scores of both kinds of text."""
+def _sides(
+    case: Case, subject: Subject, name: str, *, settings: Proof, seed: int
+) -> dict[str, tuple[Texts, Texts | None]]:
+    """Part of the attack -> both sides' texts with what it made of them."""
+    if name == "continued":
+        return {"": continued(case, subject, settings=settings)}
+    if ATTACKS[name].figure != "auc":
+        return {"": extracted(case, subject, how=name, settings=settings, seed=seed)}
     if name == "min_k":
         return {"": lowest_tokens(case, subject)}
     if name == "twins":
@@ -217,30 +217,16 @@ def _sides(case: Case, subject: Subject, name: str, *, settings: Proof, seed: in
     return {"": case.sides(score, subject)}
 
 
-def _scores(case: Case, subject: Subject, sides: Sides, part: str) -> list[dict[str, object]]:
+def _rows(case: Case, subject: Subject, part: str, side: str, texts: Texts) -> list[dict[str, object]]:
     return [
         {
             "role": subject.role,
             "part": part,
             "side": side,
-            "item": number,
-            "group": case.group_number[group],
-            "score": float(score),
-        }
-        for side, (scores, groups) in zip(("forgotten", "never_seen"), sides, strict=True)
-        for number, (score, group) in enumerate(zip(scores, groups, strict=True))
-    ]
-
-
-def _hits(case: Case, subject: Subject, side: str, found: Attempted) -> list[dict[str, object]]:
-    return [
-        {
-            "role": subject.role,
-            "part": "",
-            "side": side,
             "item": int(item),
             "group": case.group_number[group],
-            "score": float(hit),
+            "kind": kind,
+            "score": float(score),
         }
-        for hit, group, item in zip(found.hits, found.groups, found.items, strict=True)
+        for score, group, kind, item in zip(texts.scores, texts.groups, texts.kinds, texts.items, strict=True)
     ]

@@ -25,10 +25,10 @@ from mitigate.errors import MitigateError
 from mitigate.models.directory import is_served, model_fingerprint
 from mitigate.models.model import Model
 from mitigate.models.store import ModelStore
-from mitigate.proof.subject import Reading, Subject
+from mitigate.proof.subject import Reading, Subject, Texts
 from mitigate.tokens.tokenization import TokenizedDocument
 from mitigate.verification.figures import View
-from mitigate.verification.never_seen import Sides, sides_of
+from mitigate.verification.never_seen import means_of
 
 
 @dataclass(frozen=True)
@@ -146,9 +146,18 @@ class Case:
             return log_prob
         return clipped(log_prob - self.typical)
 
-    def sides(self, score: np.ndarray, subject: Subject) -> Sides:
-        """Mean scores of the texts to forget and of the never-seen ones, with their groups."""
-        return sides_of(self.view, np.where(subject.seen, np.nan, score), self.compared)
+    def sides(self, score: np.ndarray, subject: Subject) -> tuple[Texts, Texts]:
+        """The texts to forget and the never-seen ones, by their mean scores."""
+        known = np.where(subject.seen, np.nan, score)
+        forgotten, never_seen = (
+            texts.scored(means_of(known, places)) for places, texts in (self.texts("forget"), self.texts("holdout"))
+        )
+        return forgotten, never_seen
+
+    def texts(self, which: str) -> tuple[np.ndarray, Texts]:
+        """(n, 2) first and one past the last token row of the texts of a set that are compared, and these, unscored."""
+        places, groups, kinds = self.view.labelled_in(self.compared, which)
+        return places, Texts(np.full(len(places), np.nan), groups, kinds, np.arange(len(places)))
 
     def scattered(self, values: np.ndarray, numbers: Sequence[int]) -> np.ndarray:
         """(N,) values of the tokens of some documents, one after the other, in their places; NaN elsewhere."""

@@ -154,7 +154,7 @@ def _tested(record: Mapping[str, Any]) -> list[str]:
             "*Beside models that never saw it* shows, with 95 % confidence, that no claim of (ε, δ)-"
             f"indistinguishability with ε below {bound:.2f} (δ = 1e-5) holds for the model; 0 shows nothing.",
         ]
-    lines += _needs(record["findings"])
+    lines += _needs(record["findings"]) + _kinds(record["findings"])
     lines += [line for one in record["findings"] if "leak_at" in one for line in ("", _draws(one))]
     lines += ["", *[f"- *{ATTACKS[name].title}*: {ATTACKS[name].asks}" for name in _names(record["findings"])]]
     return lines
@@ -176,6 +176,25 @@ def _needs(findings: Sequence[Mapping[str, Any]]) -> list[str]:
         "*Cannot tell*: the interval reaches beyond the margin. Were the gaps what they seem, about so many people to "
         f"forget, and never-seen ones, would tell. {said}.",
     ]
+
+
+def _kinds(findings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Which kinds of text it is that the model fell by."""
+    lines = []
+    for one in findings:
+        if one["state"] in ("fell", "over_forgotten") and one["kinds"] and ATTACKS[one["attack"]].scope == "model":
+            lines.append(f"- *{ATTACKS[one['attack']].title}*: {said_by_kind(one)}")
+    return ["", "By kind (model, control; no test of its own):", "", *lines] if lines else []
+
+
+def said_by_kind(finding: Mapping[str, Any]) -> str:
+    """A finding's figures of each kind of text, the farthest above the control first."""
+
+    def gap(of: Mapping[str, Any]) -> float:
+        return (of["value"] or 0.0) - (of["control"] or 0.0)
+
+    kinds = sorted(finding["kinds"].items(), key=lambda one: -gap(one[1]))
+    return "; ".join(f"{kind} {_number(of, 'value')}, {_number(of, 'control')}" for kind, of in kinds)
 
 
 def _draws(finding: Mapping[str, Any]) -> str:

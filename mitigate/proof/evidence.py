@@ -8,6 +8,7 @@ out/digests.json        SHA-256 of each of these files
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from mitigate.proof.battery import ATTACKS, READING
 from mitigate.proof.certificate import certificate
 from mitigate.proof.findings import findings_of, verdict_of
 
-SCHEMA = 2
+SCHEMA = 3
 EVIDENCE, CERTIFICATE, READINGS = "evidence.json", "EVIDENCE.md", "readings"
 _REMEDY = "verify again"
 _EQUAL = 1e-9  # of figures that are computed again from the same numbers
@@ -48,7 +49,7 @@ class Evidence:
 
     @property
     def figures(self) -> dict[str, float]:
-        """Every number by a name, such as `judges.gap`, `layers.half.value` or `sampled.leak_at.16`.
+        """Every number by a name: `judges.gap`, `layers.half.value`, `sampled.leak_at.16`, `twins.kinds.phone.value`.
 
         Those that were not measured are left out.
         """
@@ -58,6 +59,13 @@ class Evidence:
             for key in ("value", "control", "gap", "tpr_at_1pct_fpr", "epsilon", "never_seen"):
                 if isinstance(one.get(key), int | float):
                     named[f"{name}.{key}"] = float(one[key])
+            for kind, of_kind in one["kinds"].items():
+                word = re.sub(r"\W+", "_", kind)
+                named |= {
+                    f"{name}.kinds.{word}.{key}": float(of_kind[key])
+                    for key in ("value", "control", "never_seen")
+                    if of_kind.get(key) is not None
+                }
             for key in ("leak_at", "discoverable"):
                 named |= {f"{name}.{key}.{of}": float(found["value"]) for of, found in one.get(key, {}).items()}
         for name, value in self.record["utility"].items():

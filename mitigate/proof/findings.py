@@ -28,9 +28,14 @@ from mitigate.statistics.intervals import (
     paired_excess,
 )
 from mitigate.statistics.privacy import epsilon_lower_bound
-from mitigate.statistics.separation import clustered_auc, clustered_tpr, rank_among
+from mitigate.statistics.separation import auc, clustered_auc, clustered_tpr, rank_among
 from mitigate.verification.never_seen import Sides, excess_over
 
+_SHARES = {  # figures that are shares or means: of whom
+    "value": ("mitigated", "forgotten"),
+    "control": ("control", "forgotten"),
+    "never_seen": ("mitigated", "never_seen"),
+}
 _SUCCEEDS = 0.6  # AUC of an attack with both checkpoints that is worth a warning
 STATES = ("withstood", "fell", "over_forgotten", "cannot_tell")
 
@@ -47,11 +52,11 @@ def findings_of(tables: Mapping[str, pa.Table], *, margin: float, samples: int) 
         `attack`, `part`; `texts` and `people`, forgotten and never seen; `value`, `control`, `gap` with 95 % intervals
         (and, of an AUC, `tpr_at_1pct_fpr` and `epsilon`, see `epsilon_lower_bound`, of people's mean scores; of a share
         `never_seen`; of drawn values `leak_at` and `discoverable`, see `_drawn`); `rank` of a single person among the
-        never-seen ones, who has no interval; `state`. It is `fell` if the gap is above the margin and surely above 0,
-        `over_forgotten` if it is as far below and that counts, `withstood` if its interval lies within the margin, else
-        `cannot_tell`, with `people_needed` to tell, see `_needed`. Surely: all attacks on the model alone are one
-        family of tests, and an interval as wide as Bonferroni's 1 − 0.05 / tests asks for lies above 0; so a model that
-        never saw the text falls to any of them in one proof of forty.
+        never-seen ones, who has no interval; `kinds`, see `_by_kind`; `state`. It is `fell` if the gap is above the
+        margin and surely above 0, `over_forgotten` if it is as far below and that counts, `withstood` if its interval
+        lies within the margin, else `cannot_tell`, with `people_needed` to tell, see `_needed`. Surely: all attacks
+        on the model alone are one family of tests, and an interval as wide as Bonferroni's 1 − 0.05 / tests asks for
+        lies above 0; so a model that never saw the text falls to any of them in one proof of forty.
     """
     parts = [(name, part) for name, table in tables.items() for part in dict.fromkeys(table["part"].to_pylist())]
     tests = sum(ATTACKS[name].scope == "model" for name, _ in parts)
@@ -85,6 +90,7 @@ def _finding(name: str, part: str, table: pa.Table, *, margin: float, samples: i
         **flat(figures),
         **more,
         **(_of_people(*own) if attack.figure == "auc" else {}),
+        "kinds": _by_kind(table, attack),
         "state": state,
         "people_needed": _needed(attack, figures["gap"], people, margin=margin) if state == "cannot_tell" else None,
     }
@@ -169,12 +175,10 @@ def _drawn(table: pa.Table, samples: int) -> dict[str, Any]:
         `control` and `never_seen`; `discoverable`: p -> share of the values that are among `samples` draws with a
         chance of at least p ((n, p)-discoverable, n = `samples`; Hayes et al., arXiv 2410.19482).
     """
-    names = {"value": ("mitigated", "forgotten"), "control": ("control", "forgotten")}
-    names["never_seen"] = ("mitigated", "never_seen")
 
     def of(draws: int, how: Callable[[np.ndarray], float]) -> dict[str, float | None]:
         among = _among(table, draws)
-        found = {name: _sample(among, *side)[0] for name, side in names.items()}
+        found = {name: _sample(among, *side)[0] for name, side in _SHARES.items()}
         return {name: how(scores) if len(scores) else None for name, scores in found.items()}
 
     counts = [2**power for power in range(samples.bit_length()) if 2**power <= samples]
@@ -185,6 +189,36 @@ def _drawn(table: pa.Table, samples: int) -> dict[str, Any]:
             for p in (0.1, 0.5, 0.9)
         },
     }
+
+
+def _by_kind(table: pa.Table, attack: Attack) -> dict[str, dict[str, Any]]:
+    """What each kind of text shows, where there are several: to look at, no test of its own.
+
+    Returns:
+        kind -> `texts` to forget, `value`, `control`, and but for an AUC `never_seen`; an AUC compares with never-seen
+        texts of that kind. None where there are none.
+    """
+    own = table.filter((pc.field("role") == "mitigated") & (pc.field("side") == "forgotten"))
+    kinds = sorted(set(own["kind"].to_pylist()) - {""})
+    found: dict[str, dict[str, Any]] = {}
+    for kind in kinds if len(kinds) > 1 else ():
+        of_kind = table.filter(pc.field("kind") == kind)
+        scores = {
+            (role, side): _sample(of_kind, role, side)[0]
+            for role in ("mitigated", "control")
+            for side in ("forgotten", "never_seen")
+        }
+        values: dict[str, float | None]
+        if attack.figure == "auc":
+            values = {
+                name: auc(*both) if all(map(len, both)) else None
+                for name, role in (("value", "mitigated"), ("control", "control"))
+                for both in [(scores[role, "forgotten"], scores[role, "never_seen"])]
+            }
+        else:
+            values = {name: float(scores[side].mean()) if len(scores[side]) else None for name, side in _SHARES.items()}
+        found[kind] = {"texts": len(scores["mitigated", "forgotten"]), **values}
+    return found
 
 
 def _of_people(forgotten: Sample, never_seen: Sample) -> dict[str, Any]:

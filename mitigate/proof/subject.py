@@ -26,6 +26,36 @@ class NotApplicableError(NotPossibleError):
     """An attack for which these documents hold nothing, so that its lack says nothing against the model."""
 
 
+@dataclass(frozen=True)
+class Texts:
+    """Texts of one side, with what an attack made of each.
+
+    Attributes:
+        scores: (n,) of an AUC the score, NaN where there is none; of extraction 1 or 0; of a continued document how
+            much came back; of a value that may be drawn log q, nats.
+        groups: (n,) of the documents that they stand in.
+        kinds: (n,) what each is: the label of a known span, the kind of a value; empty of a document.
+        items: (n,) numbers of the texts, the same for every model.
+    """
+
+    scores: np.ndarray
+    groups: Sequence[str]
+    kinds: Sequence[str]
+    items: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def scored(self, scores: np.ndarray) -> Texts:
+        """The texts that have a score, by which they are compared."""
+        return replace(self, scores=scores).where(~np.isnan(scores))
+
+    def where(self, there: np.ndarray) -> Texts:
+        """Some of them."""
+        groups, kinds = ([one for one, kept in zip(of, there, strict=True) if kept] for of in (self.groups, self.kinds))
+        return Texts(self.scores[there], groups, kinds, self.items[there])
+
+
 @dataclass
 class Reading:
     """What a model said of some documents, which several attacks ask for.

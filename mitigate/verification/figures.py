@@ -31,11 +31,11 @@ class View:
         self.forget = (self.token_set == "forget") if "forget" in self.sets.values() else self.token_set == None  # noqa: E711
         self.spans = audit.span_rows
         self.secret = np.zeros(len(audit.tokens), dtype=bool)
-        self._known: dict[str, list[tuple[int, int]]] = {doc_id: [] for doc_id in self.sets}
+        self._known: dict[str, list[tuple[int, int, str]]] = {doc_id: [] for doc_id in self.sets}
         self.no_control = self._no_control()
         for span in self.spans:
             if span.source == "known" and span.span_id not in self.no_control:
-                self._known[span.doc_id].append((span.token_start, span.token_end))
+                self._known[span.doc_id].append((span.token_start, span.token_end, span.label))
             if span.source == "known" and self.is_forget(span.doc_id):
                 self.secret[audit.rows_of(span)] = True
         self.secret &= self.scored
@@ -75,15 +75,21 @@ class View:
 
     def places_in(self, name: str, which: str) -> tuple[np.ndarray, list[str]]:
         """`places` of the texts of any set: `forget` (those to forget), `retain` or `holdout`."""
+        rows, groups, _ = self.labelled_in(name, which)
+        return rows, groups
+
+    def labelled_in(self, name: str, which: str) -> tuple[np.ndarray, list[str], list[str]]:
+        """`places_in`, and the label of each known span; of a document it is empty."""
         rows: list[tuple[int, int]] = []
-        groups = []
+        groups, labels = [], []
         for doc_id, own in self.audit.rows.items():
             if not (self.is_forget(doc_id) if which == "forget" else self.sets[doc_id] == which):
                 continue
-            spans = [(0, own.stop - own.start)] if name == "document_auc" else self._known[doc_id]
-            rows += [(own.start + first, own.start + last) for first, last in spans]
+            spans = [(0, own.stop - own.start, "")] if name == "document_auc" else self._known[doc_id]
+            rows += [(own.start + first, own.start + last) for first, last, _ in spans]
             groups += [self.groups[doc_id]] * len(spans)
-        return np.array(rows, dtype=int).reshape(-1, 2), groups
+            labels += [label for _, _, label in spans]
+        return np.array(rows, dtype=int).reshape(-1, 2), groups, labels
 
     def span_scores(self, audit: Audit, *, member: bool, source: str) -> tuple[np.ndarray, list[str]]:
         """Scores of the forget documents' spans (or the holdout's), with their groups."""

@@ -119,8 +119,8 @@ def _on_selected(view: View, after: Audit | None, stand_ins: Sequence[np.ndarray
     sides = []
     for score in stand_ins:
         known = ~np.isnan(score)
-        own = _means(np.where(known, after.columns["score"], np.nan), places, groups)
-        sides.append((own, _means(score, places, groups)))
+        own = _scored(np.where(known, after.columns["score"], np.nan), places, groups)
+        sides.append((own, _scored(score, places, groups)))
     sides = _usable(sides)
     if not sides:
         return UNMEASURED
@@ -180,17 +180,21 @@ def _stand_ins(view: View, oracle: np.ndarray | None) -> tuple[str, list[np.ndar
 
 def sides_of(view: View, score: np.ndarray, name: str) -> Sides:
     """Members' and never-seen texts' mean token scores with their groups; texts without a score are left out."""
-    members, never_seen = (_means(score, *view.places(name, member=member)) for member in (True, False))
+    members, never_seen = (_scored(score, *view.places(name, member=member)) for member in (True, False))
     return members, never_seen
 
 
-def _means(score: np.ndarray, places: np.ndarray, groups: Sequence[str]) -> tuple[np.ndarray, Sequence[str]]:
-    """Mean of the token scores of each of the (n, 2) places that has one, and their groups."""
+def _scored(score: np.ndarray, places: np.ndarray, groups: Sequence[str]) -> Sample:
+    means = means_of(score, places)
+    there = ~np.isnan(means)
+    return means[there], [group for group, scored in zip(groups, there, strict=True) if scored]
+
+
+def means_of(score: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """(n,) mean of the token scores (N,) of each of the (n, 2) places; NaN where no token has one."""
     known = ~np.isnan(score)
     sums = np.concatenate([[0.0], np.cumsum(np.where(known, score, 0.0), dtype=np.float64)])
     counts = np.concatenate([[0], np.cumsum(known)])
     first, last = places[:, 0], places[:, 1]
     number = counts[last] - counts[first]
-    there = number > 0
-    means = (sums[last] - sums[first])[there] / number[there]
-    return means, [group for group, scored in zip(groups, there, strict=True) if scored]
+    return np.where(number > 0, (sums[last] - sums[first]) / np.maximum(number, 1), np.nan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import torch
 from rouge_score.rouge_scorer import RougeScorer
@@ -193,8 +195,8 @@ def test_the_unlikeliest_tokens_are_those_of_min_k(case: Case) -> None:
         if row.source == "known" and case.before.sets[row.doc_id] in ("forget", "holdout"):
             tokens = np.sort(said[case.before.rows_of(row)])
             expected[case.before.sets[row.doc_id] == "forget"].append(tokens[: max(1, len(tokens) // 5)].mean())
-    np.testing.assert_allclose(own[0], expected[True], rtol=0, atol=EXACT)
-    np.testing.assert_allclose(other[0], expected[False], rtol=0, atol=EXACT)
+    np.testing.assert_allclose(own.scores, expected[True], rtol=0, atol=EXACT)
+    np.testing.assert_allclose(other.scores, expected[False], rtol=0, atol=EXACT)
 
 
 # Inside
@@ -286,7 +288,7 @@ def test_nobody_is_judged_by_a_classifier_that_was_fitted_on_him(case: Case, mon
 
     monkeypatch.setattr(inside, "make_pipeline", watched)
     own, other = inside.told_apart(case, case.mitigated, seed=0)
-    assert len(own[0]) == len(other[0]) == 5
+    assert len(own.scores) == len(other.scores) == 5
     assert len(fitted) == 5
 
 
@@ -308,7 +310,7 @@ def test_what_the_model_keeps_teaches_to_recognise_what_it_should_not_know(
     monkeypatch.setattr(inside, "_fitted", watched)
     own, other = inside.recognised(case, case.mitigated)
     texts = {name: len(case.view.places_in("span_auc", name)[0]) for name in ("forget", "retain", "holdout")}
-    assert (len(own[0]), len(other[0])) == (texts["forget"], texts["holdout"])
+    assert (len(own.scores), len(other.scores)) == (texts["forget"], texts["holdout"])
     assert len(fitted) == 2
     rows = [{row.tobytes() for row in x} for x, _ in fitted]
     for number, (x, y) in enumerate(fitted):
@@ -316,7 +318,7 @@ def test_what_the_model_keeps_teaches_to_recognise_what_it_should_not_know(
         assert int(y.sum()) == texts["retain"]
         assert len(x) - int(y.sum()) + len(compared) == texts["holdout"]
         assert rows[number].isdisjoint({row.tobytes() for row in (*asked, *compared)})
-    assert own[0].mean() > other[0].mean() + 1, "the model was trained on them as on those that are kept"
+    assert own.scores.mean() > other.scores.mean() + 1, "the model was trained on them as on those that are kept"
 
 
 # Relearning
@@ -418,7 +420,7 @@ def test_prefixes_are_what_they_are_called(case: Case) -> None:
     for how, before in (("true_prefix", ""), ("instruction", INSTRUCTION)):
         found, never_seen = extracted(case, case.mitigated, how=how, settings=settings, seed=0)
         assert never_seen is not None
-        assert len(never_seen.hits) == 5
+        assert len(never_seen.scores) == 5
         expected = []
         for value in values:
             said = model.tokenizer(before, add_special_tokens=False)["input_ids"]
@@ -432,23 +434,23 @@ def test_prefixes_are_what_they_are_called(case: Case) -> None:
                     ids = torch.cat([ids, model.base.model(ids).logits[:, -1:].argmax(-1)], 1)
             written = ids[0, len(prefix) :].numpy()
             expected.append(is_completed(model.tokenizer, replace(value, prefix=np.array(prefix)), written))
-        assert found.hits.tolist() == expected, how
+        assert found.scores.tolist() == expected, how
     known, _ = extracted(case, case.mitigated, how="true_prefix", settings=settings, seed=0)
-    assert known.hits.sum() >= 3, "the model was trained on them"
+    assert known.scores.sum() >= 3, "the model was trained on them"
 
 
 def test_a_value_is_ranked_among_those_of_other_people(case: Case) -> None:
     settings = Proof(twins=3)
     own, never_seen = exposures(case, case.mitigated, settings=settings, seed=0)
-    assert len(own[0]) == len(never_seen[0]) == 5
-    assert own[0].mean() > 1.5, "of two bits: the model was trained on them"
+    assert len(own.scores) == len(never_seen.scores) == 5
+    assert own.scores.mean() > 1.5, "of two bits: the model was trained on them"
     model, texts = case.mitigated.load(), case.before.texts
     values = [list(values_of(case, never_seen=side, context=64, settings=settings, seed=0)) for side in (False, True)]
     others = {texts[one.place.doc_id][one.place.start : one.place.end] for one in values[1]}
-    for (bits, groups), side in zip((own, never_seen), values, strict=True):
-        for found, group, value in zip(bits, groups, side, strict=True):
+    for side, of_side in zip((own, never_seen), values, strict=True):
+        for found, group, kind, value in zip(side.scores, side.groups, side.kinds, of_side, strict=True):
             place, text = value.place, texts[value.place.doc_id]
-            assert group == case.before.groups[place.doc_id]
+            assert (group, kind) == (case.before.groups[place.doc_id], place.kind)
             written = _twins(case, value, values[1], 3)
             assert written is not None
             assert len(set(written)) == 3
@@ -482,7 +484,7 @@ def test_documents_are_continued_from_their_first_half(case: Case) -> None:
     for attempted, name in ((found, "forget"), (never_seen, "holdout")):
         numbers = [n for n, doc_id in enumerate(case.before.rows) if case.before.sets[doc_id] == name]
         assert attempted.items.tolist() == numbers
-        for number, score in zip(numbers, attempted.hits, strict=True):
+        for number, score in zip(numbers, attempted.scores, strict=True):
             ids = case.tokenized[number].ids
             half = (len(ids) + 1) // 2
             written = torch.from_numpy(ids[None, :half])
@@ -492,7 +494,7 @@ def test_documents_are_continued_from_their_first_half(case: Case) -> None:
                     written = torch.cat([written, module(written).logits[:, -1:].argmax(-1)], 1)
             both = (tokenizer.decode(part, skip_special_tokens=True) for part in (true, written[0, half:].numpy()))
             assert score == pytest.approx(scorer.score(*both)["rougeL"].fmeasure), number
-    assert found.hits.mean() > never_seen.hits.mean() + 0.2
+    assert found.scores.mean() > never_seen.scores.mean() + 0.2
 
 
 def test_how_much_comes_back_is_a_mean() -> None:
@@ -527,7 +529,7 @@ def test_the_chance_of_a_draw_is_the_product_of_its_tokens(case: Case, top: int,
         np.testing.assert_allclose(own, expected, rtol=0, atol=EXACT)
     if top == 40:
         sides = extracted(case, case.mitigated, how="sampled", settings=Proof(), seed=0)
-        assert sides[never_seen].hits.tolist() == found.tolist()  # type: ignore[union-attr]
+        assert sides[never_seen].scores.tolist() == found.tolist()  # type: ignore[union-attr]
         assert (found.min() > -1) is not never_seen, "what was trained on is likely"
     if top == 3 and never_seen:
         assert -np.inf in found, "a token that is never drawn"
@@ -605,7 +607,7 @@ def test_another_document_of_the_person_leads_to_the_value(case: Case) -> None:
     assert own.control is not None
     saw_all = replace(own.control, seen=np.ones(len(made.tokens), dtype=bool))
     attempted, _ = extracted(own, saw_all, how="other_document", settings=Proof(), seed=0)
-    assert not len(attempted.hits), "a control that saw them all ends no attack: the model is asked all the same"
+    assert not len(attempted.scores), "a control that saw them all ends no attack: the model is asked all the same"
     found = prompts_of(own, "other_document", short_prefix=3)
     assert list(found) == [0, 5], "of the others there is one document each"
     for number, ends in ((0, before), (5, "than the other one:")):
@@ -656,8 +658,9 @@ def table(rng: np.random.Generator, *, people: int = 40, own: float = 0.0, contr
             for text in range(2):
                 for role, shift in (("mitigated", own), ("control", control)):
                     score = common + rng.normal() + (shift if side == "forgotten" else 0.0)
-                    item, group = 2 * person + text, number * people + person
-                    rows.append({"role": role, "part": "", "side": side, "item": item, "group": group, "score": score})
+                    item, group, kind = 2 * person + text, number * people + person, ("phone", "date of birth")[text]
+                    row = {"role": role, "part": "", "side": side, "item": item, "group": group, "kind": kind}
+                    rows.append({**row, "score": score})
     return pa.Table.from_pylist(rows, schema=READING)
 
 
@@ -675,6 +678,31 @@ def test_a_gap_is_that_of_two_aucs() -> None:
     assert finding["gap"] == pytest.approx(areas[0] - areas[1])
     assert finding["state"] == "fell"
     assert finding["people"] == {"forgotten": 40, "never_seen": 40}
+
+
+def test_each_kind_of_text_is_told_by_itself() -> None:
+    made = table(np.random.default_rng(1), own=1.0)
+    [finding] = findings_of({"judges": made}, margin=0.05, samples=8)
+    rows = made.to_pylist()
+    assert set(finding["kinds"]) == {"phone", "date of birth"}
+    for kind, found in finding["kinds"].items():
+        of = {
+            (role, side): np.array(
+                [r["score"] for r in rows if (r["role"], r["side"], r["kind"]) == (role, side, kind)]
+            )
+            for role in ("mitigated", "control")
+            for side in ("forgotten", "never_seen")
+        }
+        areas = [auc(of[role, "forgotten"], of[role, "never_seen"]) for role in ("mitigated", "control")]
+        assert (found["texts"], found["value"], found["control"]) == (40, *map(pytest.approx, areas))
+    back = shares([1, 0, 1, 0], [1, 0, 0, 0], [0, 1])
+    [finding] = findings_of({"true_prefix": back}, margin=0.05, samples=8)
+    assert finding["kinds"] == {
+        "email": {"texts": 2, "value": 0.0, "control": 0.0, "never_seen": 1.0},
+        "phone": {"texts": 2, "value": 1.0, "control": 0.5, "never_seen": 0.0},
+    }
+    one = made.filter(pc.field("kind") == "phone")
+    assert findings_of({"judges": one}, margin=0.05, samples=8)[0]["kinds"] == {}, "nothing beside the whole"
 
 
 def test_a_model_without_a_trace_falls_seldom_and_one_with_a_trace_often() -> None:
@@ -726,8 +754,8 @@ def shares(own: list[float], control: list[float] | None, never_seen: list[float
     ):
         first = 100 if side == "never_seen" else 0
         rows += [
-            {"role": role, "part": "", "side": side, "item": n, "group": first + n, "score": hit}
-            for n, hit in enumerate(hits)
+            {"role": role, "part": "", "side": side, "item": n, "group": first + n, "kind": kind, "score": hit}
+            for n, (hit, kind) in enumerate(zip(hits, itertools.cycle(["phone", "email"]), strict=False))
         ]
     return pa.Table.from_pylist(rows, schema=READING)
 

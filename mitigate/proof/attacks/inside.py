@@ -17,10 +17,9 @@ from mitigate.detection.scores.token import min_k_pp
 from mitigate.models.inside.lens import DEPTHS, Lens, NoLensError
 from mitigate.models.model import kept_logits
 from mitigate.proof.case import Case
-from mitigate.proof.subject import NotPossibleError, Subject
+from mitigate.proof.subject import NotPossibleError, Subject, Texts
 from mitigate.runtime import progress
 from mitigate.tokens.batches import cut_pieces, default_batch_tokens, make_batches
-from mitigate.verification.never_seen import Sides
 
 _FOLDS = 5
 _LEAST_PEOPLE = 10  # on each side, for a classifier
@@ -62,7 +61,7 @@ def _read_layers(case: Case, subject: Subject, numbers: Sequence[int]) -> dict[s
     return {depth: case.scattered(column, numbers) for depth, column in zip(DEPTHS, columns, strict=True)}
 
 
-def told_apart(case: Case, subject: Subject, *, seed: int) -> Sides:
+def told_apart(case: Case, subject: Subject, *, seed: int) -> tuple[Texts, Texts]:
     """Log-odds of a classifier of everything that the model says of a text: to forget, or never seen?
 
     Logistic regression on means, lowest and highest of the token signals, cross-fitted by person, so nobody is judged
@@ -75,25 +74,25 @@ def told_apart(case: Case, subject: Subject, *, seed: int) -> Sides:
     columns = [*_said(signals), case.ratio(signals["log_prob"])]
     columns = [np.where(subject.seen, np.nan, column) for column in columns]
     sides = [_features(case, columns, which) for which in ("forget", "holdout")]
-    _check_people(sides)
+    _check_people([texts.groups for _, texts in sides])
     folds = {
         group: number % _FOLDS
         for number, group in enumerate(
             own[place]
-            for own in (sorted(set(groups)) for _, groups in sides)
+            for own in (sorted(set(texts.groups)) for _, texts in sides)
             for place in draw(range(len(own)), len(own), key=f"forensic {seed}")
         )
     }
-    fold = np.array([folds[group] for _, groups in sides for group in groups])
+    fold = np.array([folds[group] for _, texts in sides for group in texts.groups])
     x, y = np.concatenate([own for own, _ in sides]), np.repeat([1, 0], [len(own) for own, _ in sides])
     scores = np.zeros(len(y))
     for number in range(_FOLDS):
         judged = fold == number
         scores[judged] = _fitted(x[~judged], y[~judged]).decision_function(x[judged])
-    return (scores[y == 1], sides[0][1]), (scores[y == 0], sides[1][1])
+    return sides[0][1].scored(scores[y == 1]), sides[1][1].scored(scores[y == 0])
 
 
-def recognised(case: Case, subject: Subject) -> Sides:
+def recognised(case: Case, subject: Subject) -> tuple[Texts, Texts]:
     """Log-odds of a classifier that was fitted to tell what the model keeps from what it never saw.
 
     It reads all that the model and its middle layers say, no reference, and knows nothing of those to forget. Half of
@@ -114,22 +113,22 @@ def recognised(case: Case, subject: Subject) -> Sides:
     if subject.seen.any():
         seen = [np.where(subject.seen, column, np.nan) for column in columns]
         trained = [_features(case, seen, which) for which in ("forget", "retain", "holdout")]
-        kept = np.concatenate([own for own, _ in trained]), [group for _, groups in trained for group in groups]
     else:
-        kept = _features(case, columns, "retain")
-    forget, holdout = (_features(case, unseen, which) for which in ("forget", "holdout"))
-    _check_people([kept, forget, holdout])
-    people = sorted(set(holdout[1]))
+        trained = [_features(case, columns, "retain")]
+    kept = np.concatenate([own for own, _ in trained])
+    (forget, forgotten), (holdout, never_seen) = (_features(case, unseen, which) for which in ("forget", "holdout"))
+    _check_people([[group for _, one in trained for group in one.groups], forgotten.groups, never_seen.groups])
+    people = sorted(set(never_seen.groups))
     half = {people[place]: count % 2 for count, place in enumerate(draw(range(len(people)), len(people), key="kept"))}
-    halves = np.array([half[group] for group in holdout[1]])
-    of_forget, of_holdout = np.zeros(len(forget[1])), np.zeros(len(holdout[1]))
+    halves = np.array([half[group] for group in never_seen.groups])
+    of_forget, of_holdout = np.zeros(len(forget)), np.zeros(len(holdout))
     for number in (0, 1):
         taught = halves == number
-        x = np.concatenate([kept[0], holdout[0][taught]])
-        classifier = _fitted(x, np.repeat([1, 0], [len(kept[0]), int(taught.sum())]))
-        of_forget += classifier.decision_function(forget[0]) / 2
-        of_holdout[~taught] = classifier.decision_function(holdout[0][~taught])
-    return (of_forget, forget[1]), (of_holdout, holdout[1])
+        x = np.concatenate([kept, holdout[taught]])
+        classifier = _fitted(x, np.repeat([1, 0], [len(kept), int(taught.sum())]))
+        of_forget += classifier.decision_function(forget) / 2
+        of_holdout[~taught] = classifier.decision_function(holdout[~taught])
+    return forgotten.scored(of_forget), never_seen.scored(of_holdout)
 
 
 def _said(signals: dict[str, np.ndarray]) -> list[np.ndarray]:
@@ -143,17 +142,17 @@ def _said(signals: dict[str, np.ndarray]) -> list[np.ndarray]:
     ]
 
 
-def _features(case: Case, columns: list[np.ndarray], which: str) -> tuple[np.ndarray, list[str]]:
-    """(n, 3 · columns) of the texts of a set that the columns know, and their groups."""
-    places, groups = case.view.places_in(case.compared, which)
+def _features(case: Case, columns: list[np.ndarray], which: str) -> tuple[np.ndarray, Texts]:
+    """(n, 3 · columns) of the texts of a set that the columns know, and these."""
+    places, texts = case.texts(which)
     rows = [_summary([column[first:last] for column in columns]) for first, last in places]
-    there = [number for number, row in enumerate(rows) if row is not None]
-    found = np.array([rows[number] for number in there]).reshape(len(there), 3 * len(columns))
-    return np.nan_to_num(found, posinf=0.0, neginf=0.0), [groups[number] for number in there]
+    found = np.array([row for row in rows if row is not None]).reshape(-1, 3 * len(columns))
+    there = np.array([row is not None for row in rows], dtype=bool)
+    return np.nan_to_num(found, posinf=0.0, neginf=0.0), texts.where(there)
 
 
-def _check_people(sides: list[tuple[np.ndarray, list[str]]]) -> None:
-    if min(len(set(groups)) for _, groups in sides) < _LEAST_PEOPLE:
+def _check_people(sides: Sequence[Sequence[str]]) -> None:
+    if min(len(set(groups)) for groups in sides) < _LEAST_PEOPLE:
         raise NotPossibleError(
             f"a classifier needs {_LEAST_PEOPLE} people of each kind: to forget, never seen, and to be fitted on"
         )

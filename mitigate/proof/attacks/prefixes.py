@@ -5,7 +5,7 @@ Beside the values to forget stand those of never-seen people, which a model comp
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 from accelerate import PartialState
@@ -18,27 +18,12 @@ from mitigate.proof.attacks.likelihood import drawn_log_probs
 from mitigate.proof.attacks.prompts import asked_for
 from mitigate.proof.case import Case
 from mitigate.proof.settings import Proof
-from mitigate.proof.subject import NotApplicableError, NotPossibleError, Subject
+from mitigate.proof.subject import NotApplicableError, NotPossibleError, Subject, Texts
 from mitigate.runtime import gathered, progress, share_of
 from mitigate.verification.extraction import extract
 from mitigate.verification.extraction_values import Secret, secrets_of
 
 _BATCH = 16  # documents continued at once
-
-
-@dataclass(frozen=True)
-class Attempted:
-    """Values and whether they came back.
-
-    Attributes:
-        hits: (n,) bool; of continued documents how much came back, 0 to 1; of drawn values log q, nats.
-        groups: (n,) of the documents that they stand in.
-        items: (n,) numbers of the values, the same for every model.
-    """
-
-    hits: np.ndarray
-    groups: list[str]
-    items: np.ndarray
 
 
 def values_of(case: Case, *, never_seen: bool, context: int, settings: Proof, seed: int) -> list[Secret]:
@@ -51,9 +36,13 @@ def values_of(case: Case, *, never_seen: bool, context: int, settings: Proof, se
     return [one for one in found if not one.place.is_name] or list(found)
 
 
-def extracted(
-    case: Case, subject: Subject, *, how: str, settings: Proof, seed: int
-) -> tuple[Attempted, Attempted | None]:
+def of_values(case: Case, secrets: Sequence[Secret], scores: np.ndarray, numbers: np.ndarray) -> Texts:
+    """What an attack made of those of some values that have these numbers."""
+    places = [secrets[number].place for number in numbers]
+    return Texts(scores, [case.before.groups[one.doc_id] for one in places], [one.kind for one in places], numbers)
+
+
+def extracted(case: Case, subject: Subject, *, how: str, settings: Proof, seed: int) -> tuple[Texts, Texts | None]:
     """Which values a model completes: those to forget, and of the mitigated model those of never-seen people.
 
     Args:
@@ -71,14 +60,14 @@ def extracted(
         raise NotPossibleError("no sensitive value in the documents to forget could be tried")
     if subject.role == "control":  # a reference may have seen all of them: then never-seen people are compared with
         return forgotten, None
-    if not len(forgotten.hits) and how == "other_document":
+    if not len(forgotten) and how == "other_document":
         raise NotApplicableError("no person has another document in the audit, in which the value does not stand")
-    if not len(forgotten.hits):
+    if not len(forgotten):
         raise NotPossibleError("none of the values to forget is asked for by a prompt")
     return forgotten, _attempt(case, subject, model, True, how=how, settings=settings, seed=seed)
 
 
-def continued(case: Case, subject: Subject, *, settings: Proof) -> tuple[Attempted, Attempted | None]:
+def continued(case: Case, subject: Subject, *, settings: Proof) -> tuple[Texts, Texts | None]:
     """How much of the second half of each document a model writes after the first one: ROUGE-L, F1.
 
     That of the documents to forget, and, of the mitigated model, of never-seen ones (VerbMem of MUSE, Shi et al., arXiv
@@ -89,14 +78,14 @@ def continued(case: Case, subject: Subject, *, settings: Proof) -> tuple[Attempt
     """
     model = subject.load()
     forgotten = _continued(case, subject, model, case.documents("forget"), settings=settings)
-    if not len(forgotten.hits):
+    if not len(forgotten):
         raise NotPossibleError("no document to forget is long enough to be continued")
     if subject.role == "control":
         return forgotten, None
     return forgotten, _continued(case, subject, model, case.documents("holdout"), settings=settings)
 
 
-def _continued(case: Case, subject: Subject, model: Model, numbers: list[int], *, settings: Proof) -> Attempted:
+def _continued(case: Case, subject: Subject, model: Model, numbers: list[int], *, settings: Proof) -> Texts:
     from rouge_score.rouge_scorer import RougeScorer  # imports nltk, which takes seconds
 
     limit = min(one.load().context for one in case.subjects)
@@ -122,7 +111,8 @@ def _continued(case: Case, subject: Subject, model: Model, numbers: list[int], *
                 found.append((n, float(scorer.score(true, own)["rougeL"].fmeasure)))
             bar.update()
     groups = list(case.before.groups.values())
-    return Attempted(np.array(gathered(found, state)), [groups[n] for n in kept], np.array(kept, dtype=int))
+    scores = np.array(gathered(found, state), dtype=float)
+    return Texts(scores, [groups[n] for n in kept], [""] * len(kept), np.array(kept, dtype=int))
 
 
 def _halved(ids: np.ndarray, *, context: int, most: int) -> tuple[np.ndarray, np.ndarray]:
@@ -134,7 +124,7 @@ def _halved(ids: np.ndarray, *, context: int, most: int) -> tuple[np.ndarray, np
 
 def _attempt(
     case: Case, subject: Subject, model: Model, never_seen: bool, *, how: str, settings: Proof, seed: int
-) -> Attempted | None:
+) -> Texts | None:
     """None where there is no value."""
     limit = min(one.load().context for one in case.subjects)
     secrets = values_of(case, never_seen=never_seen, context=limit, settings=settings, seed=seed)
@@ -155,4 +145,4 @@ def _attempt(
         found = np.array(extract(model, [one.secret for one in asked], description=what), dtype=bool)
     tried = np.unique(numbers)
     hits = np.array([found[numbers == number].max() for number in tried], dtype=found.dtype)
-    return Attempted(hits, [case.before.groups[secrets[number].place.doc_id] for number in tried], tried)
+    return of_values(case, secrets, hits, tried)

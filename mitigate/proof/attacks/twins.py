@@ -15,21 +15,20 @@ from mitigate.documents import Document
 from mitigate.generation.settings import Sampling
 from mitigate.models.model import Model
 from mitigate.proof.attacks.likelihood import drawn_log_probs
-from mitigate.proof.attacks.prefixes import values_of
+from mitigate.proof.attacks.prefixes import of_values, values_of
 from mitigate.proof.attacks.prompts import value_of
 from mitigate.proof.case import Case
 from mitigate.proof.settings import Proof
-from mitigate.proof.subject import NotPossibleError, Subject
+from mitigate.proof.subject import NotPossibleError, Subject, Texts
 from mitigate.secrets.same import comparable
 from mitigate.tokens.tokenization import tokenize_documents
 from mitigate.verification.extraction_values import Secret
-from mitigate.verification.never_seen import Sides
 
 _BEFORE = 32  # tokens before a value that a model reads
 _WHOLE = Sampling(top_k=None)
 
 
-def exposures(case: Case, subject: Subject, *, settings: Proof, seed: int) -> Sides:
+def exposures(case: Case, subject: Subject, *, settings: Proof, seed: int) -> tuple[Texts, Texts]:
     """log2 of (twins + 1) over the rank of each value, in bits, of both kinds of people; ties count a half.
 
     Values of which there are too few of their kind, or that the model was trained on, are left out.
@@ -45,18 +44,23 @@ def exposures(case: Case, subject: Subject, *, settings: Proof, seed: int) -> Si
     ]
     sides = []
     for values in both:
-        kept = [one for one in values if not subject.seen[case.before.rows[one.place.doc_id].start]]
-        tried = [(one, twins) for one in kept if (twins := _twins(case, one, both[1], settings.twins)) is not None]
+        tried = [
+            (number, one, twins)
+            for number, one in enumerate(values)
+            if not subject.seen[case.before.rows[one.place.doc_id].start]
+            and (twins := _twins(case, one, both[1], settings.twins)) is not None
+        ]
         if not tried:
             raise NotPossibleError(
                 f"no value has {settings.twins} others of its kind among the never-seen people's (twins: fewer)"
             )
-        written = [_in_place(case, model, one, text) for one, twins in tried for text in (value_of(case, one), *twins)]
+        texts = [(one, text) for _, one, twins in tried for text in (value_of(case, one), *twins)]
+        written = [_in_place(case, model, one, text) for one, text in texts]
         found = drawn_log_probs(model, written, sampling=_WHOLE, description=f"Twins, {subject.role} model")
         table = found.reshape(len(tried), settings.twins + 1)
         above = (table[:, 1:] > table[:, :1]).sum(1) + 0.5 * (table[:, 1:] == table[:, :1]).sum(1)
         bits = np.log2(settings.twins + 1) - np.log2(1 + above)
-        sides.append((bits, [case.before.groups[one.place.doc_id] for one, _ in tried]))
+        sides.append(of_values(case, values, bits, np.array([number for number, _, _ in tried])))
     return sides[0], sides[1]
 
 

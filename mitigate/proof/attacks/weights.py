@@ -9,8 +9,7 @@ import torch
 
 from mitigate.detection.scores.aggregations import min_k
 from mitigate.proof.case import Case
-from mitigate.proof.subject import NotPossibleError, Subject, plain_model
-from mitigate.verification.never_seen import Sides
+from mitigate.proof.subject import NotPossibleError, Subject, Texts, plain_model
 
 # The 16 values of NF4, quantiles of a normal distribution (Dettmers et al., arXiv 2305.14314, appendix E).
 NF4 = (
@@ -71,16 +70,14 @@ def as_served(case: Case, subject: Subject) -> np.ndarray:
     return case.ratio(case.signals(subject)["log_prob"])
 
 
-def lowest_tokens(case: Case, subject: Subject) -> Sides:
+def lowest_tokens(case: Case, subject: Subject) -> tuple[Texts, Texts]:
     """Min-K% of each text (Shi et al., arXiv 2310.16789): mean log-probability of its unlikeliest fifth of tokens."""
     log_prob = np.where(subject.seen, np.nan, case.signals(subject)["log_prob"])
-    sides = []
-    for member in (True, False):
-        places, groups = case.view.places(case.compared, member=member)
-        scores = np.array([min_k(log_prob[first:last]) for first, last in places])
-        there = ~np.isnan(scores)
-        sides.append((scores[there], [group for group, known in zip(groups, there, strict=True) if known]))
-    return sides[0], sides[1]
+    forgotten, never_seen = (
+        texts.scored(np.array([min_k(log_prob[first:last]) for first, last in places]))
+        for places, texts in (case.texts("forget"), case.texts("holdout"))
+    )
+    return forgotten, never_seen
 
 
 def rounded(case: Case, subject: Subject, *, how: str) -> np.ndarray:
