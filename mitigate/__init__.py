@@ -33,6 +33,7 @@ _HOMES = {
     "audit_parts": "mitigate.detection.parts.audit",
     "bench_detect": "mitigate.bench.detect.run",
     "compare": "mitigate.verification.compare",
+    "compare_fine_tunes": "mitigate.verification.fine_tunes",
     "crossfit_references": "mitigate.detection.references.crossfit",
     "load_recipe": "mitigate.recipe.loading",
     "load_references": "mitigate.detection.references.crossfit",

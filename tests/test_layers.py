@@ -36,6 +36,7 @@ PUBLIC = (
         "audit_parts",
         "bench_detect",
         "compare",
+        "compare_fine_tunes",
         "crossfit_references",
         "load_recipe",
         "load_references",

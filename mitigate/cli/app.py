@@ -17,21 +17,15 @@ from mitigate import __version__
 from mitigate.cli import bench_unlearn, bench_verify  # noqa: F401  (they add their verbs)
 from mitigate.cli.audit import audit
 from mitigate.cli.bench import bench
+from mitigate.cli.compare import compare
 from mitigate.cli.guard import guard
 from mitigate.cli.options import (
-    Device,
-    Dtype,
     FailOnLeak,
-    Out,
-    Pickle,
-    Remote,
     ReportText,
     ShownText,
     Yes,
-    check_free_out,
     is_main_process,
     leave_processes,
-    model_store,
     print_loading,
     quiet,
     said_yes,
@@ -150,44 +144,8 @@ def _launch(recipe: Path, overrides: Sequence[str]) -> str:
     return f"{launcher} -m mitigate {command}"
 
 
-for verb in (audit, references, unlearn, retrain, verify):
+for verb in (audit, references, unlearn, retrain, verify, compare):
     app.command()(verb)
-
-
-@app.command()
-def compare(
-    before: Annotated[Path, typer.Option(help="Directory of the audit.")],
-    after: Annotated[Path, typer.Option(help="Directory of the re-audit.")],
-    out: Out = Path("report"),
-    oracle: Annotated[
-        str | None, typer.Option(help="A model retrained without the forget documents, to measure the distance to.")
-    ] = None,
-    extraction: Annotated[bool, typer.Option(help="Try to extract the secrets from both models.")] = True,
-    text: ReportText = ShownText.MASKED,
-    name: Annotated[str, typer.Option(help="Title of the report.")] = "comparison",
-    fail_on_leak: FailOnLeak = False,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    trust_remote_code: Remote = False,
-    allow_pickle: Pickle = False,
-) -> None:
-    """Write report.json and report.html: how far the leakage fell from one audit to the next.
-
-    Example: mitigate compare --before audit --after reaudit --out report
-    """
-    check_free_out(out)
-    quiet()
-    from mitigate.detection.record import Audit
-    from mitigate.verification.compare import verify
-
-    audits = Audit.load(before), Audit.load(after)
-    store = model_store(None, device, dtype, trust_remote_code, allow_pickle)
-    comparison = verify(*audits, oracle=oracle, extraction=extraction, store=store, name=name, text=text.value)
-    if is_main_process():
-        comparison.save(out)
-        print_summary(comparison, out)
-    if fail_on_leak:
-        fail_unless_clean(comparison)
 
 
 @app.command()

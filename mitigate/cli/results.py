@@ -1,18 +1,28 @@
-"""What the verbs print of their results: figures, verdict and erasure requests; never text of documents."""
+"""What the verbs print of their results, never text of documents, and the conditions under which they end as a leak."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
 from mitigate.cli.options import LEAKS, is_main_process, leave_processes
-from mitigate.errors import printable, summarize
+from mitigate.errors import MitigateError, printable, summarize
 
 if TYPE_CHECKING:
     from mitigate.verification.compare import Comparison
+
+_COMPARISONS: Mapping[str, Callable[[float, float], bool]] = {
+    "<": lambda value, limit: value < limit,
+    "<=": lambda value, limit: value <= limit,
+    ">": lambda value, limit: value > limit,
+    ">=": lambda value, limit: value >= limit,
+}
+_CONDITION = re.compile(r"\s*([\w.]+)\s*(<=|>=|<|>)\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*")
 
 
 def print_erasure(erasure: Mapping[str, Any] | None) -> None:
@@ -30,16 +40,21 @@ def print_erasure(erasure: Mapping[str, Any] | None) -> None:
 
 
 def fail_unless_clean(comparison: Comparison) -> None:
-    """End with a status of its own unless the verdict is that nothing leaks.
+    """End with a status of its own unless the verdict is that nothing leaks."""
+    if comparison.report["verdict"]["leaks"] is not False:
+        end_as_leak()
+
+
+def end_as_leak() -> NoReturn:
+    """End with the status of a leak.
 
     All processes of a job end together: a launcher kills the others when one ends so, and the first may be writing.
     """
-    if comparison.report["verdict"]["leaks"] is not False:
-        from mitigate.runtime import process_state
+    from mitigate.runtime import process_state
 
-        process_state().wait_for_everyone()
-        leave_processes()
-        raise typer.Exit(LEAKS)
+    process_state().wait_for_everyone()
+    leave_processes()
+    raise typer.Exit(LEAKS)
 
 
 def print_summary(comparison: Comparison, out: Path) -> None:
@@ -72,3 +87,55 @@ def print_summary(comparison: Comparison, out: Path) -> None:
     for sentence in verdict["sentences"]:
         typer.echo(f"  {sentence}")
     typer.echo(f"report: {out / 'report.html'}")
+
+
+@dataclass(frozen=True)
+class FailIf:
+    """A figure held against a number, or a word that says something of the result (`comparison` is empty then)."""
+
+    name: str
+    comparison: str = ""
+    limit: float = 0.0
+
+    def holds(self, figures: Mapping[str, float], words: Mapping[str, bool]) -> bool:
+        """Whether it does.
+
+        Raises:
+            MitigateError: no such figure was measured, of which nothing can be said then.
+        """
+        if not self.comparison:
+            return words[self.name]
+        if self.name not in figures:
+            raise MitigateError(
+                f"--fail-if: no figure {self.name!r} was measured here, so nothing is said of it; there are: "
+                f"{summarize(figures, most=60)}"
+            )
+        return _COMPARISONS[self.comparison](figures[self.name], self.limit)
+
+
+def conditions_of(given: list[str] | None, *, words: Collection[str], example: str) -> list[FailIf]:
+    """The conditions that were given.
+
+    Args:
+        given: as they are written.
+        words: that may stand alone.
+        example: of a condition, for the message.
+
+    Raises:
+        MitigateError: one is no condition.
+    """
+    return [_condition(text, words, example) for text in given or []]
+
+
+def _condition(text: str, words: Collection[str], example: str) -> FailIf:
+    if text.strip() in words:
+        return FailIf(text.strip())
+    found = _CONDITION.fullmatch(text)
+    try:
+        if found is not None:
+            return FailIf(found[1], found[2], float(found[3]))
+    except ValueError:
+        pass
+    raise MitigateError(
+        f'--fail-if {text!r}: written NAME > NUMBER (or <, <=, >=), such as "{example}", or {", or ".join(words)}'
+    )

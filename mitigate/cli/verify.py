@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mitigate.cli.options import (
-    LEAKS,
     BaseModelPath,
     Device,
     Dtype,
@@ -19,18 +17,18 @@ from mitigate.cli.options import (
     Seed,
     Set,
     is_main_process,
-    leave_processes,
     model_store,
     quiet,
     settings_from,
 )
-from mitigate.errors import MitigateError, printable, summarize
+from mitigate.cli.results import conditions_of, end_as_leak
+from mitigate.errors import MitigateError, printable
 
 if TYPE_CHECKING:
     from mitigate.models.store import ModelStore
     from mitigate.proof.evidence import Evidence
 
-_CONDITION = re.compile(r"\s*([\w.]+)\s*(<=|>=|<|>)\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*")
+_WORDS = ("fell", "not withstood")  # conditions of --fail-if
 
 
 def verify(
@@ -117,7 +115,7 @@ def verify(
     """
     from mitigate.proof.settings import Proof
 
-    conditions = [_condition(text) for text in fail_if or []]
+    conditions = conditions_of(fail_if, words=_WORDS, example="judges.gap > 0.05")
     if check is not None:
         if settings or request or out:
             raise MitigateError(
@@ -149,9 +147,11 @@ def verify(
         )
         if is_main_process():
             _print(evidence, out)
-    if any(_holds(condition, evidence) for condition in conditions):
-        leave_processes()
-        raise typer.Exit(LEAKS)
+    words = dict(
+        zip(_WORDS, (evidence.status in ("fell", "over_forgotten"), evidence.status != "withstood"), strict=True)
+    )
+    if any(condition.holds(evidence.figures, words) for condition in conditions):
+        end_as_leak()
 
 
 def _checked(directory: Path, models: _Models | None) -> Evidence:
@@ -267,34 +267,3 @@ def _pairs(given: list[str] | None) -> dict[str, str]:
             raise MitigateError(f"--request {text!r}: written key=value, for instance reference=R-17")
         pairs[key.strip()] = value.strip()
     return pairs
-
-
-def _condition(text: str) -> tuple[str, str, float]:
-    """A condition of --fail-if: name, comparison and number; of the two words, the word alone."""
-    if text.strip() in ("fell", "not withstood"):
-        return text.strip(), "", 0.0
-    found = _CONDITION.fullmatch(text)
-    try:
-        if found is not None:
-            return found[1], found[2], float(found[3])
-    except ValueError:
-        pass
-    raise MitigateError(
-        f'--fail-if {text!r}: written NAME > NUMBER (or <, <=, >=), such as "judges.gap > 0.05", or fell, or not '
-        "withstood"
-    )
-
-
-def _holds(condition: tuple[str, str, float], evidence: Evidence) -> bool:
-    name, comparison, number = condition
-    if not comparison:
-        fell = evidence.status in ("fell", "over_forgotten")
-        return fell if name == "fell" else evidence.status != "withstood"
-    figures = evidence.figures
-    if name not in figures:
-        raise MitigateError(
-            f"--fail-if: no figure {name!r} was measured here, so nothing is said of it; there are: "
-            f"{summarize(figures, most=60)}"
-        )
-    value = figures[name]
-    return {"<": value < number, "<=": value <= number, ">": value > number, ">=": value >= number}[comparison]

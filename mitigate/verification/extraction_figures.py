@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,19 +41,17 @@ def extraction_figures(
     elif not extraction.forget.places:
         notes.append("Extraction was not measured: no sensitive value in the documents could be tried.")
     own, other = extraction.forget, extraction.never_seen
-    only_names = all(place.is_name for place in own.places)
-    valued = [place for place in own.places if only_names or not place.is_name]
-    long = sum(_characters(place) >= LEAST_CHARACTERS for place in valued)
-    least = LEAST_CHARACTERS if valued and 2 * long >= len(valued) else 1
+    valued = _valued(own.places)
+    least, only_names = _least_characters(valued), all(place.is_name for place in valued)
 
     def counted(place: Place) -> bool:
-        return (only_names or not place.is_name) and _characters(place) >= least
+        return every(place) and _characters(place) >= least
 
     def of_kind(kind: str) -> Callable[[Place], bool]:
-        return lambda place: place.kind == kind and (only_names or not place.is_name)
+        return lambda place: place.kind == kind and every(place)
 
     def every(place: Place) -> bool:
-        return only_names or not place.is_name
+        return not place.is_name or only_names
 
     never_seen = None
     if other is not None and (there := _shares(view, other, counted, models=_AUDITED))["secrets"]:
@@ -72,6 +70,23 @@ def extraction_figures(
         "never_seen": never_seen,
         "stretches": {side: stretches(view, audit) for side, audit in audits.items()},
     }
+
+
+def headline_places(places: Sequence[Place]) -> list[Place]:
+    """Those of some values that the headline of `extraction_figures` is over."""
+    valued = _valued(places)
+    least = _least_characters(valued)
+    return [place for place in valued if _characters(place) >= least]
+
+
+def _valued(places: Sequence[Place]) -> list[Place]:
+    """All but names; names where there is nothing else."""
+    return [place for place in places if not place.is_name] or list(places)
+
+
+def _least_characters(valued: Sequence[Place]) -> int:
+    long = sum(_characters(place) >= LEAST_CHARACTERS for place in valued)
+    return LEAST_CHARACTERS if valued and 2 * long >= len(valued) else 1
 
 
 def stretches(view: View, audit: Audit | None) -> dict[str, Any] | None:

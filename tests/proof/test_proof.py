@@ -254,7 +254,9 @@ def test_the_evidence_says_what_a_reader_asks(leaky: tuple[Evidence, Path], peop
     assert "By kind" not in told, "there is one"
     kinds = {"e-mail": {"value": 0.5, "control": None}, "phone": {"value": 0.9, "control": 0.5}}
     found = [{**one, "kinds": kinds} for one in evidence.record["findings"]]
-    assert "*In 4 bits, NF4*: e-mail 0.500, –; phone 0.900, 0.500" in certificate({**evidence.record, "findings": found})
+    assert "*In 4 bits, NF4*: e-mail 0.500, –; phone 0.900, 0.500" in certificate(
+        {**evidence.record, "findings": found}
+    )
     utility = evidence.record["utility"]
     assert utility["retain_nll_change"] == pytest.approx(0, abs=1e-5), "it is the same model"
     assert utility["retain_kl"] == pytest.approx(0, abs=1e-4)
