@@ -78,6 +78,22 @@ def verify(
             "`fell`: the model fell; `not withstood`: it did not withstand everything.",
         ),
     ] = None,
+    sign: Annotated[
+        Path | None,
+        typer.Option(
+            "--sign",
+            help="Sign the evidence with this SSH key (OpenSSH); with --check, once it was found to be right.",
+            show_default=False,
+        ),
+    ] = None,
+    signers: Annotated[
+        Path | None,
+        typer.Option(
+            "--signers",
+            help="With --check: who may have signed it, lines of NAME and a public key; no other signature passes.",
+            show_default=False,
+        ),
+    ] = None,
     request: Annotated[
         list[str] | None,
         typer.Option(help="What EVIDENCE.md says of the request: key=value, such as reference=R-17; may be repeated."),
@@ -112,10 +128,17 @@ def verify(
     Example: mitigate verify --check runs/mine/verify
 
     Example: mitigate verify --check evidence --audit audit --model adapter --oracle retrained
+
+    Example: mitigate verify --check evidence --sign ~/.ssh/id_ed25519
+
+    Example: mitigate verify --check evidence --signers officers.txt
     """
+    from mitigate.artifacts.signatures import check_key
     from mitigate.proof.settings import Proof
 
     conditions = conditions_of(fail_if, words=_WORDS, example="judges.gap > 0.05")
+    if sign is not None:
+        check_key(sign)
     if check is not None:
         if settings or request or out:
             raise MitigateError(
@@ -124,7 +147,10 @@ def verify(
         given = (base, device, dtype, trust_remote_code, allow_pickle)
         models = _models(run, audit, model, oracle, judges, options=given) if run or audit or model else None
         evidence = _checked(check, models)
+        _tell_signer(check, signers)
     else:
+        if signers is not None:
+            raise MitigateError("--signers: goes with --check; to sign what is made now, --sign KEY")
         proof = settings_from(Proof, settings)
         pairs = _pairs(request)
         models = _models(
@@ -147,9 +173,12 @@ def verify(
         )
         if is_main_process():
             _print(evidence, out)
-    words = dict(
-        zip(_WORDS, (evidence.status in ("fell", "over_forgotten"), evidence.status != "withstood"), strict=True)
-    )
+    if sign is not None and is_main_process():
+        from mitigate.proof.evidence import sign_evidence
+
+        typer.echo(f"signature: {sign_evidence(check or out or Path('evidence'), sign)}")
+    fell = evidence.status in ("fell", "over_forgotten")
+    words = dict(zip(_WORDS, (fell, evidence.status != "withstood"), strict=True))
     if any(condition.holds(evidence.figures, words) for condition in conditions):
         end_as_leak()
 
@@ -172,6 +201,18 @@ def _checked(directory: Path, models: _Models | None) -> Evidence:
     if is_main_process():
         typer.echo(f"{directory}: as it was written, and {what}: {evidence.status}")
     return evidence
+
+
+def _tell_signer(directory: Path, signers: Path | None) -> None:
+    """Who signed it; an error where somebody must have and nobody did."""
+    from mitigate.proof.evidence import is_signed, signer_of_evidence
+
+    if not is_main_process():
+        return
+    if signers is not None:
+        typer.echo(f"{directory}: signed by {printable(signer_of_evidence(directory, signers))}")
+    elif is_signed(directory):
+        typer.echo(f"{directory}: there is a signature, which was not looked at: --signers FILE tells whose it is")
 
 
 @dataclass(frozen=True)

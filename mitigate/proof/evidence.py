@@ -4,6 +4,7 @@ out/evidence.json       figures, fingerprints, verdict
 out/EVIDENCE.md         the same in words, for a privacy officer
 out/readings/*.parquet  what each attack read of each text: numbers, no text
 out/digests.json        SHA-256 of each of these files
+out/digests.json.sig    a signature of it, if somebody signed
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import numpy as np
 import pyarrow as pa
 
 from mitigate.artifacts.digests import file_digest
-from mitigate.artifacts.files import check_version, damage, read_record, read_table
+from mitigate.artifacts.files import DIGESTS, check_version, damage, read_record, read_table
+from mitigate.artifacts.signatures import sign, signature_of, signer_of
 from mitigate.errors import MitigateError
 from mitigate.proof.battery import ATTACKS, READING
 from mitigate.proof.certificate import certificate
@@ -93,6 +95,28 @@ class Evidence:
         return cls(record, tables)
 
 
+def sign_evidence(directory: str | Path, key: str | Path) -> Path:
+    """Sign the digests of all that belongs to evidence, with an SSH key; where the signature lies.
+
+    Raises:
+        MitigateError: see `mitigate.artifacts.signatures.sign`.
+    """
+    return sign(Path(directory) / DIGESTS, key)
+
+
+def signer_of_evidence(directory: str | Path, signers: str | Path) -> str:
+    """Who signed evidence, of those who may; see `mitigate.artifacts.signatures.signer_of`.
+
+    It says nothing of the files themselves: `check_evidence` holds them against what was signed.
+    """
+    return signer_of(Path(directory) / DIGESTS, signers)
+
+
+def is_signed(directory: str | Path) -> bool:
+    """Whether somebody signed it."""
+    return signature_of(Path(directory) / DIGESTS).is_file()
+
+
 def check_evidence(directory: str | Path) -> list[str]:
     """What is not as it was written, or does not follow from what was read, a line each; empty if nothing is.
 
@@ -104,8 +128,8 @@ def check_evidence(directory: str | Path) -> list[str]:
     """
     directory = Path(directory)
     wrong = damage(directory)
-    if not (directory / "digests.json").is_file():
-        wrong.append("digests.json: missing")
+    if not (directory / DIGESTS).is_file():
+        wrong.append(f"{DIGESTS}: missing")
     try:
         evidence = Evidence.load(directory)
     except MitigateError as error:

@@ -20,6 +20,7 @@ import pyarrow as pa
 from mitigate import __version__
 from mitigate.artifacts.digests import file_digest
 from mitigate.artifacts.files import (
+    DIGESTS,
     new_file,
     read_table,
     write_digests,
@@ -27,6 +28,7 @@ from mitigate.artifacts.files import (
     write_table,
 )
 from mitigate.artifacts.plans import PLAN, planned
+from mitigate.artifacts.signatures import signature_of
 from mitigate.detection.audit import check_audited, load_audited
 from mitigate.detection.record import Audit
 from mitigate.detection.references.crossfit import References
@@ -130,6 +132,7 @@ def prove(
             with new_file(out / CERTIFICATE) as temporary:
                 temporary.write_text(certificate(record), encoding="utf-8")
             names = [EVIDENCE, CERTIFICATE, PLAN, *(f"{READINGS}/{attack}.parquet" for attack in tables)]
+            signature_of(out / DIGESTS).unlink(missing_ok=True)  # of what stood here before
             write_digests(out, names)
         state.wait_for_everyone()
         return Evidence(record, tables)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -459,6 +460,39 @@ def test_the_command_line_attacks_checks_and_fails(people: People, tmp_path: Pat
     done = mitigate_(*[tmp_path / "other" if part == tmp_path / "audit" else part for part in given])
     assert done.status == 2
     assert "holds evidence of other models" in done.err
+
+
+@pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="OpenSSH is not installed")
+def test_signed_evidence_tells_its_signer_and_nobody_elses(people: People, tmp_path: Path, mitigate_: Mitigate) -> None:
+    people.audit.save(tmp_path / "audit")
+    out = tmp_path / "out"
+    for name in ("officer", "stranger"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / name], check=True)
+    public = (tmp_path / "officer.pub").read_text().split()
+    allowed = tmp_path / "allowed"
+    allowed.write_text(f"officer@example.org {public[0]} {public[1]}\n")
+    given = ["verify", "--audit", tmp_path / "audit", "--model", people.target, "--oracle", people.oracle]
+    given += ["--out", out, "--set", "attacks=[judges]"]
+
+    def status(*more: object) -> tuple[int, str]:
+        done = mitigate_("verify", "--check", out, *more)
+        return done.status, done.out + done.err
+
+    assert mitigate_(*given, "--sign", tmp_path / "nobody").status == 2
+    assert not out.exists(), "a key that is missing is told before the work"
+    assert mitigate_(*given, "--sign", tmp_path / "stranger").status == 0
+    assert status("--signers", allowed)[0] == 2, "signed by a stranger"
+    assert "a signature, which was not looked at" in status()[1]
+    code, told = status("--sign", tmp_path / "officer")
+    assert (code, "signature: " in told) == (0, True)
+    code, told = status("--signers", allowed)
+    assert (code, "signed by officer@example.org" in told) == (0, True), told
+    rewritten(lambda record: record.update(name="another"))(out)
+    assert status()[0] == 0, "a title follows from nothing, and the digests were made anew"
+    code, told = status("--signers", allowed)
+    assert (code, "is not what officer@example.org signed" in told) == (2, True), told
+    assert mitigate_(*given).status == 0
+    assert "not signed" in status("--signers", allowed)[1], "evidence that was made anew is not signed"
 
 
 def test_figures_are_named_by_attack(leaky: tuple[Evidence, Path]) -> None:
