@@ -18,6 +18,7 @@ from mitigate.models.directory import check_layering, is_served, load_tokenizer,
 from mitigate.models.probes import stated_limits
 from mitigate.models.store import ModelStore
 from mitigate.recipe.schema import Recipe
+from mitigate.verification.questions.asking import Asked, read_asked
 from mitigate.verification.tofu.questions import Question, read_questions
 
 
@@ -41,6 +42,8 @@ class Inputs:
                 store.check(source)
         if models.target and is_served(models.target) and self.recipe.report.extraction:
             raise MitigateError(f"{models.target}: a server, from which nothing is extracted: report.extraction: false")
+        if models.target and is_served(models.target) and self.recipe.report.questions:
+            raise MitigateError(f"{models.target}: a server, which is not asked: leave out report.questions")
         self._check_layering(store)
         self._check_tokenizers(given.paths, store=store)
         if self.recipe.lab is None or self.recipe.lab.people is None:
@@ -121,6 +124,11 @@ class Inputs:
         """The TOFU benchmark's questions; none where the recipe does not ask them."""
         settings = self.recipe.report.tofu
         return read_questions(settings, root=self.recipe.data.root) if settings else []
+
+    @cached_property
+    def asked(self) -> tuple[Asked, ...]:
+        """The rows of `report.questions`; none where the recipe asks none."""
+        return read_asked(self.recipe.report.questions, self.audited, root=self.recipe.data.root)
 
     @cached_property
     def references(self) -> References:

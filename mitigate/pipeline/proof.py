@@ -19,7 +19,10 @@ from mitigate.pipeline.stages import RESULTS, Stages, damaged_results, note_resu
 from mitigate.verification.compare import Comparison, compare, measure
 from mitigate.verification.extraction import SCHEMA as EXTRACTION_SCHEMA
 from mitigate.verification.extraction import Extraction
-from mitigate.verification.tofu.answers import ask
+from mitigate.verification.figures import View
+from mitigate.verification.questions.asking import ask
+from mitigate.verification.questions.figures import question_figures
+from mitigate.verification.tofu.answers import ask as ask_tofu_questions
 from mitigate.verification.tofu.figures import tofu_figures
 from mitigate.verification.tofu.settings import Tofu
 
@@ -40,6 +43,17 @@ def ask_tofu(inputs: Inputs, stages: Stages, mitigated: Path | None) -> dict[str
     )
 
 
+def ask_questions(inputs: Inputs, stages: Stages, mitigated: Path | None) -> dict[str, pa.Table | None]:
+    """Ask the models the recipe's own questions: one table each; empty where the recipe asks none."""
+    parts = inputs.recipe.report.questions
+    if not parts:
+        return {}
+    models = {"before": inputs.target, "after": mitigated, "oracle": inputs.oracle}
+    return {
+        side: _answers(inputs, stages, side, model) if model is not None else None for side, model in models.items()
+    }
+
+
 def write_report(
     inputs: Inputs,
     stages: Stages,
@@ -47,6 +61,7 @@ def write_report(
     after: Audit | None,
     *,
     tofu: Mapping[str, Any] | None,
+    answers: Mapping[str, pa.Table | None],
     notes: Sequence[str],
 ) -> Comparison:
     """Measure the oracle and extraction, compare, and write report.json and report.html.
@@ -55,17 +70,24 @@ def write_report(
         inputs, stages: of the run.
         before, after: the audit and the re-audit.
         tofu: the figures of the TOFU benchmark, where the recipe asks for them.
+        answers: to the recipe's own questions, of `ask_questions`.
         notes: what the run has to say, before what the comparison says.
     """
     recipe, out = inputs.recipe, inputs.out
     oracle, extraction = _measured(inputs, stages, before, after)
     started = time.monotonic()
+    losses = {
+        "before": before.columns["log_prob"],
+        "after": after.columns["log_prob"] if after is not None else None,
+        "oracle": oracle,
+    }
     comparison = compare(
         before,
         after,
         oracle_log_probs=oracle,
         extraction=extraction,
         tofu=tofu,
+        questions=question_figures(inputs.asked, answers, View(before), losses) if answers else None,
         name=recipe.name,
         recipe=recipe.model_dump(mode="json"),
         seconds=stages.seconds(),
@@ -85,7 +107,9 @@ def _ask(inputs: Inputs, stages: Stages, settings: Tofu, side: str, model: str |
     path = inputs.out / "tofu" / f"{side}.parquet"
 
     def make() -> None:
-        table = ask(inputs.store().load(model), inputs.questions, settings=settings, description=f"TOFU {side}")
+        table = ask_tofu_questions(
+            inputs.store().load(model), inputs.questions, settings=settings, description=f"TOFU {side}"
+        )
         if stages.state.is_main_process:
             write_table(path, table)
 
@@ -95,6 +119,23 @@ def _ask(inputs: Inputs, stages: Stages, settings: Tofu, side: str, model: str |
         "model": inputs.fingerprint(model),
     }
     stages.run(f"tofu.{side}", made_from, make, path, every_process=True)
+    return read_table(path)
+
+
+def _answers(inputs: Inputs, stages: Stages, side: str, model: str | Path) -> pa.Table:
+    path, parts = inputs.out / "questions" / f"{side}.parquet", inputs.recipe.report.questions
+
+    def make() -> None:
+        table = ask(inputs.store().load(model), inputs.asked, parts, description=f"Questions {side}")
+        if stages.state.is_main_process:
+            write_table(path, table)
+
+    made_from = {
+        "report.questions": {name: part.model_dump(mode="json") for name, part in parts.items()},
+        "rows": [[one.id, one.set, one.text] for part in inputs.asked for one in part.documents],
+        "model": inputs.fingerprint(model),
+    }
+    stages.run(f"questions.{side}", made_from, make, path, every_process=True)
     return read_table(path)
 
 

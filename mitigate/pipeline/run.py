@@ -1,4 +1,4 @@
-"""Run a recipe, stage by stage: [lab ->] references -> audit -> unlearn -> re-audit -> verify -> [tofu ->] report.
+"""Run a recipe, stage by stage: [lab ->] references -> audit -> unlearn -> re-audit -> verify -> report.
 
 In the place of `unlearn` stands `retrain` where the recipe asks for it.
 
@@ -6,7 +6,8 @@ Every stage leaves an artifact under `out/` and is known by a fingerprint of its
 fingerprint is unchanged is skipped; an interrupted run goes on where it stopped.
 
     out/lab/{documents.jsonl,base,target,oracle}   references/   audit/   adapter/ or retrained/   reaudit/   measured/
-    out/tofu/   out/report.json   out/report.html   out/run.json (the recipe, and what each stage was made from)
+    out/tofu/   out/questions/   out/report.json   out/report.html
+    out/run.json (the recipe, and what each stage was made from)
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from mitigate.errors import DoubtfulError, NothingToUnlearnError
 from mitigate.models.directory import model_fingerprint
 from mitigate.pipeline.inputs import Inputs
 from mitigate.pipeline.lab import make_documents, make_models
-from mitigate.pipeline.proof import ask_tofu, write_report
+from mitigate.pipeline.proof import ask_questions, ask_tofu, write_report
 from mitigate.pipeline.stages import Stages, check_run_directory
 from mitigate.recipe.schema import Recipe
 from mitigate.retraining.retrain import retrain
@@ -88,7 +89,7 @@ class Pipeline:
     def _run(self) -> Comparison:
         _ = self.stages
         make_documents(self.inputs, self.stages)
-        _ = self.inputs.audited  # before any training: a request may select nothing
+        _ = self.inputs.audited, self.inputs.asked  # before any training: a request may select nothing
         make_models(self.inputs, self.stages)
         self.make_references()
         before = self.audit()
@@ -105,8 +106,9 @@ class Pipeline:
                     discard(self.out / "reaudit")
                 notes.append(f"Nothing was unlearned: {nothing}.")
         tofu = ask_tofu(self.inputs, self.stages, mitigated)
+        answers = ask_questions(self.inputs, self.stages, mitigated)
         notes += unfamiliar(self.inputs.questions, self.inputs.audited)
-        return write_report(self.inputs, self.stages, before, after, tofu=tofu, notes=notes)
+        return write_report(self.inputs, self.stages, before, after, tofu=tofu, answers=answers, notes=notes)
 
     # --- stages -------------------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from mitigate.reporting.settings import ShownText
 from mitigate.retraining.settings import RetrainSettings, sharding_mistake
 from mitigate.unlearning.objectives.names import parse_objective
 from mitigate.unlearning.settings import Unlearn
+from mitigate.verification.questions.settings import QuestionSet
 from mitigate.verification.tofu.settings import Tofu
 
 
@@ -43,6 +44,9 @@ class ReportSettings(Section):
     )
     extraction: bool = Field(True, description="try to extract the secrets before and after")
     tofu: Tofu | None = Field(None, description="figures of the TOFU benchmark, from its files of questions")
+    questions: dict[str, QuestionSet] = Field(
+        default_factory=dict, description="rows with a prompt and the right completion, asked of all models; by name"
+    )
 
 
 class Recipe(Section):

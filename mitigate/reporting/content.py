@@ -248,8 +248,8 @@ class Fingerprints(TypedDict):
 class Report(TypedDict):
     """Everything that a report says.
 
-    `coverage` and `calibration` are the audit's records, `erasure`, `retrain` and `tofu` are null where there is no
-    such thing; their keys are those of `mitigate.verification`.
+    `coverage` and `calibration` are the audit's records, `erasure`, `retrain`, `tofu` and `questions` (which older
+    reports lack) are null where there is no such thing; their keys are those of `mitigate.verification`.
     """
 
     schema: int
@@ -269,6 +269,7 @@ class Report(TypedDict):
     over_forgotten_share: float | None
     over_forgotten_share_interval: Interval
     tofu: dict[str, Any] | None
+    questions: NotRequired[dict[str, Any] | None]
     erasure: dict[str, Any] | None
     calibration: dict[str, Any]
     counts: Counts

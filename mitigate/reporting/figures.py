@@ -90,13 +90,13 @@ class Figures:
 
     def rows(self) -> list[tuple[str, list[FigureRow]]]:
         """All figures, as titled groups of lines."""
-        table = _TABLE | (_TOFU if self.report.get("tofu") else {})
+        table = _TABLE | (_TOFU if self.report.get("tofu") else {}) | _questions(self.report.get("questions"))
         return [(title, [self._row(line) for line in lines]) for title, lines in table.items()]
 
     def _row(self, line: _Line) -> FigureRow:
         before, after = self.pair(*line.path, words=line.words, unit=line.unit, digits=line.digits)
         oracle = self.get(*line.path, "oracle", words=("oracle",), unit=line.unit, digits=line.digits)
-        has_oracle = line.path[0] in ("utility", "tofu") and oracle.value is not None
+        has_oracle = line.path[0] in ("utility", "tofu", "questions") and oracle.value is not None
         return FigureRow(line.name, before, after, oracle if has_oracle else None, line.reading)
 
     def _reason(self, words: Sequence[str]) -> str:
@@ -265,3 +265,41 @@ _TOFU = {
         *_tofu_parts("world_facts", "World facts", *_PARTS),
     ),
 }
+
+
+def _questions(section: Mapping[str, Any] | None) -> dict[str, tuple[_Line, ...]]:
+    """The lines of the recipe's own questions, part by part."""
+    if not section:
+        return {}
+    names = {"forget": "to forget", "retain": "retained", "holdout": "never seen"}
+    parts = [
+        _Line(
+            f"{part}: {names[set_name]}",
+            ("questions", "parts", part, set_name),
+            ("questions",),
+            "",
+            3,
+            f"Mean score of {figures['asked']:,} answers.",
+        )
+        for part, sets in section["parts"].items()
+        for set_name, figures in sets.items()
+    ]
+    whole = (
+        _Line(
+            "Task aggregate, as LUME has it",
+            ("questions", "task_aggregate"),
+            ("questions",),
+            "",
+            3,
+            "Harmonic mean of the scores of what is retained, and of 1 less those of what is to be forgotten.",
+        ),
+        _Line(
+            "Membership score, as LUME has it",
+            ("questions", "membership_score"),
+            ("questions",),
+            "",
+            3,
+            "1 − 2 · |AUC − 0.5| of the loss of documents to forget and never-seen ones: 1 tells nothing.",
+        ),
+    )
+    return {"Questions": (*parts, *whole)}

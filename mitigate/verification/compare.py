@@ -110,6 +110,7 @@ def compare(
     oracle_log_probs: np.ndarray | None = None,
     extraction: Extraction | None = None,
     tofu: Mapping[str, Any] | None = None,
+    questions: Mapping[str, Any] | None = None,
     name: str = "",
     recipe: Mapping[str, Any] | None = None,
     seconds: Mapping[str, float] | None = None,
@@ -126,6 +127,7 @@ def compare(
         extraction (*optional*): which sensitive values the models complete, from `measure`; without it the report says
             that extraction was not measured, and is never good. `verify` measures and compares in one call.
         tofu (*optional*): the TOFU benchmark's figures, from `tofu.tofu_figures`.
+        questions (*optional*): what was answered to further questions, from `questions.question_figures`.
         name, recipe, seconds (*optional*): recorded in the report.
         text (`str`, *optional*, defaults to `masked`): what the report shows of the documents: `none`: figures only;
             `masked`: text with its secrets masked; `all`: everything.
@@ -167,6 +169,7 @@ def compare(
         "selected": view.selection(),
         **flat({"over_forgotten_share": over_forgotten(view, seen_after)}),
         "tofu": tofu,
+        "questions": questions,
         "erasure": erasure_figures(seen_before, seen_after),
         "calibration": before.metadata.calibration.written(),
         "counts": view.counts(),

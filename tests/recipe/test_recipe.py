@@ -64,7 +64,7 @@ def test_a_user_s_recipe_comments_every_key(name: str) -> None:
         if re.match(r" *(- )?[a-z_]+:", line) and not re.match(r"(data|models|detect|report|references):$", line):
             assert re.search(r"\S +# \S", line), f"no comment: {line}"
     shown = set(_dotted(yaml.safe_load(text)))
-    elsewhere = r"lab\.|data\.anchors\.|.*\.replace\.|report\.tofu\.|retrain\.(documents|lora|schedule)\."
+    elsewhere = r"lab\.|data\.anchors\.|.*\.replace\.|report\.(tofu|questions)\.|retrain\.(documents|lora|schedule)\."
     elsewhere += r"|unlearn\.|retrain\." if name == "pretrained" else ""
     assert {key for key in known_keys() if not re.match(elsewhere, key)} - shown == set()
 

@@ -7,18 +7,13 @@ from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
-import torch
-from accelerate import PartialState
 
 from mitigate.detection.signals.compute import token_log_probs
-from mitigate.generation.decoding import continuations
 from mitigate.models.model import Model
-from mitigate.runtime import gathered, progress, share_of
-from mitigate.tokens.tokenization import TokenizedDocument, tokenize_documents
+from mitigate.tokens.tokenization import tokenize_documents
+from mitigate.verification.questions.answers import greedy_answers, prompt_of
 from mitigate.verification.tofu.questions import Question
 from mitigate.verification.tofu.settings import Tofu
-
-_BATCH = 32
 
 
 def ask(model: Model, questions: Sequence[Question], *, settings: Tofu, description: str = "TOFU") -> pa.Table:
@@ -41,7 +36,10 @@ def ask(model: Model, questions: Sequence[Question], *, settings: Tofu, descript
     log_probs = np.add.reduceat(of_token, first[:-1])
     lengths = np.array([int(document.audited.sum()) for document in tokenized])
     bounds = np.cumsum([0, *(len(question.completions) for question in questions)])
-    answers = greedy_answers(model, [tokenized[start] for start in bounds[:-1]], settings, description=description)
+    longest = min(settings.max_length, model.context)
+    prompts = [prompt_of(tokenized[start])[1 - longest :] for start in bounds[:-1]]
+    room = [longest - len(prompt) for prompt in prompts]
+    answers = greedy_answers(model, prompts, most=room, end=settings.answer_end, description=description)
     of_question = [slice(start, end) for start, end in pairwise(bounds)]
     return pa.table(
         {
@@ -56,41 +54,6 @@ def ask(model: Model, questions: Sequence[Question], *, settings: Tofu, descript
     )
 
 
-def greedy_answers(
-    model: Model, answered: Sequence[TokenizedDocument], settings: Tofu, *, description: str = "Answering"
-) -> list[str]:
-    """What the model says to each question: greedy, until the answer's end or `max_length` tokens in all.
-
-    Args:
-        model: the model to ask.
-        answered: each question with an answer; what comes before the answer's first token is the prompt, so that the
-            prompt is cut into tokens as it was in training.
-        settings: `max_length` and how an answer ends.
-    """
-    longest = min(settings.max_length, model.context)
-    prompts = [document.ids[: np.flatnonzero(document.audited)[0]][1 - longest :] for document in answered]
-    order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
-    batches = [order[start : start + _BATCH] for start in range(0, len(order), _BATCH)]
-    state = PartialState()
-    mine = share_of(batches, state)
-    found: list[tuple[int, str]] = []
-    with progress(len(mine), description, unit="batch") as bar, model.active() as module, torch.inference_mode():
-        for batch in mine:
-            room = [longest - len(prompts[number]) for number in batch]
-            generated = continuations(
-                module,
-                [prompts[number] for number in batch],
-                new_tokens=max(room),
-                ends=[end] if (end := model.tokenizer.eos_token_id) is not None else [],
-                stop=settings.answer_end,
-                tokenizer=model.tokenizer,
-            )
-            for number, tokens, most in zip(batch, generated, room, strict=True):
-                found.append((number, _text(model, tokens[:most], end=settings.answer_end)))
-            bar.update()
-    return gathered(found, state)
-
-
 def rouge_l_recall(answers: Sequence[str], given: Sequence[str]) -> list[float]:
     """ROUGE-L recall of given answers: longest common subsequence of stemmed words / words of the true answer.
 
@@ -100,11 +63,3 @@ def rouge_l_recall(answers: Sequence[str], given: Sequence[str]) -> list[float]:
 
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
     return [float(scorer.score(true, own)["rougeL"].recall) for true, own in zip(answers, given, strict=True)]
-
-
-def _text(model: Model, tokens: np.ndarray, *, end: str) -> str:
-    ended = np.flatnonzero(tokens == model.tokenizer.eos_token_id)
-    text = str(
-        model.tokenizer.decode((tokens[: ended[0]] if ended.size else tokens).tolist(), skip_special_tokens=True)
-    )
-    return (text.partition(end)[0] if end else text).strip()
