@@ -113,7 +113,8 @@ def verify(
     of prompt and your own, and by drawing; and what both checkpoints together give away. OUT/EVIDENCE.md says what was
     asked, done, tested and not tested, and what remains; evidence.json has the figures. An interrupted verification
     goes on with the next attack. --set takes attacks, margin, relearn.*, lora.*, plain (a file of text about nobody),
-    prompts (a file of rows with prompt and value), samples, twins, short_prefix, continued_tokens and most_values.
+    prompts (a file of rows with prompt and value), samples, twins, short_prefix, continued_tokens and most_values;
+    and tasks of lm-eval, where that is installed (task_files, task_limit).
 
     Example: mitigate verify --run runs/mine --request reference=R-17 --request due=2026-12-31
 

@@ -94,7 +94,7 @@ def certificate(record: Mapping[str, Any]) -> str:
             f"{erasure['linked_places']:,} other places, of which {erasure['linked_selected']:,} were selected, too"
         )
     lines += ["", "## How it was done", "", *_how(record), "", "## What was tested", "", *_tested(record)]
-    lines += ["", "## What it cost", "", *_cost(record["utility"])]
+    lines += ["", "## What it cost", "", *_cost(record)]
     lines += ["", "## What was not tested", "", *_not_tested(record)]
     lines += ["", "## What remains", "", *_remains(record)]
     lines += ["", "## Clauses", "", "| clause | asks for | what this record says of it |", "| --- | --- | --- |"]
@@ -231,7 +231,7 @@ def _judges(record: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _cost(utility: Mapping[str, Any]) -> list[str]:
+def _cost(record: Mapping[str, Any]) -> list[str]:
     rows = (
         ("loss on retained documents, change, nats a token", "retain_nll_change"),
         ("loss on never-seen documents, change", "holdout_nll_change"),
@@ -241,7 +241,16 @@ def _cost(utility: Mapping[str, Any]) -> list[str]:
         ("likeliest tokens that still are, never-seen documents", "holdout_likeliest_kept"),
         ("retained people's secrets, rise in log-probability, nats a token", "retained_exposure_change"),
     )
-    return ["| figure | |", "| --- | --- |", *[f"| {words} | {_number(utility, key)} |" for words, key in rows]]
+    lines = [
+        "| figure | |",
+        "| --- | --- |",
+        *[f"| {words} | {_number(record['utility'], key)} |" for words, key in rows],
+    ]
+    return lines + [
+        f"| task {one['task']}, {one['metric']}, before → after | {one['before']:.3f} → {one['mitigated']:.3f} |"
+        for one in record["tasks"]
+    ]
+    return ["| figure | |", "| --- | --- |", *lines]
 
 
 def _not_tested(record: Mapping[str, Any]) -> list[str]:

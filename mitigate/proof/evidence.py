@@ -70,6 +70,8 @@ class Evidence:
                 }
             for key in ("leak_at", "discoverable"):
                 named |= {f"{name}.{key}.{of}": float(found["value"]) for of, found in one.get(key, {}).items()}
+        for one in self.record["tasks"]:
+            named |= {f"tasks.{one['task']}.{one['metric']}.{side}": one[side] for side in ("before", "mitigated")}
         for name, value in self.record["utility"].items():
             if isinstance(value, int | float):
                 named[f"utility.{name}"] = float(value)

@@ -44,10 +44,12 @@ from mitigate.proof.evidence import CERTIFICATE, EVIDENCE, READINGS, SCHEMA, Evi
 from mitigate.proof.findings import findings_of, verdict_of
 from mitigate.proof.settings import ATTACKS, Proof
 from mitigate.proof.subject import NotApplicableError, NotPossibleError, Subject
-from mitigate.proof.utility import utility_of
+from mitigate.proof.utility.losses import utility_of
+from mitigate.proof.utility.tasks import check_tasks, task_figures
 from mitigate.runtime import library_versions, process_state
 
 logger = logging.getLogger(__name__)
+_NO_READING = {"attacks", "margin", "samples", "tasks", "task_files", "task_limit"}  # settings that change no reading
 
 
 def prove(
@@ -117,6 +119,7 @@ def prove(
                 not_applicable=[one["attack"] for one in not_made if not one["applies"]],
             ),
             "utility": utility_of(case, target),
+            "tasks": task_figures(target, case.mitigated.load(), settings, seed=seed) if state.is_main_process else [],
             "coverage": audit.metadata.coverage.written(),
             "skipped": len(audit.metadata.skipped),
             "settings": settings.model_dump(mode="json"),
@@ -175,12 +178,13 @@ def _check_files(case: Case, settings: Proof) -> None:
     """Read the user's files before anything is spent.
 
     Raises:
-        MitigateError: a file is missing or holds no prompts or documents.
+        MitigateError: a file is missing or holds no prompts or documents; tasks that there are not.
     """
     if settings.prompts is not None:
         own_prompts(settings.prompts, case)
     if settings.plain is not None:
         read_documents(settings.plain)
+    check_tasks(settings)
 
 
 def _plan(case: Case, audit: Audit, settings: Proof, seed: int) -> dict[str, Any]:
@@ -189,7 +193,7 @@ def _plan(case: Case, audit: Audit, settings: Proof, seed: int) -> dict[str, Any
         "mitigated": case.mitigated.fingerprint,
         "control": case.control.fingerprint if case.control is not None else None,
         "judges": list(case.judges),
-        "settings": settings.model_dump(mode="json", exclude={"attacks", "margin", "samples"}),  # no reading's
+        "settings": settings.model_dump(mode="json", exclude=_NO_READING),
         "files": {path: file_digest(Path(path)) for path in (settings.prompts, settings.plain) if path is not None},
         "seed": seed,
         "code": __version__,

@@ -68,6 +68,12 @@ class Proof(Section):
     continued_tokens: int = Field(128, ge=1, description="most tokens that continued writes of a document")
     most_values: int = Field(200, ge=1, description="values of each kind of document that extraction tries")
 
+    tasks: list[str] = Field(
+        default_factory=list, description="tasks of lm-eval that both models are measured by, such as hellaswag"
+    )
+    task_files: str | None = Field(None, description="a directory of task files, beside lm-eval's own")
+    task_limit: int | None = Field(None, ge=1, description="only the first so many examples of each task")
+
     @field_validator("attacks")
     @classmethod
     def _once(cls, names: list[AttackName]) -> list[AttackName]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shutil
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from commands import Mitigate
 from world import World, planted_documents
 
@@ -499,3 +501,54 @@ def test_figures_are_named_by_attack(leaky: tuple[Evidence, Path]) -> None:
     figures = leaky[0].figures
     assert {"judges.tpr_at_1pct_fpr", "layers.half.gap", "utility.retain_kl"} <= {*figures, "judges.tpr_at_1pct_fpr"}
     assert all(np.isfinite(value) for value in figures.values())
+
+
+@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed (mitigate[tasks])")
+def test_tasks_of_lm_eval_are_measured_before_and_after(people: People, tmp_path: Path) -> None:
+    questions = [
+        {"text": one.text[: one.spans[0].start], "choices": [one.text[one.spans[0].start : one.spans[0].end], "000000"]}
+        for one in people.audit.document_list()
+        if one.set == "forget"
+    ]
+    (tmp_path / "codes.jsonl").write_text("\n".join(map(json.dumps, questions)))
+    (tmp_path / "codes.yaml").write_text(
+        f"task: codes\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path / 'codes.jsonl'}}}}}\n"
+        "output_type: multiple_choice\ntest_split: test\ndoc_to_text: '{{text}}'\ndoc_to_choice: '{{choices}}'\n"
+        "target_delimiter: ''\ndoc_to_target: 0\nmetric_list: [{metric: acc}]\nmetadata: {version: 1}\n"
+    )
+    few = {"attacks": ["judges"], "tasks": ["codes"], "task_files": str(tmp_path)}
+    settings = SETTINGS.model_copy(update=few)
+    evidence = proven(people, people.oracle, tmp_path / "out", settings=settings)
+    [found] = evidence.record["tasks"]
+    assert (found["task"], found["metric"], found["samples"]) == ("codes", "acc", EACH)
+
+    def right(model: Path) -> float:
+        loaded = cpu().load(model)
+        hits = []
+        for row in questions:
+            with loaded.active() as module, torch.inference_mode():
+                scores = []
+                for choice in row["choices"]:
+                    start = len(loaded.tokenizer(row["text"])["input_ids"])
+                    ids = torch.tensor([loaded.tokenizer(row["text"] + choice)["input_ids"]])
+                    said = module(input_ids=ids).logits[0].log_softmax(-1)
+                    scores.append(sum(said[n - 1, ids[0, n]].item() for n in range(start, ids.shape[1])))
+            hits.append(scores[0] > scores[1])
+        return float(np.mean(hits))
+
+    assert found["before"] == pytest.approx(right(people.target))
+    assert found["mitigated"] == pytest.approx(right(people.oracle))
+    assert evidence.figures["tasks.codes.acc.mitigated"] == found["mitigated"]
+    assert "task codes, acc, before → after" in (tmp_path / "out/EVIDENCE.md").read_text()
+    assert not check_evidence(tmp_path / "out")
+    with pytest.raises(MitigateError, match="lm-eval knows no codez"):
+        proven(people, people.oracle, tmp_path / "none", settings=settings.model_copy(update={"tasks": ["codez"]}))
+
+
+def test_tasks_without_lm_eval_are_refused_before_the_work(
+    people: People, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mitigate.proof.utility.tasks.find_spec", lambda name: None)
+    with pytest.raises(MitigateError, match="lm-eval is not installed"):
+        proven(people, people.oracle, tmp_path / "out", settings=SETTINGS.model_copy(update={"tasks": ["hellaswag"]}))
+    assert not (tmp_path / "out").exists()
