@@ -442,14 +442,16 @@ def hard_unlearning(files: Files) -> Rows:
     (results,) = files.values()
     columns: dict[str, Mapping[str, Any]] = {}
     for epochs, own in results["epochs"].items():
-        columns |= {
-            f"before, {epochs} epochs": own["before"],
-            "**`default`**": own["methods"]["default"]["token"],
-            "**`default`, known spans**": own["known_spans"]["default"],
+        named = {
+            "before": own["before"],
+            "**`default`**, blind": own["methods"]["default"]["token"],
+            **({"**`default`**": found["default"]} if (found := own.get("recognised_spans")) else {}),
+            "**`default`**, known spans": own["known_spans"]["default"],
             "the references' mean": own["matched"],
             "never saw these people": own["oracle"]["document"],
             "fitted without a loss on secrets": own["oracle"]["token"],
         }
+        columns |= {f"{name}, {epochs} epochs" if name == "before" else name: one for name, one in named.items()}
 
     def row(label: str, bar: str, key: str, form: Callable[[float | None], str] = number) -> list[str]:
         return [label, bar, *(form(one[key]["value"] if key in one else None) for one in columns.values())]

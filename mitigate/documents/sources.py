@@ -220,7 +220,8 @@ class DocumentSource(_Settings):
     replace: list[Replacement] = Field(default_factory=list, description="rewrites of the text, in order")
     spans: SpanSettings | None = Field(
         default=None,
-        description="known sensitive spans; default: field `spans` with start, end, label, where a row has it",
+        description="known sensitive spans; default: field `spans` with start, end, label, and of a row without it "
+        "what is known by its form (recognise: built-in); {}: none",
     )
     per: Literal["file", "line", "paragraph"] = Field(
         default="file", description="what is one document: a whole text file or row, each line, each paragraph of it"

@@ -51,6 +51,7 @@ from mitigate.models.directory import load_tokenizer
 from mitigate.models.settings import Schedule
 from mitigate.models.store import ModelStore
 from mitigate.recipe.loading import check_settings
+from mitigate.recognisers.values import sensitive_values
 from mitigate.tokens.tokenization import tokenize_documents
 from mitigate.unlearning.settings import Unlearn
 from mitigate.verification.extraction import extract
@@ -120,7 +121,13 @@ def evidence(made: UnlearnWorld) -> UnlearnEvidence:
 def test_results_hold_every_method_in_both_scopes_with_its_figures(results: dict[str, Any]) -> None:
     assert set(results["methods"]) == {"default", "npo"}
     rows = [results["methods"][name][scope] for name in ("default", "npo") for scope in ("token", "sequence")]
-    for row in [*rows, results["known_spans"]["default"], *results["retrain"].values(), results["before"]]:
+    for row in [
+        *rows,
+        results["recognised_spans"]["default"],
+        results["known_spans"]["default"],
+        *results["retrain"].values(),
+        results["before"],
+    ]:
         assert set(row) >= FIGURES
         for name in FIGURES:
             value, low, high = (row[name][key] for key in ("value", "low", "high"))
@@ -206,7 +213,7 @@ def files(out: Path) -> dict[Path, int]:
 
 def test_a_second_run_repeats_nothing_and_gives_the_same_figures(out: Path, results: dict[str, Any]) -> None:
     before = files(out)
-    assert sum(path.name == "run.json" for path in before) == 2 * 2 + 1 + len(RETRAINED)
+    assert sum(path.name == "run.json" for path in before) == 2 * 2 + 2 + len(RETRAINED)
     again = json.loads(json.dumps(measured_in(out)))
     assert files(out) == before
     assert {name: again[name] for name in results} == results
@@ -364,6 +371,15 @@ def test_audits_select_in_documents_to_forget_only(out: Path, made: UnlearnWorld
         naive = [bool(found.columns["selected"][row]) for row in rows]
         assert selected_share(seed, selection) == pytest.approx(np.mean(naive))
         assert selected_share(seed, selection, scope="sequence") >= selected_share(seed, selection)
+    audits = {name: Audit.load(out / "seed-0" / "audits" / name) for name in SELECTIONS}
+    forms = audits["recognised"].document_list()
+    assert all(
+        span.label in {value.kind for value in sensitive_values(one.text)} for one in forms for span in one.spans
+    )
+    assert any(one.spans for one in forms)
+    assert not any(one.spans for one in audits["found"].document_list())
+    seed = replace(seed, audits=audits)
+    assert selected_share(seed, "recognised", secret=True) > selected_share(seed, "found", secret=True)
     assert selected_share(seed, "known", secret=True) == 1
     assert selected_share(seed, "known", secret=False) == 0
 
@@ -482,7 +498,7 @@ def test_the_hard_world_makes_and_measures_a_world_for_each_number_of_epochs_and
     with caplog.at_level("INFO"):
         done = CliRunner().invoke(app, [*command, "--base", str(out / "base"), "--out", str(tmp_path / "hard")])
     assert done.exit_code == 0, done.output
-    assert re.search(r"22 models to train \(4, 8 epochs; 0 are there\), then 4 runs", caplog.text)
+    assert re.search(r"22 models to train \(4, 8 epochs; 0 are there\), then 6 runs", caplog.text)
     assert re.search(r"at most about \d+ minutes on this machine", caplog.text)
     results = read_json(tmp_path / "hard" / "results.json")
     assert results["world"] == "hard"

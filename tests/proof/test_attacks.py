@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pytest
 import torch
 from rouge_score.rouge_scorer import RougeScorer
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedTokenizerFast
 from world import World, sentences
 
 from mitigate.detection.audit import audit
@@ -45,6 +45,7 @@ from mitigate.proof.settings import Proof
 from mitigate.proof.subject import NotApplicableError, NotPossibleError, plain_model
 from mitigate.statistics.separation import auc
 from mitigate.verification.extraction import is_completed
+from mitigate.verification.extraction_values import Place, Secret
 
 EXACT = 1e-4
 
@@ -533,6 +534,58 @@ def test_the_chance_of_a_draw_is_the_product_of_its_tokens(case: Case, top: int,
         assert (found.min() > -1) is not never_seen, "what was trained on is likely"
     if top == 3 and never_seen:
         assert -np.inf in found, "a token that is never drawn"
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neox", "mistral"])
+def test_values_with_the_same_beginning_are_read_after_it_as_each_alone(
+    architecture: str, tiny_model: Callable[..., Path]
+) -> None:
+    found, naive, read = families_read(tiny_model(architecture))
+    np.testing.assert_allclose(found, naive, rtol=0, atol=EXACT)
+    assert (2, 4) in read, "what stands before two families, but for its last token"
+
+
+@pytest.mark.parametrize("how", ["refuses", "mixes up"])
+def test_a_model_that_keeps_no_keys_reads_each_value_alone(
+    how: str, tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def repeat(cache: DynamicCache, repeats: int) -> None:
+        if how == "refuses":
+            raise NotImplementedError
+        for layer in cache.layers:
+            layer.keys, layer.values = -layer.keys.repeat(repeats, 1, 1, 1), layer.values.repeat(repeats, 1, 1, 1)
+
+    monkeypatch.setattr(DynamicCache, "batch_repeat_interleave", repeat)
+    found, naive, read = families_read(tiny_model("llama"))
+    np.testing.assert_allclose(found, naive, rtol=0, atol=EXACT)
+    assert (1, 4) in read, "tried with the first family"
+    assert (2, 4) not in read
+
+
+def families_read(path: Path) -> tuple[np.ndarray, list[float], list[tuple[int, ...]]]:
+    """Families of several sizes and lengths, values of several lengths: log q, naive log q, shapes that were read."""
+    model = cpu().load(path)
+    rng = np.random.default_rng(7)
+    secrets = []
+    for family, (before, count) in enumerate([(5, 3), (5, 3), (9, 2), (9, 4), (1, 3), (6, 1)]):
+        prefix = rng.integers(5, model.vocabulary_size, before)
+        for _ in range(count):
+            tokens = rng.integers(5, model.vocabulary_size, rng.integers(1, 6))
+            secrets.append(Secret(Place(str(family), 0, 1, "code", "known"), prefix, tokens, "x"))
+    read: list[tuple[int, ...]] = []
+    with model.active() as module:
+        hook = module.register_forward_pre_hook(
+            lambda _, __, given: read.append(tuple(given["input_ids"].shape)), with_kwargs=True
+        )
+        found = drawn_log_probs(model, secrets, sampling=Sampling(top_k=None), description="")
+        hook.remove()
+    naive = []
+    for one in secrets:
+        ids = torch.from_numpy(np.concatenate([one.prefix, one.tokens]))
+        with model.active() as module, torch.inference_mode():
+            said = module(input_ids=ids[None]).logits[0].log_softmax(-1)
+        naive.append(sum(said[place - 1, ids[place]].item() for place in range(len(one.prefix), len(ids))))
+    return found, naive, read
 
 
 def prompts_of(case: Case, how: str, **settings: Any) -> dict[int, list[tuple[str, str]]]:

@@ -80,7 +80,26 @@ def found_in(documents: Documents) -> list[tuple[str, str]]:
 def test_our_own_recognisers_give_known_spans(tmp_path: Path) -> None:
     documents = read(tmp_path / "a.jsonl", recognise="built-in")
     assert found_in(documents) == [("555-0147", "phone"), ("ann@example.org", "email")]
-    assert found_in(read(tmp_path / "a.jsonl")) == [], "only where they are asked for"
+    assert found_in(read(tmp_path / "a.jsonl")) == [], "a source that asks for none has none"
+
+
+def test_a_file_that_marks_nothing_has_what_is_known_by_its_form(tmp_path: Path) -> None:
+    """A field with spans speaks for its row, an empty one too; a source that says what it wants is obeyed."""
+    text = "Ring Nora at 555-201-4477 or write to nora.hale@mail.org."
+    rows = [{"text": text}, {"text": f"Again: {text}", "spans": []}, {"text": f"Then: {text}", "spans": None}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+
+    def labels(**settings: Any) -> list[list[str]]:
+        return [
+            [span.label for span in one.spans] for one in read_documents(DocumentSource(path=str(path), **settings))
+        ]
+
+    both = ["phone", "email"]
+    assert labels() == [both, [], both]
+    assert labels(spans={}) == [[], [], []]
+    assert labels(spans={"recognise": "built-in"}) == [both] * 3
+    assert labels(spans={"patterns": {"number": r"\d{3}-\d{3}-\d{4}"}}) == [["number"]] * 3
 
 
 def test_what_a_pattern_found_is_not_recognised_again(tmp_path: Path) -> None:

@@ -127,7 +127,8 @@ def _tell_cost(
     ]
     tried = tries + (MORE_TRIES + len(WEIGHTS) if tries > 1 else 0)
     searched = sum(objective != "default" for objective, _ in methods)
-    runs = (len(methods) + 1) * len(seeds) + searched * (tried - 1)  # with known spans; a search on the first seed
+    runs = (len(methods) + 2) * len(seeds)  # with recognised and with known spans
+    runs += searched * (tried - 1)  # a search on the first seed
     runs *= len(settings.epochs)
     runs += len(RETRAINED) * len(folders) if retrain else 0
     done = sum(len(list((folder / "runs").glob("*/run.json"))) for _, folder in folders)

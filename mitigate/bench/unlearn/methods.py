@@ -27,9 +27,10 @@ from mitigate.bench.unlearn.world import UnlearnWorld
 from mitigate.detection.audit import audit
 from mitigate.detection.record import Audit
 from mitigate.detection.settings import Detect
-from mitigate.documents import Documents
+from mitigate.documents import Documents, Span
 from mitigate.errors import MitigateError, NothingToUnlearnError
 from mitigate.models.store import ModelStore
+from mitigate.recognisers.values import sensitive_values
 from mitigate.retraining.retrain import retrain
 from mitigate.runtime import process_state
 from mitigate.unlearning.material.forgetting import scope_tokens
@@ -40,10 +41,16 @@ from mitigate.unlearning.trainer import unlearn
 
 logger = logging.getLogger(__name__)
 FDR = 0.05
-SELECTIONS = {"found": Detect(fdr=FDR), "known": Detect(select="known", calibrate=True)}
+SELECTIONS = {
+    "found": Detect(fdr=FDR),
+    "recognised": Detect(fdr=FDR),
+    "known": Detect(select="known", calibrate=True),
+}
 STEP = 3.0  # between two rates, and between two weights of anchors
-BLIND = ("found",)
-"""Selections whose audit is not told where the secrets are: known spans would shape its detector and its stretches."""
+BLIND = ("found", "recognised")
+"""Selections whose audit is not told where the secrets are: known spans would shape its detector and its stretches.
+
+`recognised` has what the recognisers know by its form, as documents have whose file marks nothing."""
 RETRAINED = {"mask": ("found", "mask"), "placeholder": ("found", "placeholder"), "fake": ("found", "fake")}
 RETRAINED |= {"mask_known": ("known", "mask")}
 ALLOWED = {"retain_gap_nats": 0.10, "holdout_gap_nats": 0.05, "prose_gap_nats": 0.05}
@@ -117,7 +124,9 @@ def make_audit(world: UnlearnWorld, selection: str, *, out: Path, seed: int, dev
     detect = SELECTIONS[selection]
     documents = world.documents
     if selection in BLIND:
-        documents = Documents(tuple(replace(document, spans=()) for document in documents))
+        documents = Documents(
+            tuple(replace(one, spans=_by_form(one.text) if selection == "recognised" else ()) for one in documents)
+        )
     state = process_state(device)
     found = Audit.load(out) if out.is_dir() else None
     used = [world.target, *world.references.paths]
@@ -141,6 +150,10 @@ def make_audit(world: UnlearnWorld, selection: str, *, out: Path, seed: int, dev
             found.save(out, replace=True)
         state.wait_for_everyone()
     return found
+
+
+def _by_form(text: str) -> tuple[Span, ...]:
+    return tuple(Span(value.start, value.end, value.kind) for value in sensitive_values(text))
 
 
 def run_method(

@@ -53,6 +53,7 @@ def unlearn_table(results: Mapping[str, Any]) -> str:
         for name in sorted(found, key=lambda name: _ratio(found[name])):
             add(f"{name}, {scope}", found[name])
     lines.append("")
+    add("default, recognised spans", results["recognised_spans"]["default"])
     add("default, known spans", results["known_spans"]["default"])
     for name, row in results["retrain"].items():
         add(f"retrain, {name}", row)

@@ -36,8 +36,8 @@ def summarize_seeds(done: Sequence[SeedRuns]) -> dict[str, Any]:
     """The figures of results.json.
 
     Returns:
-        `methods.<objective>.<scope>`, `known_spans.default`, `retrain.<name>`: figures of `figures.figures`,
-            and what the runs took, see `_of_method`;
+        `methods.<objective>.<scope>`, `{recognised,known}_spans.default`, `retrain.<name>`: figures of
+            `figures.figures`, and what the runs took, see `_of_method`;
         `before`: the same figures of the target; `oracle.{document,token}`: those of an oracle that need no other one;
         `floor`: distances between two oracles; `people`, `secrets`: how many there are on each seed, by role;
         `matched`: distances of a model that says of the secrets just what the references say on average, which is what
@@ -57,6 +57,7 @@ def summarize_seeds(done: Sequence[SeedRuns]) -> dict[str, Any]:
     }
     return {
         "methods": methods,
+        "recognised_spans": {"default": _of_method(evidence, [runs.recognised for runs in done])},
         "known_spans": {"default": _of_method(evidence, [runs.known for runs in done])},
         "retrain": {name: _of_runs(evidence, [r.retrained[name] for r in done]) for name in done[0].retrained},
         "floor": plain(floors(evidence)),

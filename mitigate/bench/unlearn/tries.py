@@ -42,10 +42,11 @@ class Tried:
 
 @dataclass(frozen=True)
 class SeedRuns:
-    """What one seed gave: methods by (objective, scope), the default on known spans, and retraining."""
+    """What one seed gave: methods by (objective, scope), the default on recognised and on known spans, retraining."""
 
     seed: Seed
     methods: Mapping[tuple[str, str], Tried]
+    recognised: Tried
     known: Tried
     retrained: Mapping[str, Run]
 
@@ -83,8 +84,9 @@ def run_seed(
         return Tried(dict(sorted(runs.items())), next(one for one, of_it in runs.items() if of_it is best))
 
     methods = {pair: tried(*pair, "found", first.methods[pair] if first else None) for pair in wanted}
+    recognised = tried("default", "token", "recognised", first.recognised if first else None)
     known = tried("default", "token", "known", first.known if first else None)
-    return SeedRuns(seed, methods, known, {name: run_retrain(seed, name) for name in RETRAINED if retrain})
+    return SeedRuns(seed, methods, recognised, known, {name: run_retrain(seed, name) for name in RETRAINED if retrain})
 
 
 def beyond_edge(criteria: Mapping[float, float], *, at_most: int) -> float | None:

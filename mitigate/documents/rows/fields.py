@@ -56,6 +56,9 @@ def set_of(source: DocumentSource, values: Values) -> str | None:
 def spans_of(source: DocumentSource, values: Values, text: str, *, rendered: bool) -> tuple[Span, ...]:
     """The known spans: found by the source's patterns, given in its field, and recognised outside of these.
 
+    A source that says nothing of spans has those of the field `spans`, and of a row without it what is known by its
+    form.
+
     Args:
         source: its `spans` and `replace` are used.
         values: of the row.
@@ -67,7 +70,8 @@ def spans_of(source: DocumentSource, values: Values, text: str, *, rendered: boo
     """
     settings = source.spans
     if settings is None:
-        settings = SpanSettings(field=None if is_missing(values.get("spans")) else "spans")
+        unmarked = is_missing(values.get("spans"))
+        settings = SpanSettings(recognise="built-in") if unmarked else SpanSettings(field="spans")
     spans = set(_matches(settings.patterns, text))
     if settings.field is not None:
         given = _given_spans(settings.field, settings, values)
