@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from commands import Mitigate
+from commands import Mitigate, contents, launch_two
 from world import World, planted_documents
 
 from mitigate.artifacts.digests import file_digest
@@ -552,3 +552,19 @@ def test_tasks_without_lm_eval_are_refused_before_the_work(
     with pytest.raises(MitigateError, match="lm-eval is not installed"):
         proven(people, people.oracle, tmp_path / "out", settings=SETTINGS.model_copy(update={"tasks": ["hellaswag"]}))
     assert not (tmp_path / "out").exists()
+
+
+def test_two_processes_read_what_one_reads(people: People, tmp_path: Path, mitigate_: Mitigate) -> None:
+    people.audit.save(tmp_path / "audit")
+    attacks = "judges,min_k,twins,layers,nf4,relearn_retained,true_prefix,reworded,sampled,continued"
+    given = ["verify", "--audit", tmp_path / "audit", "--model", people.target, "--oracle", people.oracle]
+    given += ["--device", "cpu", "--set", f"attacks=[{attacks}]", "--set", "samples=2", "--set", "twins=4", "--out"]
+    assert mitigate_(*given, tmp_path / "one").status == 0
+    script = tmp_path / "run.py"
+    script.write_text("from mitigate.cli.app import main\n\nmain()\n")
+    launch_two(script, *given, tmp_path / "two")  # type: ignore[arg-type]
+    one, two = (json.loads((tmp_path / name / "evidence.json").read_text()) for name in ("one", "two"))
+    apart = ("created", "digest", "seconds", "readings", "versions")
+    assert {key: one[key] for key in one if key not in apart} == {key: two[key] for key in two if key not in apart}
+    assert contents(tmp_path / "one" / "readings") == contents(tmp_path / "two" / "readings")
+    assert not check_evidence(tmp_path / "two")
