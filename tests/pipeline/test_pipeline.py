@@ -119,6 +119,7 @@ def test_report_json_has_the_documented_keys_and_types(finished: tuple[Path, Com
             "coverage",
             "verdict",
             "tofu",
+            "questions",
             "erasure",
             "calibration",
             "counts",
