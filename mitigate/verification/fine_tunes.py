@@ -233,7 +233,7 @@ def _model(audit: Audit, report: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **both,
         **found,
-        "verdict": {key: report["verdict"][key] for key in ("status", "leaks", "headline")},
+        "verdict": {key: report["verdict"][key] for key in ("status", "leaks", "sentences")},
         "fingerprint": audit.metadata.target.fingerprint,
         "notes": report["notes"],
     }
@@ -285,7 +285,7 @@ def in_words(record: Mapping[str, Any]) -> str:
     lines += [f"| {words} | {_of(models['a'], key)} | {_of(models['b'], key)} | {d} | |" for words, key, d in rows]
     lines += ["", *[f"- {note}" for note in record["notes"]]]
     for key in NAMES:
-        lines += ["", f"## {key.upper()} alone", "", models[key]["verdict"]["headline"], ""]
+        lines += ["", f"## {key.upper()} alone", "", " ".join(models[key]["verdict"]["sentences"]), ""]
         lines += [f"- {note}" for note in models[key]["notes"]] + [f"- fingerprint {models[key]['fingerprint']}"]
     return "\n".join(lines) + "\n"
 
