@@ -83,7 +83,7 @@ class Table(NamedTuple):
 
 
 TABLES = {
-    "headline": Table(rows_of.headline, ("quickstart", "lume")),
+    "headline": Table(rows_of.headline, ("quickstart", "hard")),
     "runs": Table(rows_of.runs, ("quickstart", "lume", "stories", "tofu")),
     "run-hard": Table(rows_of.runs, ("hard",)),
     "lume-variants": Table(rows_of.runs, ("lume", "lume-hinge", "lume-retrain", "lume-erasure")),
@@ -149,8 +149,8 @@ FIGURE = r"(?:[+−]?\d(?:[\d.,]*\d)?(?: %)?)"
 QUOTES = (
     Quote(
         "README.md",
-        '"cannot tell": {} people are too few',
-        (Figure("quickstart", "leakage/before/people/members", "d"),),
+        '"cannot tell": {} and {} people are too few',
+        tuple(Figure(file, "leakage/before/people/members", "d") for file in ("quickstart", "hard")),
     ),
     Quote(
         "docs/benchmarks.md",
