@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mitigate.documents.marks import MarkedRows
 from mitigate.documents.pieces import cut
-from mitigate.documents.rows.fields import check_names, name_of, set_of, spans_of
+from mitigate.documents.rows.fields import check_names, marks_nothing, name_of, set_of, spans_of
 from mitigate.documents.rows.formats import Format
 from mitigate.documents.rows.reader import Row, read_rows
 from mitigate.documents.rows.texts import body_of, row_text
@@ -61,6 +61,7 @@ class SourceReader:
         self.groups = groups  # digest of a text -> group, for documents without a group of their own
         self.problems: list[tuple[str, str]] = []
         self.name = summarize(source.paths)
+        self.by_form: Counter[str] = Counter()  # kinds of known spans that no row marks
         self.formats: dict[Format, Counter[str]] = {}  # rows of each, by its own name, and what they are besides
         self.fields: dict[Format, dict[str, None]] = {}  # of them that were read
         self.unread: dict[str, None] = {}
@@ -133,6 +134,14 @@ class SourceReader:
                         "set text to a template to change it",
                     ]
                 ),
+            )
+        if self.by_form:
+            logger.info(
+                "%s: marks no secrets; %d values that are known by their form count as known spans (%s); set spans to "
+                "change it, {} for none",
+                self.name,
+                self.by_form.total(),
+                ", ".join(f"{kind} {count}" for kind, count in self.by_form.most_common()),
             )
         if self.unread:
             logger.info("%s: fields that are not read: %s", self.name, summarize(self.unread, most=20))
@@ -221,6 +230,8 @@ class SourceReader:
             group=group,
             special_tokens=made.special_tokens,
         )
+        if marks_nothing(source, values):
+            self.by_form.update(span.label for span in document.spans)
         document = as_written(document, values, source)
         check_names(document)
         pieces = [piece for piece in cut(document, source.per) if len(piece.text) >= source.min_characters]

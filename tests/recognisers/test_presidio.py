@@ -83,7 +83,9 @@ def test_our_own_recognisers_give_known_spans(tmp_path: Path) -> None:
     assert found_in(read(tmp_path / "a.jsonl")) == [], "a source that asks for none has none"
 
 
-def test_a_file_that_marks_nothing_has_what_is_known_by_its_form(tmp_path: Path) -> None:
+def test_a_file_that_marks_nothing_has_what_is_known_by_its_form(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """A field with spans speaks for its row, an empty one too; a source that says what it wants is obeyed."""
     text = "Ring Nora at 555-201-4477 or write to nora.hale@mail.org."
     rows = [{"text": text}, {"text": f"Again: {text}", "spans": []}, {"text": f"Then: {text}", "spans": None}]
@@ -96,10 +98,16 @@ def test_a_file_that_marks_nothing_has_what_is_known_by_its_form(tmp_path: Path)
         ]
 
     both = ["phone", "email"]
+    caplog.set_level("INFO", logger="mitigate")
     assert labels() == [both, [], both]
+    [told] = [line for line in caplog.messages if "known by their form" in line]
+    assert "4 values" in told
+    assert "(phone 2, email 2)" in told
+    caplog.clear()
     assert labels(spans={}) == [[], [], []]
     assert labels(spans={"recognise": "built-in"}) == [both] * 3
     assert labels(spans={"patterns": {"number": r"\d{3}-\d{3}-\d{4}"}}) == [["number"]] * 3
+    assert not any("known by their form" in line for line in caplog.messages)
 
 
 def test_what_a_pattern_found_is_not_recognised_again(tmp_path: Path) -> None:

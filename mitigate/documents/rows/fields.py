@@ -70,8 +70,7 @@ def spans_of(source: DocumentSource, values: Values, text: str, *, rendered: boo
     """
     settings = source.spans
     if settings is None:
-        unmarked = is_missing(values.get("spans"))
-        settings = SpanSettings(recognise="built-in") if unmarked else SpanSettings(field="spans")
+        settings = SpanSettings(recognise="built-in") if marks_nothing(source, values) else SpanSettings(field="spans")
     spans = set(_matches(settings.patterns, text))
     if settings.field is not None:
         given = _given_spans(settings.field, settings, values)
@@ -85,6 +84,11 @@ def spans_of(source: DocumentSource, values: Values, text: str, *, rendered: boo
         if not any(value.start < span.end and span.start < value.end for span in spans):
             spans.add(Span(value.start, value.end, value.kind))
     return tuple(sorted(spans))
+
+
+def marks_nothing(source: DocumentSource, values: Values) -> bool:
+    """Whether neither a source nor its row says where secrets are: then they are known by their form."""
+    return source.spans is None and is_missing(values.get("spans"))
 
 
 def fill(template: str, values: Values) -> str:
