@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from string import Formatter
 from typing import Annotated, Any, Literal
 
@@ -266,6 +266,11 @@ class DocumentSource(_Settings):
         if mistakes:
             raise ValueError("; ".join(mistakes))
         return self
+
+
+def without_spans(sources: Sequence[DocumentSource]) -> list[DocumentSource]:
+    """The same sources, of which nobody asks where secrets are: no known spans are read, where none are asked for."""
+    return [one if one.spans is not None else one.model_copy(update={"spans": SpanSettings()}) for one in sources]
 
 
 def _split_mistakes(sets: dict[SetName, int | float | Literal["rest"]]) -> list[str]:

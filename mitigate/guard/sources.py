@@ -113,7 +113,10 @@ def secrets_in_file(path: str | Path) -> list[str]:
     documents = read_documents(path)
     found = [document.text[span.start : span.end] for document in documents for span in document.spans]
     if not found:
-        raise MitigateError(f"{path}: no row has a field secret, and no document has spans; give one or the other")
+        raise MitigateError(
+            f"{path}: no row has a field secret, no document has spans, and nothing in them is known by its form; give "
+            "one or the other"
+        )
     return found
 
 

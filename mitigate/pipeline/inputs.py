@@ -12,6 +12,7 @@ from mitigate.detection.assessment import check_calibration
 from mitigate.detection.references.crossfit import References, load_references
 from mitigate.documents import Documents, read_documents
 from mitigate.documents.erasure import apply_request
+from mitigate.documents.sources import without_spans
 from mitigate.errors import MitigateError
 from mitigate.models.compatible import check_tokenizers
 from mitigate.models.directory import check_layering, is_served, load_tokenizer, model_fingerprint, names_missing_base
@@ -117,7 +118,8 @@ class Inputs:
         recipe = self.recipe
         if not recipe.data.anchors:
             return None
-        return read_documents(recipe.data.anchors, root=recipe.data.root, load_tokenizer=lambda: self.tokenizer)
+        sources = without_spans(recipe.data.anchors)
+        return read_documents(sources, root=recipe.data.root, load_tokenizer=lambda: self.tokenizer)
 
     @cached_property
     def questions(self) -> list[Question]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mitigate.artifacts.files import new_directory
 from mitigate.documents import Documents, read_documents
+from mitigate.documents.sources import without_spans
 from mitigate.documents.written import write_jsonl
 from mitigate.lab.carriers import plant_in_text
 from mitigate.lab.planting import plant
@@ -39,7 +40,9 @@ def planted_documents(recipe: Recipe) -> Documents:
     planting = plant(seed=recipe.seed, people_per_count=people.copies, forget_share=people.forget_share)
     if not people.carriers:
         return planting.documents
-    return plant_in_text(planting, read_documents(people.carriers, root=recipe.data.root), seed=recipe.seed)
+    return plant_in_text(
+        planting, read_documents(without_spans(people.carriers), root=recipe.data.root), seed=recipe.seed
+    )
 
 
 def base_text(recipe: Recipe) -> Documents:
@@ -47,7 +50,7 @@ def base_text(recipe: Recipe) -> Documents:
     lab = recipe.lab
     assert lab is not None
     if lab.base_text:
-        return read_documents(lab.base_text, root=recipe.data.root)
+        return read_documents(without_spans(lab.base_text), root=recipe.data.root)
     return Documents(tuple(general_text(lab.base_documents, seed=recipe.seed)))
 
 

@@ -519,7 +519,7 @@ def test_a_file_gives_the_field_secret_or_known_spans_or_lines(tmp_path: Path) -
     [
         ('{"secret": "482913"}\n{"text": "MARKER"}\n', r"rows without a secret: .*:2 \(no text in the field secret\)"),
         ('{"secret": 482913}\n', r":1 \(no text in the field secret\); give each row a field secret, as text"),
-        ('{"text": "MARKER"}\n', "no row has a field secret, and no document has spans"),
+        ('{"text": "MARKER"}\n', "no row has a field secret, no document has spans"),
         ("", "the file is empty"),
     ],
 )

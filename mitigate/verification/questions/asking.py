@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from mitigate.documents import Document, Documents, read_documents
+from mitigate.documents.sources import without_spans
 from mitigate.errors import MitigateError
 from mitigate.models.model import Model
 from mitigate.tokens.tokenization import tokenize_documents
@@ -49,7 +50,7 @@ def read_asked(parts: Mapping[str, QuestionSet], audited: Documents, *, root: Pa
 
 
 def _read(name: str, settings: QuestionSet, audited: Documents, root: Path | None) -> Asked:
-    rows = read_documents(settings.rows, root=root)
+    rows = read_documents(without_spans([settings.rows]), root=root)
     sets = {row.id: row.set for row in rows}
     if settings.document is not None:
         stems = {stem: one.set or "forget" for one in audited if (stem := _stem(settings.document, one.id)) is not None}
