@@ -144,6 +144,8 @@ def test_the_figures_are_the_means_and_lumes_aggregate(tmp_path: Path, whole: Au
     assert figures["parts"]["facts"]["retain"]["after"] == 0.5
     assert figures["parts"]["facts"]["forget"]["asked"] == 1
     assert figures["parts"]["facts"]["forget"]["oracle"] is None
+    low, high = figures["parts"]["facts"]["forget"]["after_interval"]
+    assert (low, high > 0.5) == (0, True), "none of one answer leaves nearly all open"
     assert figures["left_out"] == 1
     assert figures["task_aggregate"]["before"] == 0, "a term of 1 - 1.0 makes the harmonic mean nothing"
     assert figures["task_aggregate"]["after"] == pytest.approx(4 / (1 / 0.8 + 1 / 0.6 + 1 / 1.0 + 1 / 0.5))

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mitigate.statistics.intervals import UNMEASURED, clustered_mean, flat
+from mitigate.statistics.intervals import UNMEASURED, clustered_mean, clustered_share, flat
 from mitigate.statistics.separation import auc
 from mitigate.verification.figures import View
 from mitigate.verification.questions.asking import SETS, Asked
@@ -56,9 +56,11 @@ def question_figures(
                 figures[model] = UNMEASURED
                 if table is not None:
                     own = table.filter((pc.field("part") == part.name) & (pc.field("set") == set_name))
-                    figures[model] = clustered_mean(own["score"].to_numpy(), own["group"].to_pylist())
+                    scores, groups = own["score"].to_numpy(), own["group"].to_pylist()
+                    all_or_nothing = np.isin(scores, (0.0, 1.0)).all()  # none of 8 is no interval of no width
+                    figures[model] = (clustered_share if all_or_nothing else clustered_mean)(scores, groups)
                     if set_name in _AGGREGATED:
-                        value = float(np.mean(own["score"].to_numpy()))
+                        value = float(scores.mean())
                         terms[model].append(1 - value if set_name == "forget" else value)
             parts[part.name][set_name] = {**flat(figures), "asked": count}
     return {
