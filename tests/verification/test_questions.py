@@ -22,7 +22,7 @@ from mitigate.recipe.loading import check_recipe
 from mitigate.reporting.figures import Figures
 from mitigate.statistics.separation import auc
 from mitigate.verification.figures import View
-from mitigate.verification.questions.asking import ask, read_asked, scorer
+from mitigate.verification.questions.asking import Asked, ask, read_asked, scorer
 from mitigate.verification.questions.figures import question_figures
 from mitigate.verification.questions.settings import QuestionSet
 
@@ -144,8 +144,6 @@ def test_the_figures_are_the_means_and_lumes_aggregate(tmp_path: Path, whole: Au
     assert figures["parts"]["facts"]["retain"]["after"] == 0.5
     assert figures["parts"]["facts"]["forget"]["asked"] == 1
     assert figures["parts"]["facts"]["forget"]["oracle"] is None
-    low, high = figures["parts"]["facts"]["forget"]["after_interval"]
-    assert (low, high > 0.5) == (0, True), "none of one answer leaves nearly all open"
     assert figures["left_out"] == 1
     assert figures["task_aggregate"]["before"] == 0, "a term of 1 - 1.0 makes the harmonic mean nothing"
     assert figures["task_aggregate"]["after"] == pytest.approx(4 / (1 / 0.8 + 1 / 0.6 + 1 / 1.0 + 1 / 0.5))
@@ -158,6 +156,14 @@ def test_the_figures_are_the_means_and_lumes_aggregate(tmp_path: Path, whole: Au
         "after": None,
         "oracle": None,
     }
+
+
+def test_none_of_eight_answers_leaves_open_how_many_of_many(whole: Audit) -> None:
+    eight = Asked("facts", tuple(Document(f"p{n}", "Who? Ann", set="forget") for n in range(8)), 0)
+    columns = {"part": ["facts"] * 8, "set": ["forget"] * 8, "group": [one.id for one in eight.documents]}
+    found = question_figures([eight], {"before": pa.table({**columns, "score": [0.0] * 8})}, View(whole), {})
+    low, high = found["parts"]["facts"]["forget"]["before_interval"]
+    assert (low, 0.2 < high < 0.5) == (0, True)
 
 
 def test_a_recipe_asks_before_and_after_and_only_models_that_changed(
