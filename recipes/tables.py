@@ -61,6 +61,10 @@ COMMANDS = {
     " --scopes token --tries 1 --no-retrain --set forget=40 --set retain=60 --set holdout=60 --set anchors=40"
     " --set prose=40 --set 'epochs=[5]' --set unlearn.batch_size=16 --set unlearn.check_every=10"
     " --out runs/hard-unlearn",
+    "unlearn-hard-3": "mitigate bench unlearn --world hard --base BASE29M --seeds 0 --objectives default"
+    " --scopes token --tries 1 --no-retrain --set forget=40 --set retain=60 --set holdout=60 --set anchors=40"
+    " --set prose=40 --set 'epochs=[3]' --set unlearn.batch_size=16 --set unlearn.check_every=10"
+    " --out runs/hard-unlearn",
     "speed": "mitigate bench speed --steps 10 --out runs/speed",
     "memory": "mitigate bench speed --parts memory --out runs/speed",
     "proof-quickstart": "mitigate verify --run runs/quickstart",
@@ -104,6 +108,7 @@ TABLES = {
     "unlearn": Table(rows_of.unlearning, ("unlearn",)),
     "unlearn-lume": Table(rows_of.unlearning, ("unlearn-lume",)),
     "unlearn-hard": Table(rows_of.hard_unlearning, ("unlearn-hard",)),
+    "unlearn-hard-3": Table(rows_of.hard_unlearning, ("unlearn-hard-3",)),
     "objectives": Table(rows_of.objectives, ("unlearn",)),
     "objectives-lume": Table(rows_of.objectives, ("unlearn-lume",)),
     "equal-forgetting": Table(rows_of.equal_forgetting, ("unlearn", "unlearn-lume")),
