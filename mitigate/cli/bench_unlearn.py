@@ -76,7 +76,8 @@ def bench_unlearn(
     learning rates, at up to two more where the best is the lowest or highest of them, and then with two more weights of
     its anchors; the best by half of the forget people is taken on all seeds, and the figures are of the other half. In
     the hard world the default runs as it is shipped, without tries. The audit is not told where the secrets are, but
-    for the runs on known spans. Published objectives run as published: their anchors and weights, NPO and DPO on sums
+    for two more runs of the default: with what is known by its form, as files have it that mark nothing, and with the
+    secrets as known spans. Published objectives run as published: their anchors and weights, NPO and DPO on sums
     over a sequence; those whose names end in _token are of tokens. Distances are to models that were trained without
     these people (document oracles) or without a loss on their secrets (token oracles); the floor is the distance of two
     such models. Membership is told by judges that unlearning never sees.

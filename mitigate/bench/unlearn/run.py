@@ -4,7 +4,8 @@
 
 Protocol, each seed: people are dealt to forget, retain and holdout; a target is fine-tuned on forget and retain, and
 audited with cross-fitted references, without a word where the secrets are. Every objective forgets the audit's tokens
-(token scope) and whole documents (sequence scope: a fixed number of steps). On the first seed each runs
+(token scope) and whole documents (sequence scope: a fixed number of steps); the default also what an audit selects that
+has recognised values, or the secrets themselves, as known spans. On the first seed each runs
 at the same number of learning rates, at up to two more where the best is the lowest or the highest of them, and at the
 best of them with a third and three times the weight of its anchors (methods without anchors: at two more rates). The
 best by one half of the forget people (retain, holdout and prose are the same for both halves) is taken on all seeds;
