@@ -221,6 +221,8 @@ class SourceReader:
             group = f"{row.stem}-{(row.number - 1) // source.rows_per_group + 1}"
         body, recognised = body_of(source, values)
         made = row_text(source, body, values, lambda: self.tokenizer)
+        if source.per == "file":
+            _check_length(made.text)  # before it is looked at
         document = Document(
             id=id,
             text=made.text,
@@ -236,11 +238,7 @@ class SourceReader:
         check_names(document)
         pieces = [piece for piece in cut(document, source.per) if len(piece.text) >= source.min_characters]
         for piece in pieces:
-            if len(piece.text) > _MOST_CHARACTERS:
-                raise MitigateError(
-                    f"a text of {len(piece.text):,} characters, which would take gigabytes of memory to tokenize and "
-                    f"score; documents have {_MOST_CHARACTERS:,} at most: set per: paragraph or line, or cut it up"
-                )
+            _check_length(piece.text)
             if piece.id in self.ids:
                 raise MitigateError(
                     f"id {piece.id!r} was given before, at {self.ids[piece.id]}; "
@@ -264,4 +262,12 @@ class SourceReader:
         ignored = {*read, *_KNOWN_FIELDS, *self.source.where}
         self.unread |= dict.fromkeys(
             name for name, value in values.items() if name not in ignored and not is_missing(value)
+        )
+
+
+def _check_length(text: str) -> None:
+    if len(text) > _MOST_CHARACTERS:
+        raise MitigateError(
+            f"a text of {len(text):,} characters, which would take gigabytes of memory to tokenize and score; "
+            f"documents have {_MOST_CHARACTERS:,} at most: set per: paragraph or line, or cut it up"
         )

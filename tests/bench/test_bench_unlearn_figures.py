@@ -220,7 +220,7 @@ def seed_runs(ours: Run, **sequence: list[Run]) -> SeedRuns:
     for name, runs in sequence.items():
         tries = [Try(factor) for factor in factors(len(runs))]
         methods[name, "sequence"] = Tried(dict(zip(tries, runs, strict=True)), tries[0])
-    return SeedRuns(None, methods, methods["default", "token"], {})  # type: ignore[arg-type]
+    return SeedRuns(None, methods, *[methods["default", "token"]] * 2, {})  # type: ignore[arg-type]
 
 
 def test_equal_forgetting_takes_the_cheapest_try_that_forgets_as_much() -> None:
