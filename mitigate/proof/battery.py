@@ -59,6 +59,7 @@ class Attack:
         figure: `auc` (texts to forget against never-seen ones), `share` (values that come back word for word), `mean`
             (how much of a text comes back), or `drawn` (chance that a value is among so many draws).
         two_sided: texts that lie below never-seen ones count against the model, too.
+        cross_fitted: each person is scored by a classifier that was fitted on the others.
     """
 
     title: str
@@ -66,6 +67,7 @@ class Attack:
     scope: Scope = "model"
     figure: Figure = "auc"
     two_sided: bool = False
+    cross_fitted: bool = False
 
 
 _WEIGHTS = "The linear layers are rounded to {}, as models are served, with the adapters merged."
@@ -90,6 +92,7 @@ ATTACKS: Mapping[str, Attack] = {
         "A classifier of all that the model says",
         "Everything that the model says of a text (probabilities, ranks, entropies) goes into a classifier that was "
         "fitted on other people; it also finds text that the model now finds suspiciously unlikely.",
+        cross_fitted=True,
     ),
     "kept": Attack(
         "A classifier fitted on what the model keeps",

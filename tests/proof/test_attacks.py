@@ -773,6 +773,27 @@ def test_a_model_without_a_trace_falls_seldom_and_one_with_a_trace_often() -> No
     assert fell[1.2] >= 145
 
 
+def test_the_gap_of_cross_fitted_classifiers_has_its_coverage() -> None:
+    """Two models without a trace, whose signals go together: both classify the same people, in the same folds."""
+    held, runs, own, others = 0, 250, 40, 80
+    for seed in range(runs):
+        rng = np.random.default_rng([5, seed])
+        y = np.repeat([1, 0], [own, others])
+        fold = np.concatenate([rng.permutation(count) % 5 for count in (own, others)])
+        common = rng.normal(size=(own + others, 6))
+        rows = []
+        for role in ("mitigated", "control"):
+            x = np.sqrt(0.5) * (common + rng.normal(size=common.shape))
+            for item, score in enumerate(inside.cross_fitted(x, y, fold)):
+                side = "forgotten" if y[item] else "never_seen"
+                rows.append({"role": role, "part": "", "side": side, "item": item, "group": item, "score": score})
+        [found] = findings_of({"forensic": pa.Table.from_pylist(rows, schema=READING)}, margin=0.05, samples=8)
+        low, high = found["gap_interval"]
+        held += low <= 0 <= high
+        assert found["epsilon"] is None, "the scores are not independent"
+    assert 0.92 <= held / runs <= 0.98, held / runs
+
+
 def test_too_low_counts_where_it_says_so_and_few_people_tell_nothing() -> None:
     rng = np.random.default_rng(1)
     found = findings_of({name: table(rng, own=-1.5) for name in ("judges", "nf4")}, margin=0.05, samples=8)

@@ -85,11 +85,17 @@ def told_apart(case: Case, subject: Subject, *, seed: int) -> tuple[Texts, Texts
     }
     fold = np.array([folds[group] for _, texts in sides for group in texts.groups])
     x, y = np.concatenate([own for own, _ in sides]), np.repeat([1, 0], [len(own) for own, _ in sides])
+    scores = cross_fitted(x, y, fold)
+    return sides[0][1].scored(scores[y == 1]), sides[1][1].scored(scores[y == 0])
+
+
+def cross_fitted(x: np.ndarray, y: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    """(n,) log-odds of each row (n, d) by a classifier of y (n,) that was fitted on the rows of the other folds."""
     scores = np.zeros(len(y))
-    for number in range(_FOLDS):
+    for number in np.unique(fold):
         judged = fold == number
         scores[judged] = _fitted(x[~judged], y[~judged]).decision_function(x[judged])
-    return sides[0][1].scored(scores[y == 1]), sides[1][1].scored(scores[y == 0])
+    return scores
 
 
 def recognised(case: Case, subject: Subject) -> tuple[Texts, Texts]:
