@@ -22,6 +22,7 @@ from mitigate.artifacts.digests import file_digest
 from mitigate.artifacts.files import (
     DIGESTS,
     new_file,
+    read_json,
     read_table,
     write_digests,
     write_record,
@@ -33,6 +34,7 @@ from mitigate.detection.audit import check_audited, load_audited
 from mitigate.detection.record import Audit
 from mitigate.detection.references.crossfit import References
 from mitigate.documents import read_documents
+from mitigate.errors import MitigateError
 from mitigate.models.directory import place_of
 from mitigate.models.store import ModelStore
 from mitigate.proof.attacks.prompts import own_prompts
@@ -144,11 +146,11 @@ def prove(
 def _read_all(
     case: Case, out: Path, settings: Proof, seed: int
 ) -> tuple[dict[str, pa.Table], list[dict[str, Any]], dict[str, float]]:
-    """Each attack's readings, those that could not be made with the reason, and how long those made now took."""
+    """Each attack's readings, those that could not be made with the reason, and how long each took."""
     state = process_state()
     tables: dict[str, pa.Table] = {}
     not_made: list[dict[str, Any]] = []
-    seconds: dict[str, float] = {}
+    seconds = _seconds_before(out)
     for number, attack in enumerate(settings.attacks):
         path = out / READINGS / f"{attack}.parquet"
         kept = path.is_file()
@@ -172,6 +174,14 @@ def _read_all(
     left_out = [attack for attack in ATTACKS if attack not in settings.attacks]
     not_made += [{"attack": attack, "reason": "not asked for", "applies": True} for attack in left_out]
     return tables, not_made, seconds
+
+
+def _seconds_before(out: Path) -> dict[str, float]:
+    """What the readings that are kept took when they were made, as far as evidence says so."""
+    try:
+        return dict(read_json(out / EVIDENCE).get("seconds", {}))
+    except MitigateError:  # none there, or damaged: it is written anew
+        return {}
 
 
 def _check_files(case: Case, settings: Proof) -> None:

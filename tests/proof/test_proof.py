@@ -382,6 +382,7 @@ def test_a_verification_that_was_cut_short_goes_on_with_the_next_attack(
     other = proven(people, people.target, tmp_path / "out", settings=chosen.model_copy(update={"margin": 0.5}))
     assert made == [], "no reading depends on the margin"
     assert other.record["settings"]["margin"] == 0.5
+    assert other.record["seconds"] == again.record["seconds"], "what the kept readings took"
     assert check_evidence(tmp_path / "out") == []
     with pytest.raises(MitigateError, match="holds evidence of other models, documents or settings"):
         proven(people, people.another, tmp_path / "out", settings=chosen)
