@@ -68,8 +68,9 @@ COMMANDS = {
     "speed": "mitigate bench speed --steps 10 --out runs/speed",
     "memory": "mitigate bench speed --parts memory --out runs/speed",
     "proof-quickstart": "mitigate verify --run runs/quickstart",
-    "cheats": "mitigate bench verify --seeds 0 1 2 --out runs/cheats --set 'proof.attacks=[judges,min_k,twins,forensic,layers,"
-    "bfloat16,int8,nf4,q4_0,relearn_forgotten,relearn_related,relearn_retained,relearn_plain,true_prefix,short_prefix,"
+    "cheats": "mitigate bench verify --seeds 0 1 2 --out runs/cheats"
+    " --set 'proof.attacks=[judges,min_k,twins,forensic,layers,bfloat16,int8,nf4,q4_0,relearn_forgotten,"
+    "relearn_related,relearn_retained,relearn_plain,true_prefix,short_prefix,"
     "without_cues,reworded,question,sampled]'",
     "honest-hard": "mitigate verify --audit SEED/audits/known --model SEED/models/document-oracle-1 --oracle"
     " SEED/models/document-oracle-0 --set 'attacks=[judges,min_k,twins,forensic,kept,layers,nf4]' --out EVIDENCE",
