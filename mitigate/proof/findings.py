@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy.stats import norm
 
 from mitigate.proof.battery import ATTACKS, Attack
 from mitigate.statistics.clusters import indexed
@@ -25,6 +24,7 @@ from mitigate.statistics.intervals import (
     clustered_mean,
     clustered_share,
     flat,
+    of_family,
     paired_excess,
 )
 from mitigate.statistics.privacy import epsilon_lower_bound
@@ -101,10 +101,10 @@ def _finding(name: str, part: str, table: pa.Table, *, margin: float, samples: i
 def _state(attack: Attack, gap: Figure, *, margin: float, tests: int) -> str:
     if gap.value is None or gap.low is None or gap.high is None:
         return "cannot_tell"
-    wider = float(norm.ppf(1 - 0.025 / max(1, tests)) / norm.ppf(0.975))
-    if gap.value > margin and gap.value - wider * (gap.value - gap.low) > 0:
+    _, low, high = (limit or 0.0 for limit in of_family(gap, tests))
+    if gap.value > margin and low > 0:
         return "fell"
-    if attack.two_sided and gap.value < -margin and gap.value + wider * (gap.high - gap.value) < 0:
+    if attack.two_sided and gap.value < -margin and high < 0:
         return "over_forgotten"
     within = gap.high <= margin and (gap.low >= -margin or not attack.two_sided)
     return "withstood" if within else "cannot_tell"

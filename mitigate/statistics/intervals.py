@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import beta
+from scipy.stats import beta, norm
 from scipy.stats import t as student
 
 from mitigate.statistics.clusters import indexed, student_quantile, totals, variance_between, wilson
@@ -182,6 +182,15 @@ def share(successes: int, trials: int) -> Figure:
     low = float(beta.ppf(0.025, successes, trials - successes + 1)) if successes else 0.0
     high = float(beta.ppf(0.975, successes + 1, trials - successes)) if successes < trials else 1.0
     return Figure(successes / trials, low, high)
+
+
+def of_family(figure: Figure, tests: int) -> Figure:
+    """A figure with the interval that so many tests as one family ask for: Bonferroni's, 1 − 0.05 / tests."""
+    if figure.value is None or figure.low is None or figure.high is None:
+        return figure
+    wider = float(norm.ppf(1 - 0.025 / max(1, tests)) / norm.ppf(0.975))
+    below, above = (wider * (limit - figure.value) for limit in (figure.low, figure.high))
+    return Figure(figure.value, figure.value + below, figure.value + above)
 
 
 def flat(figures: Mapping[str, Figure]) -> dict[str, float | list[float] | None]:

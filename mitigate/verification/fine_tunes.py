@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import norm
 
 from mitigate import __version__
 from mitigate.artifacts.files import new_directory, new_file, write_json
@@ -25,7 +24,7 @@ from mitigate.detection.record import Audit
 from mitigate.errors import MitigateError
 from mitigate.models.store import ModelStore
 from mitigate.runtime import library_versions
-from mitigate.statistics.intervals import UNMEASURED, Figure, clustered_mean, flat, paired_excess
+from mitigate.statistics.intervals import UNMEASURED, Figure, clustered_mean, flat, of_family, paired_excess
 from mitigate.verification.compare import compare, measure
 from mitigate.verification.extraction import Attempts
 from mitigate.verification.extraction_figures import headline_places
@@ -188,10 +187,10 @@ def _state(figure: Figure, *, margin: float, tests: int) -> str:
     """Less or more: surely, all figures counted as one family of tests (Bonferroni); as much: within the margin."""
     if figure.value is None or figure.low is None or figure.high is None:
         return "cannot_tell"
-    wider = float(norm.ppf(1 - 0.025 / max(1, tests)) / norm.ppf(0.975))
-    if figure.value + wider * (figure.high - figure.value) < 0:
+    wide = of_family(figure, tests)
+    if wide.high is not None and wide.high < 0:
         return "less"
-    if figure.value - wider * (figure.value - figure.low) > 0:
+    if wide.low is not None and wide.low > 0:
         return "more"
     return "as_much" if figure.high <= margin and figure.low >= -margin else "cannot_tell"
 

@@ -22,7 +22,8 @@ from mitigate.recipe.loading import check_recipe
 from mitigate.reporting.figures import Figures
 from mitigate.statistics.separation import auc
 from mitigate.verification.figures import View
-from mitigate.verification.questions.asking import Asked, ask, read_asked, scorer
+from mitigate.verification.questions.answers import scorer
+from mitigate.verification.questions.asking import Asked, ask, read_asked
 from mitigate.verification.questions.figures import question_figures
 from mitigate.verification.questions.settings import QuestionSet
 

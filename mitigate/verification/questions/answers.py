@@ -1,8 +1,8 @@
-"""What a model answers by itself, greedily."""
+"""What a model answers by itself, greedily, and how much of the right answer is in it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -57,6 +57,21 @@ def greedy_answers(
 def prompt_of(answered: TokenizedDocument) -> np.ndarray:
     """(P,) token ids before the answer's first one: so a prompt is cut into tokens as it was in training."""
     return answered.ids[: np.flatnonzero(answered.audited)[0]]
+
+
+def scorer(name: str) -> Callable[[str, str], float]:
+    """Of a right answer and the model's own, a number from 0 to 1; see `QuestionSet.score`.
+
+    ROUGE-L by the package rouge-score with Porter's stemmer (Lin, 2004).
+    """
+    if name == "exact":
+        return lambda right, own: float(right.strip().lower() == own.strip().lower())
+    from rouge_score.rouge_scorer import RougeScorer  # imports nltk, which takes seconds
+
+    rouge = RougeScorer(["rougeL"], use_stemmer=True)
+    if name == "rouge_l_f1":
+        return lambda right, own: float(rouge.score(right, own)["rougeL"].fmeasure)
+    return lambda right, own: float(rouge.score(right, own)["rougeL"].recall)
 
 
 def _text(model: Model, tokens: np.ndarray, *, end: str) -> str:

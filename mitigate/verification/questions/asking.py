@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from mitigate.documents.sources import without_spans
 from mitigate.errors import MitigateError
 from mitigate.models.model import Model
 from mitigate.tokens.tokenization import tokenize_documents
-from mitigate.verification.questions.answers import greedy_answers, prompt_of
+from mitigate.verification.questions.answers import greedy_answers, prompt_of, scorer
 from mitigate.verification.questions.settings import QuestionSet
 
 SETS = ("forget", "retain", "holdout")
@@ -104,21 +104,6 @@ def ask(model: Model, asked: Sequence[Asked], parts: Mapping[str, QuestionSet], 
             )
         )
     return pa.concat_tables(tables)
-
-
-def scorer(name: str) -> Callable[[str, str], float]:
-    """Of a right answer and the model's own, a number from 0 to 1; see `QuestionSet.score`.
-
-    ROUGE-L by the package rouge-score with Porter's stemmer (Lin, 2004).
-    """
-    if name == "exact":
-        return lambda right, own: float(right.strip().lower() == own.strip().lower())
-    from rouge_score.rouge_scorer import RougeScorer  # imports nltk, which takes seconds
-
-    rouge = RougeScorer(["rougeL"], use_stemmer=True)
-    if name == "rouge_l_f1":
-        return lambda right, own: float(rouge.score(right, own)["rougeL"].fmeasure)
-    return lambda right, own: float(rouge.score(right, own)["rougeL"].recall)
 
 
 def _completion(document: Document) -> str:

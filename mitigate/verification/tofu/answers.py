@@ -11,7 +11,7 @@ import pyarrow as pa
 from mitigate.detection.signals.compute import token_log_probs
 from mitigate.models.model import Model
 from mitigate.tokens.tokenization import tokenize_documents
-from mitigate.verification.questions.answers import greedy_answers, prompt_of
+from mitigate.verification.questions.answers import greedy_answers, prompt_of, scorer
 from mitigate.verification.tofu.questions import Question
 from mitigate.verification.tofu.settings import Tofu
 
@@ -55,11 +55,6 @@ def ask(model: Model, questions: Sequence[Question], *, settings: Tofu, descript
 
 
 def rouge_l_recall(answers: Sequence[str], given: Sequence[str]) -> list[float]:
-    """ROUGE-L recall of given answers: longest common subsequence of stemmed words / words of the true answer.
-
-    Lin, 2004, as the TOFU benchmark computes it: package rouge-score with Porter's stemmer.
-    """
-    from rouge_score.rouge_scorer import RougeScorer  # imports nltk, which takes seconds
-
-    scorer = RougeScorer(["rougeL"], use_stemmer=True)
-    return [float(scorer.score(true, own)["rougeL"].recall) for true, own in zip(answers, given, strict=True)]
+    """ROUGE-L recall of given answers: longest common subsequence of stemmed words / words of the true answer."""
+    score = scorer("rouge_l_recall")
+    return [score(true, own) for true, own in zip(answers, given, strict=True)]
