@@ -16,7 +16,7 @@ from mitigate.detection.settings import Detect
 from mitigate.documents import read_documents
 from mitigate.models.settings import Schedule
 from mitigate.models.store import ModelStore
-from mitigate.runtime import is_main, quiet_libraries
+from mitigate.runtime import is_main, process_state, quiet_libraries
 from mitigate.unlearning.settings import Retain, Unlearn
 from mitigate.unlearning.trainer import unlearn
 
@@ -51,3 +51,4 @@ def find_and_remove(base: Path, target: Path, references: Path, documents: Path,
 if __name__ == "__main__":
     quiet_libraries()
     find_and_remove(*map(Path, sys.argv[1:]))
+    process_state().destroy_process_group()

@@ -230,6 +230,7 @@ from mitigate import Audit, Detect, ModelStore, audit_parts, prove, read_documen
 from mitigate.detection.references.crossfit import crossfit_references
 from mitigate.models.settings import Schedule
 from mitigate.proof.settings import Proof
+from mitigate.runtime import process_state
 
 base, target, adapter, references, documents, audit, out = sys.argv[1:]
 audit_parts(
@@ -254,6 +255,7 @@ attacks = ["judges", "layers", "relearn_forgotten", "true_prefix", "sampled"]
 prove(
     audit, adapter, oracle=base, out=Path(out, "proof"), settings=Proof(attacks=attacks), store=ModelStore(device="cpu")
 )
+process_state().destroy_process_group()
 """
 
 

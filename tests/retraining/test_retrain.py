@@ -783,10 +783,12 @@ from mitigate.secrets.copies import Linked
 from mitigate.models.store import ModelStore
 from mitigate.models.settings import Lora, Schedule
 from mitigate.retraining.retrain import retrain
+from mitigate.runtime import process_state
 
 audit, base, out = sys.argv[1:]
 retrain(Audit.load(audit), base=base, out=out, redact="fake", shards=3, lora=Lora(rank=4, alpha=8),
         schedule=Schedule(epochs=2, learning_rate=1e-2, batch_size=5), new_store=lambda: ModelStore(device="cpu"))
+process_state().destroy_process_group()
 """
 
 

@@ -11,12 +11,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from mitigate.bench.settings import SpeedSettings
 from mitigate.bench.speed.audits import LENGTHS, audited, random_documents, random_model
-from mitigate.errors import MitigateError, first_line
+from mitigate.errors import MitigateError
 from mitigate.runtime import process_state
 
 
@@ -46,8 +47,14 @@ def _launched(count: int, settings: SpeedSettings, device: str) -> float:
             check=False,
         )
         if done.returncode or not written.is_file():
-            raise MitigateError(f"bench speed: {count} processes failed ({first_line(ValueError(done.stderr[-300:]))})")
+            raise MitigateError(f"bench speed: {count} processes failed ({_failure(done.stderr)})")
         return float(json.loads(written.read_text(encoding="utf-8")))
+
+
+def _failure(written: str) -> str:
+    """What the process that failed wrote last, which stands before all that the launcher writes of it."""
+    own = list(takewhile(lambda line: "torch/distributed/elastic" not in line, filter(str.strip, written.splitlines())))
+    return own[-1].strip()[:200] if own else "without a word"
 
 
 def _work(settings: SpeedSettings, device: str, written: Path) -> None:
@@ -62,6 +69,7 @@ def _work(settings: SpeedSettings, device: str, written: Path) -> None:
     state.wait_for_everyone()
     if state.is_main_process:
         written.write_text(json.dumps(time.perf_counter() - started), encoding="utf-8")
+    state.destroy_process_group()  # without it a process may abort while it ends
 
 
 if __name__ == "__main__":
