@@ -174,7 +174,7 @@ def test_memory_and_processes_are_measured_and_shown() -> None:
 
 def test_processes_that_fail_are_told_with_what_they_said() -> None:
     uneven = SETTINGS.model_copy(update={"model": SETTINGS.model.model_copy(update={"heads": 3})})
-    with pytest.raises(MitigateError, match="1 processes failed .*hidden size.*multiple of the number of.*heads"):
+    with pytest.raises(MitigateError, match=r"1 processes failed .*hidden size.*multiple of the number of.*heads"):
         measure_processes(uneven, device="cpu")
 
 
