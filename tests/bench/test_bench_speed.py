@@ -32,6 +32,7 @@ from mitigate.bench.speed.steps import (
     speed_loop,
 )
 from mitigate.detection.record import Audit
+from mitigate.detection.signals.compiled import signals_of_rows
 from mitigate.errors import MitigateError
 from mitigate.lab.settings import TinyModel
 from mitigate.models.model import Model, kept_logits
@@ -170,6 +171,19 @@ def test_memory_and_processes_are_measured_and_shown() -> None:
     table = speed_table({"memory": memory, "processes": processes})
     assert "an audit of 40 documents" in table
     assert "times as fast as by one" in table
+
+
+def test_compiled_audits_are_timed_where_compiling_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals_of_rows, "devices", ("cpu",))
+    monkeypatch.setattr(torch, "compile", lambda rows_of, **_: rows_of)
+    found = measure_audits(SETTINGS, device="cpu")
+    case = found["cases"]["1 reference"]
+    assert case["ratios"]["compiled_of_bare"] == case["seconds"]["compiled"][0] / case["seconds"]["bare"][0]
+    assert "compiled" not in found["cases"]["8 references, calibrated"]["seconds"]
+    assert speed_table({"audit": found}).count("compiled") == 3
+    assert signals_of_rows.after > 0
+    monkeypatch.setattr(signals_of_rows, "failed", True)
+    assert "compiled" not in speed_table({"audit": measure_audits(SETTINGS, device="cpu")})
 
 
 def test_processes_that_fail_are_told_with_what_they_said() -> None:

@@ -2,7 +2,8 @@
 
 *Bare*: every model's logits of the very batches that an audit makes, and nothing else. *One by one*: each document
 alone through each model, log-softmax over the whole table, the tokens' entries, their difference: written here on its
-own. *Again*: a re-audit, which takes what the references said from the audit. *Calibrated*: an audit in which eight
+own. *Compiled*, on a GPU: an audit by compiled kernels from its first batch on, as audits of much text are.
+*Again*: a re-audit, which takes what the references said from the audit. *Calibrated*: an audit in which eight
 cross-fitted references stand in the target's place as well. Weights and tokens are random, which costs the same. The
 ways take turns, so that a ratio compares like with like: seconds of the processor on a CPU, of the clock on a GPU,
 after a first turn that is not measured.
@@ -20,6 +21,7 @@ import torch
 from peft import get_peft_model
 
 from mitigate.bench.settings import SpeedSettings
+from mitigate.detection.signals.compiled import signals_of_rows
 from mitigate.detection.signals.compute import compute_signals, token_log_probs, token_signals
 from mitigate.detection.signals.pairings import Pairing
 from mitigate.detection.spans.by_shadows import plan_shadows
@@ -45,9 +47,9 @@ def measure_audits(settings: SpeedSettings, *, device: str) -> dict[str, Any]:
 
     Returns:
         `cases.<name>`: `tokens`, `tokens_per_second` of the audit, `seconds` of every turn of `bare`, `audit`,
-        `one_by_one` and `again` (the calibrated case has the first two), and `ratios` of their medians:
-        `audit_of_bare`, `one_by_one_of_audit`, `again_of_audit`; `switching`: `adapters` and the `milliseconds` that
-        switching to one takes.
+        `one_by_one`, `again` (the calibrated case has the first two) and, on a GPU where compiling works, `compiled`,
+        and `ratios` of their medians: `audit_of_bare`, `compiled_of_bare`, `one_by_one_of_audit`, `again_of_audit`;
+        `switching`: `adapters` and the `milliseconds` that switching to one takes.
     """
     where = process_state(device).device
     whole = [random_model(settings, seed=seed, device=where) for seed in range(2)]
@@ -58,6 +60,8 @@ def measure_audits(settings: SpeedSettings, *, device: str) -> dict[str, Any]:
         "4 adapters": (adapted[:5], "long"),
     }
     ways: dict[str, Way] = {"bare": bare, "audit": audited, "one_by_one": one_by_one, "again": audited_again}
+    if where.type in signals_of_rows.devices:
+        ways["compiled"] = audited_compiled
     found = {}
     with progress(len(cases) + 1, "Audits", unit="case") as bar:
         for name, (models, lengths) in cases.items():
@@ -133,6 +137,15 @@ def audited(models: Sequence[Model], documents: Sequence[TokenizedDocument]) -> 
     return token_signals(models[0], models[1:], documents=documents)["log_ratio"]
 
 
+def audited_compiled(models: Sequence[Model], documents: Sequence[TokenizedDocument]) -> np.ndarray:
+    """As `audited`, compiled from the first row on."""
+    before, signals_of_rows.after = signals_of_rows.after, 0
+    try:
+        return audited(models, documents)
+    finally:
+        signals_of_rows.after = before
+
+
 def audited_again(models: Sequence[Model], documents: Sequence[TokenizedDocument]) -> np.ndarray:
     """The log-probability of every token under the target alone, which is all that a re-audit asks of models."""
     return token_log_probs(models[0], documents)
@@ -174,6 +187,8 @@ def _measured(
             took = _seconds(lambda work=work: work(models, documents), models[0].device)  # type: ignore[misc]
             if turn:
                 seconds[name].append(took)
+    if signals_of_rows.failed:
+        seconds.pop("compiled", None)
     typical = {name: median(values) for name, values in seconds.items()}
     tokens = sum(len(document.ids) for document in documents)
     return {
@@ -183,7 +198,7 @@ def _measured(
         "seconds": seconds,
         "ratios": {
             f"{name}_of_{of}": typical[name] / typical[of]
-            for name, of in (("audit", "bare"), ("one_by_one", "audit"), ("again", "audit"))
+            for name, of in (("audit", "bare"), ("compiled", "bare"), ("one_by_one", "audit"), ("again", "audit"))
             if name in typical
         },
     }

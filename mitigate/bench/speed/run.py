@@ -73,6 +73,8 @@ def speed_table(results: dict[str, Any]) -> str:
             columns = [ratios.get(key) for key in ("audit_of_bare", "one_by_one_of_audit", "again_of_audit")]
             shown = "".join(f"{'-' if value is None else format(value, '.2f'):>20}" for value in columns)
             lines.append(f"{name:<26}{found['tokens_per_second']:>10,.0f}{shown}")
+            if "compiled_of_bare" in ratios:
+                lines.append(f"{'  compiled':<36}{ratios['compiled_of_bare']:>20.2f}")
         switch = results["audit"]["switching"]
         lines.append(f"switching among {switch['adapters']} adapters of one base: {switch['milliseconds']:.2f} ms each")
     if "variants" in results:

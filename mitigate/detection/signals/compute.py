@@ -21,9 +21,10 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
+from mitigate.detection.signals.compiled import log_probs_of_rows, signals_of_rows
 from mitigate.detection.signals.log_probs import signals_of_log_probs
 from mitigate.detection.signals.pairings import Pairing, by_model, empty_columns
-from mitigate.detection.signals.vocabulary import Columns, row_log_probs, row_signals
+from mitigate.detection.signals.vocabulary import Columns
 from mitigate.errors import MitigateError, summarize
 from mitigate.models.model import Model, kept_logits
 from mitigate.models.served import Served
@@ -99,7 +100,9 @@ def compute_signals(
 
     groups = grouped(pieces, batch_tokens=batch_tokens, together=alike)
     signals, first_row = empty_columns(pairings, documents)
-    signals_of = row_log_probs if log_probs_only else partial(row_signals, temperature=temperature, offline_a=offline_a)
+    signals_of: Callable[..., list[Columns]] = log_probs_of_rows
+    if not log_probs_only:
+        signals_of = partial(signals_of_rows, temperature=temperature, offline_a=offline_a)
     state = PartialState()
     scored = np.zeros(int(first_row[-1]), dtype=bool)
     mine = deque(share_of(groups, state))

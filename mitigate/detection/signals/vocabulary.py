@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 
 import torch
 
@@ -27,6 +26,7 @@ def row_signals(
     *,
     temperature: float = 1.0,
     offline_a: float = 1.0,
+    whole: bool = False,
 ) -> list[Columns]:
     """Signals of n rows, for each model in the target's place with the references that it is compared with.
 
@@ -35,15 +35,15 @@ def row_signals(
         targets: (n,) x_t.
         compared: (target, references), models of `logits`.
         temperature, offline_a: as for `compute_signals`.
+        whole (`bool`, *optional*, defaults to `False`): all rows are one chunk, as a compiler wants it.
 
     Returns:
         for each of `compared`, the columns of `TARGET_SIGNALS` and, where it has references, `REFERENCE_SIGNALS` (n,)
         and `log_prob_references` (n, K). Rows of a model with NaN logits are NaN.
     """
     count, size = next(iter(logits.values())).shape
-    most = _CPU_CHUNK if targets.device.type == "cpu" else _GPU_CHUNK
-    step = min(max(1, most // (4 * size)), count)
-    tables = _Tables(step, size, targets.device)
+    chunks = [slice(0, count)] if whole else chunks_of(count, size, targets.device)
+    tables = _Tables(chunks[0].stop, size, targets.device)
     plain = {number: _Softmax(f"plain {number}", targets) for number in logits}
     tempered = plain
     if temperature != 1.0:
@@ -51,8 +51,7 @@ def row_signals(
     judged = {target for target, _ in compared}
     means = {out: _Mean(out, count, offline_a, targets.device) for _, out in compared if out}
     joint = {(target, out): torch.empty(2, count, device=targets.device) for target, out in compared if out}
-    for start in range(0, count, step):
-        rows = slice(start, min(count, start + step))
+    for rows in chunks:
         for number, table in logits.items():
             for one in {id(one): one for one in (plain[number], tempered[number])}.values():
                 one.read(table[rows], rows, tables)
@@ -81,23 +80,23 @@ def row_log_probs(
     logits: Mapping[int, torch.Tensor],
     targets: torch.Tensor,
     compared: Sequence[tuple[int, tuple[int, ...]]],
+    *,
+    whole: bool = False,
 ) -> list[Columns]:
     """What of `row_signals` follows from the tokens' log-probabilities, at temperature 1: a third of the work or less.
 
     Args:
-        logits, targets, compared: as for `row_signals`.
+        logits, targets, compared, whole: as for `row_signals`.
 
     Returns:
         for each of `compared` `log_prob` and, where it has references, `log_prob_out`, `log_ratio` (n,) and
         `log_prob_references` (n, K).
     """
     count, size = next(iter(logits.values())).shape
-    most = _CPU_CHUNK if targets.device.type == "cpu" else _GPU_CHUNK
-    step = min(max(1, most // (4 * size)), count)
+    chunks = [slice(0, count)] if whole else chunks_of(count, size, targets.device)
     said = {number: torch.empty(count, device=targets.device) for number in logits}
     for number, table in logits.items():
-        for start in range(0, count, step):
-            rows = slice(start, min(count, start + step))
+        for rows in chunks:
             token = table[rows].gather(1, targets[rows].unsqueeze(1)).squeeze(1).float()
             torch.sub(token, torch.logsumexp(table[rows].float(), 1), out=said[number][rows])
     found = []
@@ -109,6 +108,13 @@ def row_log_probs(
             columns["log_prob_references"] = torch.stack([said[number] for number in out], dim=1)
         found.append(columns)
     return found
+
+
+def chunks_of(count: int, size: int, device: torch.device) -> list[slice]:
+    """The chunks of `count` rows of `size` logits, one at least."""
+    most = _CPU_CHUNK if device.type == "cpu" else _GPU_CHUNK
+    step = max(1, most // (4 * size))
+    return [slice(start, min(count, start + step)) for start in range(0, max(count, 1), step)]
 
 
 class _Tables:
@@ -171,7 +177,7 @@ class _Softmax:
         torch.gt(centred, token, out=work)  # as numbers: sums of truth values are slow on a CPU
         torch.sum(work, 1, out=self.above[rows])
 
-    @cached_property
+    @property
     def log_prob(self) -> torch.Tensor:
         """(n,) log p(x_t), once all chunks were read."""
         return self.token - self.total.log()

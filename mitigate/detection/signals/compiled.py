@@ -1,0 +1,120 @@
+"""Signals of rows of logits by compiled kernels, on a GPU and where there is so much to read that it pays.
+
+Computed one operation after another, a chunk's logits and tables go through a GPU's memory a dozen times; compiled, the
+same functions read them a few times and make no table. Compiling takes tens of seconds, so it waits until as much was
+read as would have saved these. What is compiled is compared with what is not on the rows that it is first used for: if
+it says anything else, or cannot be compiled here, all goes on without it, and a line says so.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from mitigate.detection.signals.vocabulary import Columns, chunks_of, row_log_probs, row_signals
+from mitigate.errors import first_line
+
+logger = logging.getLogger(__name__)
+PAYS = 1 << 39  # logits read: on an H200 about half a minute of tables, which is what compiling takes
+EQUAL = 1e-4  # of 1 + the value
+_FEWEST = 2  # rows; a single one would be a kernel of its own
+
+
+class CompiledRows:
+    """`row_signals` or `row_log_probs`, compiled once it pays.
+
+    Args:
+        rows_of: the function.
+        after (*optional*, defaults to `PAYS`): logits that are read before anything is compiled.
+        devices (*optional*, defaults to `cuda`): kinds of device on which it is compiled at all; on a CPU a chunk stays
+            in its caches, and there is little to save.
+    """
+
+    def __init__(
+        self, rows_of: Callable[..., list[Columns]], *, after: int = PAYS, devices: Sequence[str] = ("cuda",)
+    ) -> None:
+        self.rows_of, self.after, self.devices = rows_of, after, devices
+        self.read = 0
+        self.failed = False
+        self._compiled: Callable[..., list[Columns]] | None = None
+        self._compared: set[Any] = set()
+
+    def __call__(
+        self,
+        logits: Mapping[int, torch.Tensor],
+        targets: torch.Tensor,
+        compared: Sequence[tuple[int, tuple[int, ...]]],
+        **settings: float,
+    ) -> list[Columns]:
+        """As `rows_of`."""
+        if targets.device.type not in self.devices or self.failed:
+            return self.rows_of(logits, targets, compared, **settings)
+        self.read += sum(table.numel() for table in logits.values())
+        if self.read <= self.after:
+            return self.rows_of(logits, targets, compared, **settings)
+        logits, compared = _renumbered(logits, compared)
+        chunks = chunks_of(len(targets), next(iter(logits.values())).shape[1], targets.device)
+        parts = [
+            self._chunk({number: table[rows] for number, table in logits.items()}, targets[rows], compared, settings)
+            for rows in chunks
+        ]
+        return [
+            {name: torch.cat([part[place][name] for part in parts]) for name in columns}
+            for place, columns in enumerate(parts[0])
+        ]
+
+    def _chunk(
+        self,
+        logits: Mapping[int, torch.Tensor],
+        targets: torch.Tensor,
+        compared: Sequence[tuple[int, tuple[int, ...]]],
+        settings: Mapping[str, float],
+    ) -> list[Columns]:
+        if len(targets) < _FEWEST or self.failed:
+            return self.rows_of(logits, targets, compared, **settings)
+        first = logits[0]
+        kind = (tuple(compared), first.shape[1], first.dtype, tuple(sorted(settings.items())))
+        try:
+            if self._compiled is None:
+                self._compiled = torch.compile(self.rows_of, dynamic=True, fullgraph=True)
+            found = self._compiled(logits, targets, compared, **settings, whole=True)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # of a compiler, a driver, a library that is missing: of any kind
+            return self._without(first_line(error), logits, targets, compared, settings)
+        if kind in self._compared:
+            return found
+        plain = self.rows_of(logits, targets, compared, **settings)
+        if all(_equal(a[name], b[name]) for a, b in zip(found, plain, strict=True) for name in b):
+            self._compared.add(kind)
+            return plain
+        return self._without("it says something else", logits, targets, compared, settings)
+
+    def _without(self, why: str, *given: Any) -> list[Columns]:
+        logger.warning("compiled signals are not used here: %s; the audit goes on without them, slower", why)
+        self.failed = True
+        *rows, settings = given
+        return self.rows_of(*rows, **settings)
+
+
+def _renumbered(
+    logits: Mapping[int, torch.Tensor], compared: Sequence[tuple[int, tuple[int, ...]]]
+) -> tuple[dict[int, torch.Tensor], list[tuple[int, tuple[int, ...]]]]:
+    """Models by the order in which they are compared, so that all choices of as many references share a kernel."""
+    order = dict.fromkeys(number for target, out in compared for number in (target, *out))
+    new = {number: place for place, number in enumerate(order)}
+    return (
+        {new[number]: logits[number] for number in order},
+        [(new[target], tuple(new[number] for number in out)) for target, out in compared],
+    )
+
+
+def _equal(found: torch.Tensor, plain: torch.Tensor) -> bool:
+    return torch.allclose(found, plain, rtol=EQUAL, atol=EQUAL, equal_nan=True)
+
+
+signals_of_rows = CompiledRows(row_signals)
+log_probs_of_rows = CompiledRows(row_log_probs)
