@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from accelerate import PartialState
-from accelerate.utils import gather_object, parse_flag_from_env, reduce
+from accelerate import Accelerator, PartialState
+from accelerate.utils import GradientAccumulationPlugin, gather_object, parse_flag_from_env, reduce
 from tqdm import tqdm
 
 from mitigate.errors import MitigateError
@@ -27,6 +27,12 @@ logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
 LINE_EVERY = 60.0  # seconds between two lines of progress where there is no terminal
 _PATIENCE = timedelta(days=7)  # a process whose share of models is fitted waits for those that still fit theirs
+_OTHER_ENGINES = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM"}
+_NOT_TAKEN = {  # of `accelerate config` -> what they are called there, and what it is here
+    "ACCELERATE_MIXED_PRECISION": ("mixed_precision", "number formats are models.dtype's business"),
+    "ACCELERATE_DYNAMO_BACKEND": ("dynamo_backend", "models are run as they are"),
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("gradient_accumulation_steps", "steps are cut to fit by themselves"),
+}
 
 
 def process_state(device: str = "auto") -> PartialState:
@@ -34,11 +40,52 @@ def process_state(device: str = "auto") -> PartialState:
 
     Args:
         device (`str`, *optional*, defaults to `auto`): `auto` takes an accelerator where there is one.
+
+    Raises:
+        MitigateError: launched with an engine that would train something else.
     """
+    if not PartialState._shared_state:
+        _check_launch()
     on_cpu = device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     if on_cpu:  # without the flag, processes on CPUs would each believe to be alone
         return PartialState(cpu=True, timeout=_PATIENCE)
     return PartialState(timeout=_PATIENCE)
+
+
+def _check_launch() -> None:
+    for variable, name in _OTHER_ENGINES.items():
+        if parse_flag_from_env(variable):
+            raise MitigateError(
+                f"launched with {name}, which would end a step at the first of its losses: launch with "
+                "recipes/accelerate/ddp.yaml, or with fsdp2.yaml to spread the weights"
+            )
+    if parse_flag_from_env("ACCELERATE_USE_FSDP") and os.environ.get("FSDP_VERSION", "1") != "2":
+        raise MitigateError(
+            "launched with FSDP 1, which cannot hold an adapter beside frozen weights: set fsdp_version: 2, as "
+            "recipes/accelerate/fsdp2.yaml does"
+        )
+
+
+def make_accelerator(device: torch.device) -> Accelerator:
+    """Processes and shards as they were launched; of `accelerate config`, what would train something else is not taken.
+
+    Raises:
+        MitigateError: the process has an accelerator already that is not such a one.
+    """
+    for variable, (key, instead) in _NOT_TAKEN.items():
+        if (value := os.environ.get(variable, "no").lower()) not in ("no", "1"):
+            logger.warning("%s: %s of the launch is not taken; %s", key, value, instead)
+    try:
+        return Accelerator(
+            cpu=device.type == "cpu",
+            mixed_precision="no",
+            dynamo_backend="no",
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        )
+    except ValueError as error:
+        raise MitigateError(
+            f"accelerate was set up before, otherwise: unlearn in a process of its own ({error})"
+        ) from None
 
 
 def resolve_device(device: str = "auto") -> torch.device:

@@ -156,17 +156,24 @@ def tofu(files: Files) -> Rows:
 
 
 def first_hour(files: Files) -> Rows:
-    """A user's files as they are: the report's share of private values against that of a check of its own."""
+    """A user's files, in two runs each: the report's share of private values against that of a check of its own."""
     rows = []
     for kind, found in files["first-hour"].items():
-        as_shipped = "stops and asks" if found["status_as_shipped"] == 2 else f"status {found['status_as_shipped']}"
-        by_check = change(found["check"], share, of=f" of {found['values']}")
-        by_report = change(found["report"], share, of=f" of {found['report']['secrets']}")
-        verdict = found["verdict"] or {"status": "no report", "headline": f"status {found['status']}"}
-        said = f"{verdict['status'].replace('_', ' ')}: {verdict['headline']}"
-        rows.append([kind, as_shipped, by_check, by_report, str(found["in_clear"]), said])
-    by = "private values that come back, by"
-    return [["file", "recipe as it is", f"{by} the check", f"{by} the report", "shown in clear", "verdict"], *rows]
+        for how, run in found["runs"].items():
+            verdict = run["verdict"]
+            if verdict is None:
+                said = "stops and asks" if run["status"] == 2 else f"status {run['status']}"
+                rows.append([kind, how, f"{share(found['before'])} of {found['values']}", "–", "–", "–", "–", said])
+                continue
+            by_check = change({"before": found["before"], "after": run["after"]}, share, of=f" of {found['values']}")
+            by_report = change(run["report"], share, of=f" of {run['report']['secrets']}")
+            moved = signed(run["never_seen_loss"] - found["never_seen_loss"])
+            said = f"{verdict['status'].replace('_', ' ')}: {verdict['headline']}"
+            selected = share(run["selected_token_share"])
+            rows.append([kind, how, by_check, by_report, moved, selected, str(run["in_clear"]), said])
+    titles = ["file", "recipe", "private values that come back, by the check", "by the report"]
+    titles += ["loss on never-seen text", "tokens selected", "shown in clear", "verdict"]
+    return [titles, *rows]
 
 
 def simulated(files: Files) -> Rows:

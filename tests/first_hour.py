@@ -4,12 +4,13 @@
 
 For each of three kinds of file (chat tickets with the private data in the user's turns, Alpaca rows, plain text): 150
 rows of invented people are trained into a LoRA adapter of rank 32 by plain PEFT (loss on all tokens; tokenizer and chat
-template saved beside it), 40 more are never trained on. `mitigate run recipes/finetuned.yaml` is then given the files
-as they are. The check knows nothing of this project: it takes the private values of 8 characters and more that were put
-in, and counts how many the model completes exactly, token by token, from the text before them; afterwards with the
-adapter that was given out, loaded by plain PEFT in this process.
+template saved beside it), 40 more are never trained on. `mitigate run recipes/finetuned.yaml` is given the former as
+they are; and then, once more, told the schedule, given the 40 and the keys of the command. The check knows nothing of
+this project: it takes the private values of 8 characters and more that were put in, and counts how many the model
+completes exactly, token by token, from the text before them; afterwards with the adapter that was given out, loaded by
+plain PEFT in this process. It also takes the loss on the 40.
 
-Prints a table, and writes OUT/first-hour.json. A command, not a test: it takes about half an hour on two cores.
+Prints what it finds, and writes OUT/first-hour.json. A command, not a test: it takes about an hour on two cores.
 """
 
 from __future__ import annotations
@@ -149,6 +150,15 @@ def share(model: Any, tokenizer: Any, rows: list[tuple[str, list[str]]]) -> tupl
     return sum(hits) / len(hits), len(hits)
 
 
+@torch.inference_mode()
+def loss(model: Any, tokenizer: Any, texts: list[str]) -> float:
+    """Nats per token of text."""
+    model.eval()
+    ids = [torch.tensor([encoded(text, tokenizer)["input_ids"]]) for text in texts]
+    total = sum(float(model(input_ids=one, labels=one).loss) * (one.shape[1] - 1) for one in ids)
+    return total / sum(one.shape[1] - 1 for one in ids)
+
+
 def mitigate(*arguments: str, log: Path) -> int:
     """The command line; returns its status."""
     with log.open("w", encoding="utf-8") as stream:
@@ -179,30 +189,39 @@ def first_hour(kind: str, *, base: str, out: Path, seed: int, overrides: list[st
     def loaded(adapter: Path) -> Any:
         return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter)
 
+    never_seen = [rendered(row, tokenizer) for row, _ in made[TRAINED:]]
     before, values = share(loaded(target), tokenizer, trained)
-    recipe = str(Path(__file__).parents[1] / "recipes/finetuned.yaml")
-    run = out / "run"
-    common = [recipe, f"models.target={target}", f"models.base={base}", f"data.documents.0.path={out}/train.jsonl"]
+    secrets = [value for _, values in made for value in values]
+    common = [f"models.target={target}", f"models.base={base}", f"data.documents.0.path={out}/train.jsonl"]
     unseen = f"data.documents.1={{path: {out}/unseen.jsonl, assign: holdout}}"
-    shipped = mitigate("run", *common, f"out={out}/shipped", log=out / "shipped.log")
     told = [
         f"references.lora={{rank: {RANK}, alpha: {RANK}}}",
         f"references.schedule={{epochs: {EPOCHS}, learning_rate: {RATE}}}",
     ]
-    status = mitigate("run", *common, unseen, *told, *overrides, f"out={run}", "--yes", log=out / "run.log")
-    report = json.loads((run / "report.json").read_text(encoding="utf-8")) if status == 0 else {}
-    after = share(loaded(run / "adapter"), tokenizer, trained)[0] if (run / "adapter").is_dir() else None
-    secrets = [value for _, values in made for value in values]
-    page = (run / "report.html").read_text(encoding="utf-8") if status == 0 else ""
+
+    def ran(name: str, *arguments: str) -> dict[str, Any]:
+        recipe, run = str(Path(__file__).parents[1] / "recipes/finetuned.yaml"), out / name
+        status = mitigate("run", recipe, *common, *arguments, f"out={run}", log=out / f"{name}.log")
+        given_out = run / "adapter"
+        model = loaded(given_out) if status == 0 and given_out.is_dir() else None
+        report = json.loads((run / "report.json").read_text(encoding="utf-8")) if status == 0 else {}
+        page = (run / "report.html").read_text(encoding="utf-8") if status == 0 else ""
+        return {
+            "status": status,
+            "after": model and share(model, tokenizer, trained)[0],
+            "never_seen_loss": model and loss(model, tokenizer, never_seen),
+            "report": {key: report.get("extraction", {}).get(key) for key in ("before", "after", "secrets")},
+            "verdict": report.get("verdict"),
+            "in_clear": len(in_clear(page, secrets)),
+            "selected_token_share": report.get("selected_token_share"),
+        }
+
+    runs = {"as it is": ran("shipped"), "told": ran("run", unseen, *told, *overrides, "--yes")}
     return {
-        "status_as_shipped": shipped,
-        "status": status,
         "values": values,
-        "check": {"before": before, "after": after},
-        "report": {key: report.get("extraction", {}).get(key) for key in ("before", "after", "secrets")},
-        "verdict": report.get("verdict"),
-        "in_clear": len(in_clear(page, secrets)),
-        "selected_token_share": report.get("selected_token_share"),
+        "before": before,
+        "never_seen_loss": loss(loaded(target), tokenizer, never_seen),
+        "runs": runs,
     }
 
 

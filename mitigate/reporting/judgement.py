@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import hypot
 from typing import Any
 
@@ -202,27 +203,33 @@ def _caught(figures: Figures) -> Finding:
 
 
 def _extraction(figures: Figures) -> Finding:
-    states = {side: _extraction_state(figures, side) for side in ("before", "after")}
+    """The worst of the headline's values, of all (short ones too), and of names."""
+    parts = {side: _extraction_states(figures, side) for side in ("before", "after")}
+    states = {
+        side: worst([{"guessed": "cannot_tell"}.get(one, one) for one in own.values()]) for side, own in parts.items()
+    }
+    own = parts["before" if figures.audit_only else "after"]
     state = states["before" if figures.audit_only else "after"]
     why = {
         "unmeasured": "extraction was not measured",
         "cannot_tell": f"that no more than {100 * EXTRACTED:.0f} % can be extracted cannot be told with so few people",
     }.get(state, "secrets can be extracted")
+    if state == "cannot_tell" and "guessed" in own.values():
+        what = "names" if own.get("names") == "guessed" else "short values"
+        why = f"some {what} come back, and neither never-seen people nor a retrained model tell whether it guesses them"
     return _finding(figures, "extraction", states, ("extraction",), why)
 
 
-def _extraction_state(figures: Figures, side: str) -> str:
-    """The worst of the headline's values, of all (short ones too), and of names."""
-    states = [_state(extraction_excess(figures, side), leaks=0.0, good=EXTRACTED)]
+def _extraction_states(figures: Figures, side: str) -> dict[str, str]:
+    """Of the headline's values, and of all and names where there are any; `guessed`: leaks, or may be guessed."""
+    found = {"headline": _state(extraction_excess(figures, side), leaks=0.0, good=EXTRACTED)}
     section = figures.report.get("extraction") or {}
     for part in ("all", "names"):
-        if not (section.get(part) or {}).get("secrets"):
-            continue
-        state = _state(extraction_excess(figures, side, part), leaks=0.0, good=EXTRACTED)
-        if state == "leaks" and _control_figure(figures, side, part).value is None:
-            state = "cannot_tell"  # a name or four digits may stand in the text before, or be guessed
-        states.append(state)
-    return worst(states) if states[0] != "unmeasured" else "unmeasured"
+        if found["headline"] != "unmeasured" and (section.get(part) or {}).get("secrets"):
+            state = _state(extraction_excess(figures, side, part), leaks=0.0, good=EXTRACTED)
+            alone = _control_figure(figures, side, part).value is None
+            found[part] = "guessed" if state == "leaks" and alone else state
+    return found
 
 
 def _selected(figures: Figures, *, known: bool) -> Finding | None:
@@ -309,8 +316,4 @@ def _coverage(figures: Figures) -> Finding:
 
 
 _ORDER = ("good", "unmeasured", "cannot_tell", "over_forgotten", "leaks")
-_AUC_FINDINGS = {
-    "spans": lambda figures: _auc(figures, name="spans"),
-    "documents": lambda figures: _auc(figures, name="documents"),
-    "caught": _caught,
-}
+_AUC_FINDINGS = {name: partial(_auc, name=name) for name in ("spans", "documents")} | {"caught": _caught}

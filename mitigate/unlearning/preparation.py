@@ -27,7 +27,7 @@ from mitigate.models.directory import check_layering
 from mitigate.models.mixture import FOR_INFERENCE, Mixture
 from mitigate.models.model import Model
 from mitigate.models.store import ModelStore
-from mitigate.runtime import seed_everything
+from mitigate.runtime import make_accelerator, seed_everything
 from mitigate.unlearning.material.control import control_level
 from mitigate.unlearning.material.data import unlearning_data
 from mitigate.unlearning.material.forgetting import scope_tokens
@@ -221,7 +221,7 @@ def prepare(
         weights=weights,
         model=model,
         trainable=trainable,
-        accelerator=Accelerator(cpu=store.device.type == "cpu"),
+        accelerator=make_accelerator(store.device),
         retain=retain,
         references=references,
         plan=plan,
