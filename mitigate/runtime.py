@@ -46,10 +46,16 @@ def process_state(device: str = "auto") -> PartialState:
     """
     if not PartialState._shared_state:
         _check_launch()
-    on_cpu = device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    on_cpu = device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU") or not _has_accelerator()
     if on_cpu:  # without the flag, processes on CPUs would each believe to be alone
         return PartialState(cpu=True, timeout=_PATIENCE)
     return PartialState(timeout=_PATIENCE)
+
+
+def _has_accelerator() -> bool:
+    """Whether there is one that knows float64, in which sums are taken: Apple's does not."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found is not None and found.type != "mps"
 
 
 def _check_launch() -> None:
@@ -76,7 +82,7 @@ def make_accelerator(device: torch.device) -> Accelerator:
         if (value := os.environ.get(variable, "no").lower()) not in ("no", "1"):
             logger.warning("%s: %s of the launch is not taken; %s", key, value, instead)
     try:
-        return Accelerator(
+        made = Accelerator(
             cpu=device.type == "cpu",
             mixed_precision="no",
             dynamo_backend="no",
@@ -86,6 +92,12 @@ def make_accelerator(device: torch.device) -> Accelerator:
         raise MitigateError(
             f"accelerate was set up before, otherwise: unlearn in a process of its own ({error})"
         ) from None
+    if made.device.type != device.type:
+        raise MitigateError(
+            f"device: the model is on {device.type}, and this process was set up for {made.device.type}: unlearn "
+            "there, or in a process of its own"
+        )
+    return made
 
 
 def resolve_device(device: str = "auto") -> torch.device:
@@ -94,13 +106,22 @@ def resolve_device(device: str = "auto") -> torch.device:
     Raises:
         MitigateError: the name is not a device, or there is none such.
     """
-    if device in ("auto", "cpu"):
+    if device == "auto":
         return torch.device(process_state(device).device)
     try:
         resolved = torch.device(device)
         torch.empty(0, device=resolved)
     except (RuntimeError, AssertionError) as error:
         raise MitigateError(f"device: {device!r} cannot be used ({error}); use auto, cpu or cuda:N") from None
+    state = process_state(resolved.type)
+    if resolved.type == "cpu":
+        return resolved
+    if state.num_processes > 1:
+        if resolved.index not in (None, state.device.index):
+            raise MitigateError(f"device: {device}, but each of the processes has a device of its own; give auto")
+        return torch.device(state.device)
+    if resolved.index is not None:
+        torch.accelerator.set_device_index(resolved.index)  # what names no index means this one
     return resolved
 
 

@@ -158,6 +158,11 @@ def base_checksum(base: SharedBase) -> str:
     digest = hashlib.sha256()
     for name, parameter in sorted(base.model.named_parameters(), key=lambda item: item[0].replace(".base_layer", "")):
         if "lora_" not in name:
-            local = getattr(parameter, "_local_tensor", parameter)
-            digest.update(local.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(bytes_of(parameter))
     return digest.hexdigest()
+
+
+def bytes_of(parameter: torch.Tensor) -> bytes:
+    """Of a whole weight; where it is sharded every process must call it."""
+    whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+    return whole.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()

@@ -34,7 +34,7 @@ from mitigate.cli.options import (
 from mitigate.cli.results import fail_unless_clean, print_summary
 from mitigate.cli.training import references, retrain, unlearn
 from mitigate.cli.verify import verify
-from mitigate.errors import DoubtfulError, MitigateError, printable_lines
+from mitigate.errors import DoubtfulError, MitigateError, first_line, printable_lines
 
 
 def _print_version(wanted: bool) -> None:
@@ -227,6 +227,15 @@ def _answer(stopped: Sequence[signal.Signals]) -> None:
     except OSError as error:  # of a path or a disk, where no better message was made of it
         where = f"{error.filename}: " if error.filename else ""
         typer.echo(f"mitigate: {where}{error.strerror or error}; correct the path, or make room", err=True)
+        sys.exit(2)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's; a command that did without torch does not load it
+            raise
+        typer.echo(
+            f"mitigate: the device's memory is full ({first_line(error)}); set models.load_in: 8bit, models.dtype: "
+            "bfloat16, unlearn.batch_tokens or detect.batch_tokens lower, or models.device: cpu",
+            err=True,
+        )
         sys.exit(2)
     except (KeyboardInterrupt, SystemExit) as stop:
         if isinstance(stop, SystemExit) and stop.code != 130:  # typer turns Ctrl-C into this exit status

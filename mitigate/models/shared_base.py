@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -111,14 +112,16 @@ class SharedBase:
         self._check(directory, (*over, name))
         return name
 
-    def merge(self, adapters: tuple[str, ...], *, instead: str) -> None:
+    def merge(self, adapters: tuple[str, ...], *, instead: str, rounded: bool = True) -> None:
         """Make `adapters` part of the weights, after which no adapter is attached.
 
-        Weights in half precision are merged in float32 and then rounded once.
+        Weights in half precision are merged in float32 and then rounded once; what was in another number format
+        (rotary frequencies, which are in float32 everywhere) is in that again.
 
         Args:
             adapters: their names.
             instead: what else can be done, for the message.
+            rounded (`bool`, *optional*, defaults to `True`): else all weights stay in float32.
 
         Raises:
             MitigateError: that kind cannot be merged, or merging changes what the model says.
@@ -126,12 +129,14 @@ class SharedBase:
         assert self.peft is not None
         self.rewired()
         merged = summarize(path for path, name in self.names.items() if name in adapters)
-        dtype = self.model.dtype
+        formats, dtype = {name: tensor.dtype for name, tensor in _tensors(self.model)}, self.model.dtype
         cast(torch.nn.Module, self.model).float()
         self.activate(adapters)
         before = probe_logits(self.model).log_softmax(-1)
         try:
             self.model = cast(Any, self.peft).merge_and_unload(adapter_names=list(adapters), safe_merge=True)
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # each kind says in its own way that it cannot
             raise MitigateError(f"{merged}: cannot be merged into its base ({_named(error)}); {instead}") from error
         self.peft, self.names = None, {}
@@ -142,7 +147,9 @@ class SharedBase:
                 f"{merged}: merged into its base it says something else (log-probabilities are off by {off:.2g} nats), "
                 f"for the installed PEFT merges this kind wrongly: upgrade PEFT, or {instead}"
             )
-        cast(torch.nn.Module, self.model).to(dtype)
+        if rounded:
+            for name, tensor in _tensors(self.model):
+                tensor.data = tensor.data.to(formats.get(name, dtype if tensor.is_floating_point() else tensor.dtype))
 
     def _load(self, directory: str) -> str:
         """Put an adapter on with its weights; every weight that it needs is in its file, and no other."""
@@ -166,6 +173,8 @@ class SharedBase:
                     key_mapping=getattr(self.model, "_checkpoint_conversion_mapping", None),
                 )
             self.peft.eval()
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # PEFT and each of its kinds have exceptions of their own
             raise self._misfit(directory, _named(error)) from error
         problems = [
@@ -197,6 +206,8 @@ class SharedBase:
             self.activate(active)
             logits = probe_logits(self.model)
             whole = probe_logits(cast(torch.nn.Module, self.peft))
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # each kind has its own way to ask for what it is not given
             raise MitigateError(
                 f"{directory}: this kind of adapter cannot be run on plain text ({_named(error)}); {MERGE_FIRST}"
@@ -279,6 +290,12 @@ def _switch(tuner: BaseTuner, model: PreTrainedModel) -> _Switch | None:
 def _is_shared(key: str) -> bool:
     """Whether a weight is one that all layers share, which is stored once (VB-LoRA)."""
     return ".vblora_vector_bank." in key and not key.startswith("base_model.vblora_vector_bank.")
+
+
+def _tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters and buffers by the names that they have where no adapter lies over them."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        yield name.replace(".base_layer", "").replace(".original_module", ""), tensor
 
 
 def _tolerance(logits: torch.Tensor) -> float:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -242,6 +242,8 @@ class ModelStore:
                 output_loading_info=True,
                 **self._as_stored(),
             )
+            if self.load_in is None:  # quantized weights are made where they are to be
+                loaded[0].to(self.device)
         except _NO_MEMORY as error:
             raise MitigateError(f"{source}: {_TOO_LARGE} ({first_line(error)})") from error
         except Exception as error:  # a damaged configuration fails wherever it is first used
@@ -251,8 +253,6 @@ class ModelStore:
             ) from error
         model, info = loaded
         check_loaded(source, info, shapes)
-        if self.load_in is None:  # quantized weights are made where they are to be
-            cast(torch.nn.Module, model).to(self.device)
         model.eval().requires_grad_(False)
         base = SharedBase(source=source, fingerprint=model_fingerprint(source), model=model)
         base.context = longest_text(model)

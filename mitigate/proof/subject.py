@@ -103,17 +103,20 @@ class Subject:
         """The model as it is served."""
         return self.store.load(self.source)
 
-    def plain(self) -> Model:
+    def plain(self, *, rounded: bool = True) -> Model:
         """Its weights with the adapters merged, in memory of their own; to be changed as one likes.
+
+        Args:
+            rounded (`bool`, *optional*, defaults to `True`): to the base's number format; else merged in float32.
 
         Raises:
             NotPossibleError: it has no weights that can be merged.
         """
-        return plain_model(self.source, self.store)
+        return plain_model(self.source, self.store, rounded=rounded)
 
 
-def plain_model(source: str, store: ModelStore) -> Model:
-    """A model's weights with its adapters merged, in memory of their own.
+def plain_model(source: str, store: ModelStore, *, rounded: bool = True) -> Model:
+    """A model's weights with its adapters merged, in memory of their own, `rounded` as `SharedBase.merge` says.
 
     Raises:
         NotPossibleError: it has no weights that can be merged.
@@ -123,7 +126,7 @@ def plain_model(source: str, store: ModelStore) -> Model:
         raise NotPossibleError(f"{source}: a mixture of shards, whose weights are no one model's")
     if model.adapters:
         try:
-            model.base.merge(model.adapters, instead="verify a merged model")
+            model.base.merge(model.adapters, instead="verify a merged model", rounded=rounded)
         except MitigateError as error:
             raise NotPossibleError(str(error)) from None
     return replace(model, adapters=())

@@ -35,7 +35,7 @@ from mitigate.unlearning.material.teachers import OutTerms
 from mitigate.unlearning.objectives.catalogue import needs_of, retain_of
 from mitigate.unlearning.objectives.names import SUBSTITUTES, parse_objective
 from mitigate.unlearning.settings import Unlearn
-from mitigate.unlearning.trainable import Trainable, checkpoint_activations, make_trainable
+from mitigate.unlearning.trainable import Trainable, checkpoint_activations, keep_recomputing, make_trainable
 from mitigate.unlearning.training.loop import STEP_LIMIT, Loop
 from mitigate.unlearning.training.losses import Losses
 from mitigate.unlearning.training.rounds import Left, as_json, what_is_left, with_spans
@@ -113,6 +113,8 @@ class Prepared:
                 out_terms = OutTerms(
                     audit, data.forget, kinds=kinds, store=self.references, entries=settings.kept_entries
                 )
+        if settings.gradient_checkpointing:
+            keep_recomputing(self.trainable)
         control = control_level(audit, scope_tokens(audit, settings.scope))
         losses = Losses(
             self.trainable,

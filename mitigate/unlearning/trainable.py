@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -25,6 +24,7 @@ from mitigate.adapters.trained import (
     adapter_state,
     as_before,
     base_checksum,
+    bytes_of,
     is_sharded,
     lower_parts,
     save_adapter,
@@ -120,6 +120,7 @@ class WeightsTrainable:
             model = replace(model, adapters=())
         self.model = model
         self.dtype = base.model.dtype
+        self.formats = {name: parameter.dtype for name, parameter in base.model.named_parameters()}
         chosen = set(base.model.parameters())
         if settings.method == "last_layers":
             layers = list(decoder_layers(base.model))
@@ -158,7 +159,7 @@ class WeightsTrainable:
         digest = hashlib.sha256()
         for _, parameter in sorted(self.model.base.model.named_parameters(), key=lambda item: item[0]):
             if not parameter.requires_grad:
-                digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+                digest.update(bytes_of(parameter))
         return digest.hexdigest()
 
     def reached(self, state: State) -> dict[str, bool]:
@@ -168,7 +169,8 @@ class WeightsTrainable:
     def save(self, state: State, directory: Path) -> None:
         """Write a plain model directory with its tokenizer."""
         model = self.model.base.model
-        cast(torch.nn.Module, model).to(self.dtype)
+        for name, parameter in self._trained():
+            parameter.data = parameter.data.to(self.formats[name])
         model.save_pretrained(directory)
         self.model.tokenizer.save_pretrained(directory)
 
@@ -199,6 +201,16 @@ def checkpoint_activations(trainable: Trainable) -> None:
         recompute_activations(model)
     except MitigateError as error:
         raise MitigateError(f"unlearn.gradient_checkpointing: {error}; set it to false") from error
-    for part in model.modules():
-        if hasattr(part, "gradient_checkpointing"):
-            part.training = True  # of this module alone, which checkpoints in training only
+    keep_recomputing(trainable)
+
+
+def keep_recomputing(trainable: Trainable) -> None:
+    """Have parts that checkpoint activations do so, as they do in training only, once references were run as well.
+
+    Where these share the model's base, it is put into evaluation mode for them, as a whole.
+    """
+    base = trainable.model.base
+    base.evaluate()  # what asks for it later finds that it is
+    for part in base.model.modules():
+        if hasattr(part, "gradient_checkpointing") and part is not base.model:
+            part.training = True  # of this module alone: dropout stays off

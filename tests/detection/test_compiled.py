@@ -47,7 +47,7 @@ def test_compiled_signals_are_those_of_the_plain_computation(
             other = [(9, (7, 2)), (9, (2, 5)), (7, ())]  # of the same kind: the same kernel
             assert_equal(compiled(logits, targets, other), row_signals(logits, targets, other))
     assert not compiled.failed
-    assert len(compiled._compared) == 1
+    assert list(compiled._compared.values()) == [True]
 
 
 @needs_compiler
@@ -102,6 +102,25 @@ def test_what_cannot_be_compiled_or_says_something_else_is_not_used(
     [line] = caplog.messages
     assert "goes on without them, slower" in line
     assert said in line
+
+
+def test_of_many_kinds_the_first_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds: list[int] = []
+
+    def counted(logits: Any, targets: Any, compared: Any, *, whole: bool) -> list[Columns]:
+        kinds.append(len(compared))
+        return row_signals(logits, targets, compared)
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: counted)
+    compiled = CompiledRows(row_signals, after=0, devices=["cpu"])
+    logits, targets = given(5)
+    for _ in range(2):
+        for count in range(1, 10):
+            assert_equal(
+                compiled(logits, targets, COMPARED[:1] * count), row_signals(logits, targets, COMPARED[:1] * count)
+            )
+    assert kinds == [1, 2, 3, 4, 5, 6] * 2
+    assert not compiled.failed
 
 
 def test_too_little_memory_is_no_fault_of_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:

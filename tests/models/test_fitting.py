@@ -119,3 +119,31 @@ def test_training_that_fits_in_no_way_ends_with_what_helps(
     module = AutoModelForCausalLM.from_pretrained(tiny_model("llama"))
     with pytest.raises(MitigateError, match=r"a window of \d+ tokens does not fit .*models\.load_in"):
         fit(module, tokenized_texts(tokenizer), schedule=Schedule(), context=64, seed=0)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_trained_as_float32_is(
+    tiny_model: Callable[..., Path], tokenizer: PreTrainedTokenizerFast, dtype: torch.dtype, lora: bool
+) -> None:
+    """Steps as small as users take: in half precision itself most weights would stay where they are, or become NaN."""
+    moved, seen = [], []
+    for own in (torch.float32, dtype):
+        torch.manual_seed(0)
+        module = AutoModelForCausalLM.from_pretrained(tiny_model("llama"), dtype=dtype).to(own)
+        if lora:
+            module = get_peft_model(module, LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"))
+        before = torch.cat([p.detach().float().flatten() for p in module.parameters() if p.requires_grad])
+        module.register_forward_pre_hook(
+            lambda module, _: seen.append({p.dtype for p in module.parameters() if p.requires_grad})
+        )
+        schedule = Schedule(epochs=40, learning_rate=5e-5, batch_size=4)
+        losses = fit(module, tokenized_texts(tokenizer), schedule=schedule, context=64, seed=0)
+        assert np.isfinite(losses).all()
+        after = torch.cat([p.detach().float().flatten() for p in module.parameters() if p.requires_grad])
+        moved.append(after - before)
+        assert {p.dtype for p in module.parameters() if p.requires_grad} == {torch.float32 if lora else own}
+    assert set().union(*seen) == {torch.float32}
+    single, half = moved
+    assert torch.nn.functional.cosine_similarity(single, half, dim=0) > 0.9
+    assert half.norm() == pytest.approx(float(single.norm()), rel=0.1)

@@ -311,3 +311,17 @@ def test_switching_back_and_forth_is_what_peft_makes_of_it(tiny_model: TinyModel
     assert any(parameter.requires_grad for parameter in trained.parameters())
     for number in (0, 1, 2, 3, 1):
         torch.testing.assert_close(said(models[number]), expected[number], rtol=0, atol=1e-5)
+
+
+def test_merged_in_half_precision_all_else_keeps_its_number_format(world: World, tmp_path: Path) -> None:
+    """Rotary frequencies in bfloat16 would put late tokens elsewhere; models are loaded with them in float32."""
+    store = ModelStore(device="cpu", dtype="bfloat16")
+    for rounded in (True, False):
+        model = store.fresh().load(world.adapter)
+        before = {name: buffer.clone() for name, buffer in model.base.model.named_buffers()}
+        assert any(buffer.dtype == torch.float32 for buffer in before.values())
+        model.base.merge(model.adapters, instead="-", rounded=rounded)
+        for name, buffer in model.base.model.named_buffers():
+            assert torch.equal(buffer, before[name]), name
+        formats = {parameter.dtype for parameter in model.base.model.parameters()}
+        assert formats == {torch.bfloat16 if rounded else torch.float32}

@@ -10,7 +10,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 
 from mitigate.errors import MitigateError
-from mitigate.runtime import make_accelerator, process_state
+from mitigate.runtime import make_accelerator, process_state, resolve_device
 
 CPU = torch.device("cpu")
 
@@ -80,3 +80,51 @@ def test_an_accelerator_that_was_set_up_otherwise_is_refused() -> None:
     Accelerator(cpu=True, mixed_precision="bf16")
     with pytest.raises(MitigateError, match="accelerate was set up before, otherwise"):
         make_accelerator(CPU)
+
+
+class Elsewhere:
+    """A process whose state is that of a GPU."""
+
+    def __init__(self, device: str, processes: int = 1) -> None:
+        self.device, self.num_processes = torch.device(device), processes
+
+
+@pytest.fixture
+def on_gpus(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """As if there were GPUs: returns what is made the current one."""
+    current: list[int] = []
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: None)
+    monkeypatch.setattr(torch.accelerator, "set_device_index", current.append)
+    return current
+
+
+def state_of(monkeypatch: pytest.MonkeyPatch, state: Elsewhere) -> None:
+    monkeypatch.setattr("mitigate.runtime.process_state", lambda device="auto": state)
+
+
+def test_the_cpu_is_the_cpu_where_the_process_is_on_a_gpu(monkeypatch: pytest.MonkeyPatch, on_gpus: list[int]) -> None:
+    state_of(monkeypatch, Elsewhere("cuda:0"))
+    assert resolve_device("cpu") == CPU
+    assert resolve_device("auto") == torch.device("cuda:0")
+    assert not on_gpus
+
+
+def test_a_gpu_that_is_named_is_the_current_one(monkeypatch: pytest.MonkeyPatch, on_gpus: list[int]) -> None:
+    state_of(monkeypatch, Elsewhere("cuda"))
+    assert resolve_device("cuda:1") == torch.device("cuda:1")
+    assert on_gpus == [1]
+
+
+def test_each_of_several_processes_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch, on_gpus: list[int]) -> None:
+    state_of(monkeypatch, Elsewhere("cuda:1", processes=2))
+    assert resolve_device("cuda") == resolve_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(MitigateError, match="device: cuda:0, but each of the processes has a device of its own"):
+        resolve_device("cuda:0")
+    assert not on_gpus
+
+
+@pytest.mark.usefixtures("anew")
+def test_a_model_elsewhere_than_the_process_is_not_trained() -> None:
+    process_state("cpu")
+    with pytest.raises(MitigateError, match="the model is on cuda, and this process was set up for cpu"):
+        make_accelerator(torch.device("cuda:0"))

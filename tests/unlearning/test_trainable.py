@@ -14,11 +14,13 @@ from conftest import TinyModelFactory
 from forgetting import QUICK, changed, cpu, log_ratio, loop_of, selected_of
 from peft import PeftModel
 from safetensors.torch import load_file
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM
 from world import World, planted_documents
 
 from mitigate.adapters.merging import MERGED
-from mitigate.adapters.trained import DIFFERENCE, as_before
+from mitigate.adapters.trained import DIFFERENCE, as_before, is_sharded
 from mitigate.detection.audit import audit, reaudit
 from mitigate.detection.record import Audit
 from mitigate.detection.settings import Detect
@@ -308,6 +310,19 @@ def test_recomputed_activations_train_the_same(
         torch.testing.assert_close(again[part], tensor, rtol=0, atol=1e-5, msg=part)
 
 
+@pytest.mark.parametrize("objective", ["default", "match"])
+def test_activations_are_recomputed_where_references_share_the_base(
+    layered: Audit, tmp_path: Path, objective: str
+) -> None:
+    """They are asked after the model was made ready, in evaluation mode, in which nothing is recomputed."""
+    loop = loop_of(layered, changed(QUICK, gradient_checkpointing=True, objective=objective), tmp_path / "out")
+    layers = decoder_layers(loop.trainable.module)
+    loop.step(0)
+    loop._watch(step=1)
+    assert all(layer.training for layer in layers)
+    assert not any(part.training for part in loop.trainable.module.modules() if isinstance(part, torch.nn.Dropout))
+
+
 def count_forwards(loop: Loop) -> list[int]:
     """How often the last decoder layer's inside runs."""
     counted = [0]
@@ -352,6 +367,21 @@ def test_a_model_in_half_precision_is_trained_and_saved_in_it(
     last = loop._watch(step=3)["selected_log_ratio"]
     assert np.isfinite(after.columns["log_prob"][selected]).all()
     assert log_ratio(after)[selected].mean() == pytest.approx(last, abs=0.05)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_the_fingerprint_of_what_stays_is_the_same_in_shards(whole: Audit, tmp_path: Path, method: str) -> None:
+    loop = loop_of(whole, settings_of(method), tmp_path / "out", store=cpu())  # sharded it serves no other test
+    if method == "full":  # something must stay
+        next(loop.trainable.module.parameters()).requires_grad_(False)
+    frozen = loop.trainable.frozen_checksum()
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        fully_shard(loop.trainable.module, mesh=init_device_mesh("cpu", (1,)))
+        assert is_sharded(loop.trainable.module)
+        assert loop.trainable.frozen_checksum() == frozen
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 # Refusals

@@ -263,6 +263,23 @@ def test_a_step_that_does_not_fit_in_memory_is_taken_in_smaller_parts(
         loop.step(4)
 
 
+@pytest.mark.parametrize("objective", ["hinge", "substitute"])
+def test_a_step_that_fits_in_no_way_ends(
+    whole: Audit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: str
+) -> None:
+    """A document and its other text come together, and are never taken apart."""
+    tried = []
+
+    def full(*_: Any) -> None:
+        tried.append(1)
+        raise torch.OutOfMemoryError("of 80 GiB")
+
+    monkeypatch.setattr(Losses, "of", full)
+    with pytest.raises(MitigateError, match=r"a window does not fit .*unlearn\.gradient_checkpointing"):
+        plain_loop(whole, tmp_path / "out", objective=objective).step(0)
+    assert len(tried) < 12
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_objective_lowers_the_selected_tokens(whole: Audit, tmp_path: Path, objective: str) -> None:
     settings = changed(THOROUGH, objective=objective, retain={"weight": 1.0}, max_steps=8)  # of rmu 1,200 are published

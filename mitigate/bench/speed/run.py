@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
+
 from mitigate.artifacts.files import write_json
 from mitigate.bench.settings import Part, SpeedSettings
 from mitigate.bench.speed.audits import measure_audits
@@ -47,7 +49,8 @@ def bench_speed(
         results["audit"] = measure_audits(settings, device=device)
     if "step" in parts:
         results |= measure_steps(out, steps=steps, settings=settings, device=device)
-    if "processes" in parts:
+    several = process_state(device).device.type != "cuda" or torch.cuda.device_count() > 1
+    if "processes" in parts and several:  # NCCL has no two processes on one GPU
         results["processes"] = measure_processes(settings, device=device)
     if "memory" in parts:
         results["memory"] = measure_memory(settings.documents)

@@ -1,14 +1,16 @@
 """Signals of rows of logits by compiled kernels, on a GPU and where there is so much to read that it pays.
 
 Computed one operation after another, a chunk's logits and tables go through a GPU's memory a dozen times; compiled, the
-same functions read them a few times and make no table. Compiling takes tens of seconds, so it waits until as much was
-read as would have saved these. What is compiled is compared with what is not on the rows that it is first used for: if
-it says anything else, or cannot be compiled here, all goes on without it, and a line says so.
+same functions read them a few times and make no table. Compiling takes tens of seconds for each kind of row (so many
+models compared with so many references), so it waits until as much of a kind was read as would have saved these. What
+is compiled is compared with what is not on the rows that it is first used for: if it says anything else, or cannot be
+compiled here, all goes on without it, and a line says so.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +23,7 @@ logger = logging.getLogger(__name__)
 PAYS = 1 << 39  # logits read: on an H200 about half a minute of tables, which is what compiling takes
 EQUAL = 1e-4  # of 1 + the value
 _FEWEST = 2  # rows; a single one would be a kernel of its own
+_KINDS = 6  # that are compiled; torch gives up at eight
 
 
 class CompiledRows:
@@ -28,7 +31,7 @@ class CompiledRows:
 
     Args:
         rows_of: the function.
-        after (*optional*, defaults to `PAYS`): logits that are read before anything is compiled.
+        after (*optional*, defaults to `PAYS`): logits of a kind that are read before it is compiled.
         devices (*optional*, defaults to `cuda`): kinds of device on which it is compiled at all; on a CPU a chunk stays
             in its caches, and there is little to save.
     """
@@ -37,10 +40,10 @@ class CompiledRows:
         self, rows_of: Callable[..., list[Columns]], *, after: int = PAYS, devices: Sequence[str] = ("cuda",)
     ) -> None:
         self.rows_of, self.after, self.devices = rows_of, after, devices
-        self.read = 0
+        self.read: Counter[Any] = Counter()
         self.failed = False
         self._compiled: Callable[..., list[Columns]] | None = None
-        self._compared: set[Any] = set()
+        self._compared: dict[Any, bool] = {}  # kind -> whether it was compared yet
 
     def __call__(
         self,
@@ -52,13 +55,15 @@ class CompiledRows:
         """As `rows_of`."""
         if targets.device.type not in self.devices or self.failed:
             return self.rows_of(logits, targets, compared, **settings)
-        self.read += sum(table.numel() for table in logits.values())
-        if self.read <= self.after:
-            return self.rows_of(logits, targets, compared, **settings)
         logits, compared = _renumbered(logits, compared)
+        kind = (tuple(compared), logits[0].shape[1], logits[0].dtype, tuple(sorted(settings.items())))
+        self.read[kind] += sum(table.numel() for table in logits.values())
+        if self.read[kind] <= self.after or (kind not in self._compared and len(self._compared) == _KINDS):
+            return self.rows_of(logits, targets, compared, **settings)
+        self._compared.setdefault(kind, False)
         chunks = chunks_of(len(targets), next(iter(logits.values())).shape[1], targets.device)
         parts = [
-            self._chunk({number: table[rows] for number, table in logits.items()}, targets[rows], compared, settings)
+            self._chunk(kind, {n: table[rows] for n, table in logits.items()}, targets[rows], compared, settings)
             for rows in chunks
         ]
         return [
@@ -68,6 +73,7 @@ class CompiledRows:
 
     def _chunk(
         self,
+        kind: Any,
         logits: Mapping[int, torch.Tensor],
         targets: torch.Tensor,
         compared: Sequence[tuple[int, tuple[int, ...]]],
@@ -75,8 +81,6 @@ class CompiledRows:
     ) -> list[Columns]:
         if len(targets) < _FEWEST or self.failed:
             return self.rows_of(logits, targets, compared, **settings)
-        first = logits[0]
-        kind = (tuple(compared), first.shape[1], first.dtype, tuple(sorted(settings.items())))
         try:
             if self._compiled is None:
                 self._compiled = torch.compile(self.rows_of, dynamic=True, fullgraph=True)
@@ -85,11 +89,11 @@ class CompiledRows:
             raise
         except Exception as error:  # of a compiler, a driver, a library that is missing: of any kind
             return self._without(first_line(error), logits, targets, compared, settings)
-        if kind in self._compared:
+        if self._compared[kind]:
             return found
         plain = self.rows_of(logits, targets, compared, **settings)
         if all(_equal(a[name], b[name]) for a, b in zip(found, plain, strict=True) for name in b):
-            self._compared.add(kind)
+            self._compared[kind] = True
             return plain
         return self._without("it says something else", logits, targets, compared, settings)
 

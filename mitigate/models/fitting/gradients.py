@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -27,10 +27,18 @@ class Gradients:
         module: the model.
         device: of the model.
         batch_tokens (*optional*): padded tokens in one forward; see `default_batch_tokens`.
+        mixed (*optional*): number format of the forward pass, where it is not the weights'; see `mixed_format`.
     """
 
-    def __init__(self, module: torch.nn.Module, *, device: torch.device, batch_tokens: int | None = None) -> None:
-        self.module, self.device = module, device
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        *,
+        device: torch.device,
+        batch_tokens: int | None = None,
+        mixed: torch.dtype | None = None,
+    ) -> None:
+        self.module, self.device, self.mixed = module, device, mixed
         size = cast(Any, module).config.get_text_config().vocab_size
         tables = TRAINED if device.type == "cuda" else 1
         self.batch_tokens = batch_tokens or default_batch_tokens(size, device=device, tables=tables)
@@ -59,7 +67,8 @@ class Gradients:
             self._make_room(failed)  # outside of the handler: the error holds what was computed
 
     def _part(self, batch: Batch, count: int) -> float:
-        part = -batch_log_probs(self.module, batch.to(self.device)).sum() / count
+        with torch.autocast(self.device.type, dtype=self.mixed, enabled=self.mixed is not None):
+            part = -batch_log_probs(self.module, batch.to(self.device)).sum() / count
         part.backward()
         return float(part.detach())
 
@@ -77,6 +86,20 @@ class Gradients:
                 f"training on a window of {length} tokens does not fit in the device's memory: set models.load_in: "
                 "8bit, models.dtype: bfloat16, or models.device: cpu"
             )
+
+
+def mixed_format(formats: Collection[torch.dtype], *, trained: Collection[torch.dtype]) -> torch.dtype | None:
+    """Number format of the forward pass while weights are trained; None for the weights' own.
+
+    Where half-precision weights are trained (in float32), and where the model holds float16, in which small gradients
+    vanish, it is bfloat16, which has float32's range and needs no scaled loss.
+
+    Args:
+        formats: of all weights.
+        trained: of those that are trained, before they were float32.
+    """
+    half = {torch.float16, torch.bfloat16}
+    return torch.bfloat16 if torch.float16 in formats or not half.isdisjoint(trained) else None
 
 
 def recompute_activations(model: Any) -> None:

@@ -22,7 +22,7 @@ from mitigate.documents import Documents
 from mitigate.errors import MitigateError
 from mitigate.mistakes import not_one_of
 from mitigate.models.directory import check_layering
-from mitigate.models.fitting.gradients import Gradients, document_losses
+from mitigate.models.fitting.gradients import Gradients, document_losses, mixed_format
 from mitigate.models.fitting.pace import BySchedule, Goal, Pace, ToGoal, spread
 from mitigate.models.fitting.saves import Saves
 from mitigate.models.model import Model
@@ -187,7 +187,9 @@ def fit(
     """Minimize the mean negative log-likelihood of the documents' audited tokens.
 
     Documents longer than the context are cut into pieces that follow one another. A batch that does not fit in memory
-    goes through the model in parts, which give the same gradient; see `Gradients`.
+    goes through the model in parts, which give the same gradient; see `Gradients`. Weights in half precision are
+    trained in float32, of which the forward pass sees the rounded ones, and are rounded at the end: steps of AdamW are
+    smaller than what separates two neighbours in half precision.
 
     Args:
         module: the model; parameters that require gradients are trained.
@@ -207,10 +209,14 @@ def fit(
         raise MitigateError(f"{description}: no documents to train on")
     pace = pace or BySchedule(schedule, steps=math.ceil(len(pieces) / schedule.batch_size))
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    formats = [parameter.dtype for parameter in parameters]
+    for parameter in parameters:
+        parameter.data = parameter.data.float()
     optimizer = torch.optim.AdamW(
         parameters, lr=schedule.learning_rate, weight_decay=schedule.weight_decay, betas=(0.9, 0.95)
     )
-    gradients = Gradients(module, device=parameters[0].device, batch_tokens=batch_tokens)
+    mixed = mixed_format([*formats, *(parameter.dtype for parameter in module.parameters())], trained=formats)
+    gradients = Gradients(module, device=parameters[0].device, batch_tokens=batch_tokens, mixed=mixed)
     losses = saves.restore(module, optimizer, pace) if saves is not None else []
     batches = islice(_endless(pieces, size=schedule.batch_size, seed=seed), len(losses), None)
     module.train()
@@ -231,6 +237,8 @@ def fit(
             if saves is not None:
                 saves.offer(module, optimizer, pace, losses)
     module.eval()
+    for parameter, own in zip(parameters, formats, strict=True):
+        parameter.data = parameter.data.to(own)
     if not math.isfinite(losses[-1]):
         raise MitigateError(f"{description}: the loss became {losses[-1]}; lower the learning rate")
     return losses

@@ -100,13 +100,13 @@ def moved(case: Case, subject: Subject, *, by: float) -> np.ndarray:
     Raises:
         NotPossibleError: the two have weights of unlike shapes.
     """
-    target = plain_model(case.before.metadata.target.source, case.mitigated.store)
-    model = subject.plain()
+    target = plain_model(case.before.metadata.target.source, case.mitigated.store, rounded=False)
+    model = subject.plain(rounded=False)
     own, before = (dict(one.base.model.named_parameters()) for one in (model, target))
     if {n: p.shape for n, p in own.items()} != {n: p.shape for n, p in before.items()}:
         raise NotPossibleError(f"{subject.source}: its weights have other shapes than the audited model's")
     for name, weight in own.items():
-        weight.data = before[name].data + by * (weight.data - before[name].data)
+        weight.data = before[name].data.float() + by * (weight.data.float() - before[name].data.float())
     return case.ratio(case.log_probs(model))
 
 

@@ -151,6 +151,11 @@ def tasks_in(batch: Batch) -> list[Task]:
     return list(batch.pieces)  # type: ignore[arg-type]
 
 
+def units_in(batch: Batch) -> int:
+    """How many units a batch is made of: a single one cannot be taken in smaller parts."""
+    return len(units(task for task in tasks_in(batch) if not task.substitute))
+
+
 @lru_cache(maxsize=8)
 def _order(count: int, seed: int, epoch: int) -> list[int]:
     """The order of `count` tasks in a pass over them."""

@@ -28,7 +28,7 @@ from mitigate.runtime import process_state, progress, together
 from mitigate.tokens.batches import Batch, half_as_many
 from mitigate.unlearning.material.control import Control
 from mitigate.unlearning.material.data import UnlearningData
-from mitigate.unlearning.material.tasks import Task, dealt, micro_batches, tasks_of_step
+from mitigate.unlearning.material.tasks import Task, dealt, micro_batches, tasks_of_step, units_in
 from mitigate.unlearning.settings import Unlearn
 from mitigate.unlearning.trainable import State, Trainable
 from mitigate.unlearning.training.losses import Losses, step_totals
@@ -80,20 +80,21 @@ class Loop:
         self.seed, self.plan = seed, plan
         self.rounds, self.added = list(rounds), list(added)
         self.checkpoints = Checkpoints(partial_of(partial))
-        self.parameters = [p for p in trainable.module.parameters() if p.requires_grad]
         self.steering = Steering(settings, trusted=losses.anchor == "kl")
         self.kept: State = {}  # the trained weights before this round, to go back to; none before the first
         self.nearest = Nearest(trainable)
         self.module: torch.nn.Module
         self.optimizer: AcceleratedOptimizer
         if after is None:
-            optimizer = torch.optim.AdamW(
-                self.parameters, lr=settings.learning_rate, weight_decay=0.0, betas=(0.9, 0.95)
-            )
+            trained = [p for p in trainable.module.parameters() if p.requires_grad]
+            optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=0.0, betas=(0.9, 0.95))
             self.module, self.optimizer = accelerator.prepare(trainable.module, optimizer)
         else:
             self.module, self.optimizer = after.module, after.optimizer
             self.steering.go_on_from(after.steering)
+        self.parameters = [
+            p for p in trainable.module.parameters() if p.requires_grad
+        ]  # FSDP puts its own in their place
         losses.module = self.module
 
     def train(self, *, resume: bool) -> tuple[list[dict[str, Any]], str, int]:
@@ -194,9 +195,12 @@ class Loop:
             work = [(batch, 1.0) for batch in batches] + [(filler, 0.0)] * (rounds - len(batches))
             try:
                 sums = self._gradient(work, totals)
-            except torch.OutOfMemoryError:
-                if accelerator.num_processes > 1:
-                    raise  # the others wait in a collective
+            except torch.OutOfMemoryError as error:
+                if accelerator.num_processes > 1:  # the others wait in a collective
+                    raise MitigateError(
+                        f"unlearning: a batch of {self.losses.batch_tokens} tokens does not fit in the memory of one "
+                        "of the devices: set unlearn.batch_tokens lower, or unlearn.gradient_checkpointing: true"
+                    ) from error
             if sums is None:
                 self._make_room(batches)
         accelerator.clip_grad_norm_(self.parameters, self.settings.max_gradient_norm)
@@ -223,8 +227,9 @@ class Loop:
     def _make_room(self, batches: Sequence[Batch]) -> None:
         """Cut a step's batches smaller, where the device's memory did not hold one."""
         self.optimizer.zero_grad()
-        fewer = half_as_many(max(batches, key=lambda batch: (len(batch.pieces) > 1, batch.input_ids.numel())))
-        if fewer is None:
+        largest = max(batches, key=lambda batch: (units_in(batch) > 1, batch.input_ids.numel()))
+        fewer = half_as_many(largest)
+        if fewer is None or units_in(largest) == 1:
             raise MitigateError(
                 "unlearning: a window does not fit in the device's memory: set unlearn.gradient_checkpointing: true, "
                 "models.load_in: 8bit, or models.dtype: bfloat16"

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from mitigate.errors import MitigateError
+from mitigate.models.fitting.gradients import mixed_format
 from mitigate.models.inside.layers import decoder_layers
 from mitigate.models.inside.lens import Lens, Said
 from mitigate.models.model import kept_logits
@@ -202,8 +203,8 @@ def mixed_dtype(trainable: Trainable) -> torch.dtype | None:
     """The half precision that weights trained in float32 must meet others in; None where there is one precision."""
     if isinstance(trainable, AdapterTrainable):
         return None  # PEFT casts between an adapter and its base
-    dtype: torch.dtype = trainable.dtype
-    return dtype if dtype != torch.float32 else None
+    trained = [trainable.formats[name] for name, p in trainable.module.named_parameters() if p.requires_grad]
+    return mixed_format(trainable.formats.values(), trained=trained)
 
 
 def step_totals(tasks: Sequence[Task]) -> dict[str, float]:
