@@ -78,3 +78,22 @@ def test_what_it_cannot_read_it_refuses(tiny_model: Callable[..., Path]) -> None
     del unnamed.model.norm
     with pytest.raises(NoLensError, match="where its final norm is, is not known"):
         Lens.of(unnamed)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "off", "fits"), [("float32", 0.06, False), ("bfloat16", 0.1, True), ("bfloat16", 0.3, False)]
+)
+def test_a_logit_that_half_precision_rounds_elsewhere_is_no_misfit(
+    tiny_model: Callable[..., Path], dtype: str, off: float, fits: bool
+) -> None:
+    module = AutoModelForCausalLM.from_pretrained(tiny_model("llama"), dtype=getattr(torch, dtype))
+    with Lens.of(module).reading(PLACES, TARGETS) as said, torch.no_grad():
+        logits = module(input_ids=IDS, attention_mask=MASK).logits.float()
+    own = logits[PLACES].log_softmax(-1).gather(1, TARGETS[:, None])[:, 0]
+    said.check(own, name="model")
+    own[1] += off
+    if fits:
+        said.check(own, name="model")
+    else:
+        with pytest.raises(NoLensError, match="not what its head makes"):
+            said.check(own, name="model")

@@ -255,11 +255,13 @@ class _Logits:
 
 def _piece_logits(model: Model, batch: Batch, number: int, needed: Sequence[set[int]]) -> _Logits:
     places = [place for place, models in enumerate(needed) if number in models]
-    using = torch.zeros(len(needed), dtype=torch.bool, device=batch.targets.device)
-    using[places] = True
+    ids, attended, keep = batch.input_ids, batch.attention_mask, batch.keep
+    if len(places) < len(needed):
+        using = torch.tensor(places, device=ids.device)
+        ids, attended, keep = (table.index_select(0, using) for table in (ids, attended, keep))
     ends = np.cumsum([len(batch.pieces[place].scored) for place in places]).tolist()
     with model.active() as module:
-        rows = kept_logits(module, batch.input_ids[using], batch.attention_mask[using], batch.keep[using])
+        rows = kept_logits(module, ids, attended, keep)
     return _Logits(rows, dict(zip(places, [0, *ends[:-1]], strict=True)), dict(zip(places, ends, strict=True)))
 
 

@@ -23,6 +23,8 @@ from mitigate.models.inside.layers import decoder_layers
 DEPTHS: Mapping[str, float] = {"half": 1 / 2, "three_quarters": 3 / 4}
 _NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "embedding_norm")
 _NEAR = 0.05  # nats, of the head's own log-probabilities to the model's
+_STEP = 2.0**-7  # between neighbours in bfloat16, as a share of the number
+_LOGIT = 16.0  # a logit may be as large though the log-probability is small
 
 
 class NoLensError(MitigateError):
@@ -36,10 +38,12 @@ class Said:
     Attributes:
         log_probs: (N, depths) log-probability of the target tokens, with gradient where the model has one.
         last: (N,) the same from the last layer, which is the model's own where the lens fits it; without gradient.
+        exact: whether the head says so in float32; in half precision a logit may round to its neighbour.
     """
 
     log_probs: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
     last: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
+    exact: bool = True
 
     def check(self, log_prob: torch.Tensor, *, name: str) -> None:
         """Refuse a model whose head does more than one matrix product, such as to cap its logits.
@@ -51,7 +55,8 @@ class Said:
         Raises:
             NoLensError: the last layer's log-probabilities are others.
         """
-        if len(self.last) and not (self.last - log_prob.to(self.last)).abs().max() < _NEAR:
+        near = _NEAR if self.exact else _NEAR + _STEP * log_prob.to(self.last).abs().clamp_min(_LOGIT)
+        if len(self.last) and not ((self.last - log_prob.to(self.last)).abs() < near).all():
             raise NoLensError(f"{name}: its logits are not what its head makes of the last layer")
 
 
@@ -113,6 +118,8 @@ class Lens:
         def read(module: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
             found = [self._log_probs(outputs[number][places], targets) for number in range(len(self.layers))]
             said.log_probs = torch.stack(found, dim=1)
+            mixed = torch.is_autocast_enabled(arguments[0].device.type)
+            said.exact = arguments[0].dtype == torch.float32 and not mixed
             with torch.no_grad():
                 said.last = self._log_probs(arguments[0][places], targets)
 
