@@ -531,6 +531,16 @@ def speed(files: Files) -> Rows:
     return [["step", "seconds", "of dense", "peak memory of the process, MiB", "of dense", "loss"], *rows]
 
 
+def audits(files: Files) -> Rows:
+    """What an audit takes beside bare forward passes, one document at a time, and a re-audit beside it."""
+    [found] = files.values()
+    keys = ("audit_of_bare", "one_by_one_of_audit", "again_of_audit")
+    rows = [
+        [name, *(rounded(case["ratios"].get(key)) for key in keys)] for name, case in found["audit"]["cases"].items()
+    ]
+    return [["case", "audit / bare passes", "one by one / audit", "re-audit / audit"], *rows]
+
+
 def memory(files: Files) -> Rows:
     """Peak memory of audits of more and more documents, whole and by parts."""
     found = files["memory"]["memory"]

@@ -39,7 +39,7 @@ COMMANDS = {
     "lume-erasure": f"{LUME} \"forget={{contains: ['Margarita Bronze']}}\" out=runs/lume",
     "stories": "mitigate run recipes/stories.yaml out=runs/stories",
     "tofu": "mitigate run recipes/tofu.yaml data.root=TOFU out=runs/tofu",
-    "first-hour": "python tests/first_hour.py --base STORIES260K --out runs/first-hour"
+    "first-hour": "python tests/first_hour.py --kinds chat plain --base STORIES260K --out runs/first-hour"
     " -- unlearn.learning_rate=2e-3 unlearn.max_steps=150",
     "simulated-reports": "python -m tests.simulated_reports --reports 200 --out simulated-reports.json",
     "stretched": "python tests/stretched_targets.py --base runs/quickstart/lab/base --out runs/stretched",
@@ -66,6 +66,7 @@ COMMANDS = {
     " --set prose=40 --set 'epochs=[3]' --set unlearn.batch_size=16 --set unlearn.check_every=10"
     " --out runs/hard-unlearn",
     "speed": "mitigate bench speed --steps 10 --out runs/speed",
+    "speed-gpt2": "OMP_NUM_THREADS=1 mitigate bench speed --shape gpt2 --parts audit --set tokens=600 --out runs/speed",
     "memory": "mitigate bench speed --parts memory --out runs/speed",
     "proof-quickstart": "mitigate verify --run runs/quickstart",
     "cheats": "mitigate bench verify --seeds 0 1 2 --out runs/cheats"
@@ -114,6 +115,7 @@ TABLES = {
     "objectives-lume": Table(rows_of.objectives, ("unlearn-lume",)),
     "equal-forgetting": Table(rows_of.equal_forgetting, ("unlearn", "unlearn-lume")),
     "speed": Table(rows_of.speed, ("speed",)),
+    "speed-gpt2": Table(rows_of.audits, ("speed-gpt2",)),
     "memory": Table(rows_of.memory, ("memory",)),
     "cheats": Table(rows_of.cheats, ("cheats",)),
     "honest-hard": Table(rows_of.honest, ("honest-hard",)),
