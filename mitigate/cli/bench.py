@@ -178,12 +178,13 @@ def bench_speed(
         str, typer.Option(help="Of the models, which have random weights: tiny, gpt2 (124 million) or 1b (for a GPU).")
     ] = "tiny",
     parts: Annotated[
-        str,
+        list[str] | None,
         typer.Option(
             help="audit: audits against bare forward passes; step: unlearning steps; processes: two against one; "
-            "memory: of more and more documents; or several of them."
+            "memory: of more and more documents; several with commas between them.",
+            show_default="audit,step",
         ),
-    ] = "audit,step",
+    ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps that are measured, after one that is not.")] = 5,
     settings: Set = None,
     device: Device = "auto",
@@ -202,7 +203,7 @@ def bench_speed(
     """
     from mitigate.bench.settings import SHAPES, Part, Shape, SpeedSettings
 
-    wanted = [part.strip() for part in parts.split(",")]
+    wanted = [part.strip() for given in parts or ["audit,step"] for part in given.split(",")]
     problems = [f"--shape: {wrong}"] if (wrong := not_one_of(Shape, shape)) else []
     problems += [f"--parts: {wrong}" for part in wanted if (wrong := not_one_of(Part, part))]
     if problems:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import Mitigate
 
 from mitigate.bench.settings import SpeedSettings
 from mitigate.bench.speed.audits import (
@@ -207,3 +208,21 @@ def test_audits_are_timed_in_turns_and_shown() -> None:
     assert "re-audit / audit" in table
     assert "switching among 9 adapters of one base" in table
     assert "dense" not in table
+
+
+@pytest.mark.parametrize(
+    ("given", "measured"),
+    [
+        ((), ["audit", "step"]),
+        (("--parts", "step,memory"), ["step", "memory"]),
+        (("--parts", "step", "--parts", "memory"), ["step", "memory"]),
+    ],
+)
+def test_no_part_that_was_asked_for_is_dropped(
+    mitigate_: Mitigate, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, given: tuple[str, ...], measured: list[str]
+) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr("mitigate.bench.speed.run.bench_speed", lambda *_, parts, **__: asked.append(parts) or {})
+    assert mitigate_("bench", "speed", *given, "--out", tmp_path / "out").status == 0
+    assert asked == [measured]
+    assert mitigate_("bench", "speed", "--parts", "step,stop").status == 2
