@@ -119,7 +119,6 @@ class WeightsTrainable:
             base.merge(model.adapters, instead="train a LoRA adapter (unlearn.method: lora)")
             model = replace(model, adapters=())
         self.model = model
-        self.dtype = base.model.dtype
         self.formats = {name: parameter.dtype for name, parameter in base.model.named_parameters()}
         chosen = set(base.model.parameters())
         if settings.method == "last_layers":
@@ -188,9 +187,9 @@ def make_trainable(model: Model, settings: Unlearn, *, seed: int) -> Trainable:
 
 
 def checkpoint_activations(trainable: Trainable) -> None:
-    """Recompute activations in the backward pass instead of keeping them.
+    """Recompute activations in the backward pass instead of keeping them, once `keep_recomputing` was called.
 
-    Dropout modules stay off. An architecture that reads `training` itself to drop out in the part that checkpoints
+    An architecture that reads `training` itself to drop out in the part that checkpoints
     drops out: set its rates to 0 in its configuration.
 
     Raises:
@@ -201,13 +200,12 @@ def checkpoint_activations(trainable: Trainable) -> None:
         recompute_activations(model)
     except MitigateError as error:
         raise MitigateError(f"unlearn.gradient_checkpointing: {error}; set it to false") from error
-    keep_recomputing(trainable)
 
 
 def keep_recomputing(trainable: Trainable) -> None:
-    """Have parts that checkpoint activations do so, as they do in training only, once references were run as well.
+    """Have parts that checkpoint activations do so, as they do in training only; dropout modules stay off.
 
-    Where these share the model's base, it is put into evaluation mode for them, as a whole.
+    To be called once references were run: where these share the model's base, all of it is put into evaluation mode.
     """
     base = trainable.model.base
     base.evaluate()  # what asks for it later finds that it is

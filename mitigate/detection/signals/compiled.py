@@ -79,8 +79,11 @@ class CompiledRows:
         compared: Sequence[tuple[int, tuple[int, ...]]],
         settings: Mapping[str, float],
     ) -> list[Columns]:
-        if len(targets) < _FEWEST or self.failed:
+        def plain() -> list[Columns]:
             return self.rows_of(logits, targets, compared, **settings)
+
+        if len(targets) < _FEWEST or self.failed:
+            return plain()
         try:
             if self._compiled is None:
                 self._compiled = torch.compile(self.rows_of, dynamic=True, fullgraph=True)
@@ -88,20 +91,20 @@ class CompiledRows:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # of a compiler, a driver, a library that is missing: of any kind
-            return self._without(first_line(error), logits, targets, compared, settings)
+            self._give_up(first_line(error))
+            return plain()
         if self._compared[kind]:
             return found
-        plain = self.rows_of(logits, targets, compared, **settings)
-        if all(_equal(a[name], b[name]) for a, b in zip(found, plain, strict=True) for name in b):
+        expected = plain()
+        if all(_equal(a[name], b[name]) for a, b in zip(found, expected, strict=True) for name in b):
             self._compared[kind] = True
-            return plain
-        return self._without("it says something else", logits, targets, compared, settings)
+        else:
+            self._give_up("it says something else")
+        return expected
 
-    def _without(self, why: str, *given: Any) -> list[Columns]:
+    def _give_up(self, why: str) -> None:
         logger.warning("compiled signals are not used here: %s; the audit goes on without them, slower", why)
         self.failed = True
-        *rows, settings = given
-        return self.rows_of(*rows, **settings)
 
 
 def _renumbered(

@@ -210,12 +210,12 @@ def fit(
     pace = pace or BySchedule(schedule, steps=math.ceil(len(pieces) / schedule.batch_size))
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     formats = [parameter.dtype for parameter in parameters]
+    mixed = mixed_format({parameter.dtype for parameter in module.parameters()}, trained=formats)
     for parameter in parameters:
         parameter.data = parameter.data.float()
     optimizer = torch.optim.AdamW(
         parameters, lr=schedule.learning_rate, weight_decay=schedule.weight_decay, betas=(0.9, 0.95)
     )
-    mixed = mixed_format([*formats, *(parameter.dtype for parameter in module.parameters())], trained=formats)
     gradients = Gradients(module, device=parameters[0].device, batch_tokens=batch_tokens, mixed=mixed)
     losses = saves.restore(module, optimizer, pace) if saves is not None else []
     batches = islice(_endless(pieces, size=schedule.batch_size, seed=seed), len(losses), None)
