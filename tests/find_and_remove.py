@@ -31,7 +31,7 @@ SUBSTITUTED = SETTINGS.model_copy(
 def find_and_remove(base: Path, target: Path, references: Path, documents: Path, out: Path) -> None:
     """Write `audit`, `adapter`, `substituted` and `references` to `out`."""
     store = ModelStore(device="cpu")
-    detect = Detect(select="known", batch_tokens=100)
+    detect = Detect(select="known", batch_tokens=100, kept_entries=8)
     result = audit(target, [references], documents=documents, detect=detect, store=store)
     if is_main():
         result.save(out / "audit")

@@ -14,15 +14,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from mitigate.detection.kept import KEPT_OUT, KeptReferences
 from mitigate.detection.metadata import Calibration, Fit, Kind
 from mitigate.detection.record import Audit
 from mitigate.detection.references.fit import rate_warning, reference_fit
 from mitigate.detection.scores.token import WHOLE_SCORES, token_scores
 from mitigate.detection.settings import Detect
-from mitigate.detection.signals.compute import compute_signals, token_signals
+from mitigate.detection.signals.compute import compute_signals
+from mitigate.detection.signals.kept import KEPT_COLUMNS, KeepMean, KeptMean, sliced
 from mitigate.detection.signals.pairings import Pairing, by_model
 from mitigate.detection.spans.by_score import LEAST_NON_MEMBERS, by_score, false_discovery_by_non_members
-from mitigate.detection.spans.by_shadows import by_shadows, plan_shadows
+from mitigate.detection.spans.by_shadows import ShadowPlan, by_shadows, plan_shadows
 from mitigate.detection.spans.row import SpanRow
 from mitigate.detection.spans.scored import Findings, ReferenceMembership, ScoredDocuments
 from mitigate.detection.spans.selection import NO_NULL, select
@@ -54,6 +56,7 @@ class Assessment:
         calibration: what the certainty rests on.
         fit: how closely the references fit beside the target; None in a re-audit.
         warnings: what a reader of the spans must know.
+        kept: what a re-audit needs of the references; None where nothing is kept.
     """
 
     tokenized: list[TokenizedDocument]
@@ -65,6 +68,7 @@ class Assessment:
     calibration: Calibration
     fit: Fit | None = None
     warnings: tuple[str, ...] = ()
+    kept: KeptReferences | None = None
 
     def first(self, count: int) -> Assessment:
         """What it says of its first documents."""
@@ -80,6 +84,7 @@ class Assessment:
             log_odds=self.log_odds[:tokens],
             memorized=self.memorized[:tokens],
             spans=[replace(row, span_id=number) for number, row in enumerate(rows)],
+            kept=None,
         )
 
 
@@ -112,6 +117,7 @@ def assess_documents(
     pairings = [Pairing(number, 0, tuple(k + 1 for k in out)) for number, out in enumerate(membership.out)]
     kind = calibration_kind(documents, crossfitted=len(membership.crossfitted), detect=detect)
     plan = plan_shadows(documents, membership, len(models)) if kind == "shadows" else None
+    keep = KeepMean(detect.kept_entries, detect.temperature, detect.offline_a) if detect.kept_entries else None
     signals = compute_signals(
         models,
         [*pairings, *(plan.pairings if plan else ())],
@@ -122,11 +128,14 @@ def assess_documents(
         stride=detect.stride,
         batch_tokens=detect.batch_tokens,
         log_probs_only=detect.signals == "log_probs",
+        beside=keep,
         description=f"Auditing {len(documents)} documents",
     )
     tokens = sum(len(own.ids) for own in tokenized)
     rest = {name: column[tokens:] for name, column in signals.items()}
     own = {name: column[:tokens] for name, column in signals.items()}
+    kept = KeptReferences.of(own, rest if plan else None) if keep else None
+    own, rest = ({n: column for n, column in of.items() if n not in KEPT_COLUMNS} for of in (own, rest))
     own["log_prob_references"] = by_model(
         own["log_prob_references"], pairings, documents=tokenized, models=len(models)
     )[:, 1:]
@@ -158,6 +167,7 @@ def assess_documents(
         findings.calibration,
         fit=fit,
         warnings=tuple(warnings),
+        kept=kept,
     )
 
 
@@ -165,7 +175,8 @@ def assess_again(before: Audit, target: Model) -> Assessment:
     """What an earlier audit's documents and spans look like under another target; no reference is run again.
 
     What the references said of each token is in the audit. `kl` and `log_ratio_variance`, which compare their whole
-    distributions with the target's, are NaN. For audits of which `is_kept` holds.
+    distributions with the target's, follow from what it kept of these (`detect.kept_entries`), and are NaN where it
+    kept nothing. For audits of which `is_kept` holds.
 
     Args:
         before: the audit.
@@ -175,35 +186,66 @@ def assess_again(before: Audit, target: Model) -> Assessment:
         MitigateError: NaN logits.
     """
     detect, documents, tokenized = before.metadata.detect, before.document_list(), before.tokenized()
-    said = before.columns
-    own = token_signals(
-        target,
-        [],
+    said, kind = before.columns, before.metadata.calibration.kind
+    plan = beside = None
+    if before.kept is not None:
+        if kind == "shadows":
+            plan = plan_shadows(documents, before.membership, 1 + len(before.metadata.references))
+        kept = [before.kept.own, *([before.kept.judged] if plan else [])]
+        beside = KeptMean(
+            [sliced(columns, rows) for columns in kept for rows in before.rows.values()], detect.temperature
+        )
+    alone = [Pairing(number, 0) for number in range(len(documents))]
+    signals = compute_signals(
+        [target],
+        alone * (2 if plan else 1),
         documents=tokenized,
         context=before.metadata.context,
         stride=detect.stride,
         batch_tokens=detect.batch_tokens,
         log_probs_only=detect.signals == "log_probs",
+        beside=beside,
         description=f"Auditing {len(documents)} documents again",
     )
-    own |= {name: said[name] for name in ("log_prob_out", "entropy_out")}
-    own |= {"log_ratio": own["log_prob"] - own["log_prob_out"], "log_prob_references": before.reference_log_probs}
-    own |= {name: np.full_like(own["log_ratio"], np.nan) for name in ("kl", "log_ratio_variance")}
+    own = sliced(signals, slice(0, len(before.tokens)))
+    own |= {"log_prob_references": before.reference_log_probs, **{name: said[name] for name in KEPT_OUT}}
+    if beside is None:
+        own["log_ratio"] = own["log_prob"] - own["log_prob_out"]
+        own |= {name: np.full_like(own["log_ratio"], np.nan) for name in ("kl", "log_ratio_variance")}
     score = token_scores(own, detect.score)
     scored = ScoredDocuments(documents, tokenized, score, eligible_sets(documents.sets))
-    kind = before.metadata.calibration.kind
-    findings = by_score(scored, own, kind, rule=detect.spans, given=before.span_rows)
+    if plan:
+        rest = _beside_shadows(before, plan, sliced(signals, slice(len(before.tokens), None)))
+        findings = by_shadows(scored, plan, rest, given=before.span_rows)
+    else:
+        findings = by_score(scored, own, kind, rule=detect.spans, given=before.span_rows)
     return Assessment(tokenized, own, score, findings.log_odds, findings.memorized, findings.rows, findings.calibration)
 
 
-def is_kept(before: Audit) -> bool:
-    """Whether all that a re-audit needs of the references is in the audit.
+def _beside_shadows(before: Audit, plan: ShadowPlan, judged: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Signals of a plan's pairings: of the target as they are now, and of the shadows as the audit kept them."""
+    assert before.kept is not None
+    kept, shadows = before.kept.judged, before.kept.shadows
+    references = np.full((len(before.tokens), shadows["log_prob_references"].shape[1]), np.nan, dtype=np.float32)
+    for rows, pairing in zip(before.rows.values(), plan.target, strict=True):
+        references[rows, : len(pairing.out)] = before.reference_log_probs[rows, [number - 1 for number in pairing.out]]
+    target = {**judged, "log_prob_references": references, **{name: kept[name] for name in KEPT_OUT}}
+    return {name: np.concatenate([target[name], column]) for name, column in shadows.items()}
 
-    It is not where the score compares whole distributions, or shadows calibrate, in which references judge each other.
+
+def is_kept(before: Audit) -> bool:
+    """Whether all that a re-audit needs of the references is in the audit."""
+    return before.kept is not None or not compares_wholes(before.metadata.detect, before.metadata.calibration.kind)
+
+
+def compares_wholes(detect: Detect, kind: Kind) -> bool:
+    """Whether a re-audit needs more of the references than what they said of each token.
+
+    It does where the score compares whole distributions, and where shadows calibrate, in which references judge each
+    other.
     """
-    detect = before.metadata.detect
     plain = detect.temperature == 1.0 and detect.offline_a == 1.0  # log_ratio is at the audit's temperature
-    return plain and detect.score not in WHOLE_SCORES and before.metadata.calibration.kind != "shadows"
+    return not plain or detect.score in WHOLE_SCORES or kind == "shadows"
 
 
 def eligible_sets(sets: Iterable[str | None]) -> set[str | None]:

@@ -204,12 +204,7 @@ def reaudit(
     store = store or ModelStore()
     model = target if isinstance(target, Model) else store.load(target)
     before.check_tokenizer(model.tokenizer, name=model.name, store=store)
-    documents, table = before.document_list(), before.documents
-    membership = ReferenceMembership(
-        out=table["out_references"].to_pylist(),
-        trained=table["in_references"].to_pylist(),
-        crossfitted=before.metadata.crossfitted,
-    )
+    documents, membership = before.document_list(), before.membership
     if is_kept(before) and not references_again:
         check_audited(before.metadata.references, store=store)
         assessed = assess_again(before, model)
@@ -293,6 +288,7 @@ def _assemble(
         ),
         documents=document_table(documents, out_references=membership.out, in_references=membership.trained),
         spans=span_table(assessed.spans),
+        kept=assessed.kept,
         metadata=AuditMetadata(
             target=_identity(model),
             origin=origin_of(model.source, fingerprint=model.fingerprint),

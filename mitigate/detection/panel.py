@@ -158,7 +158,7 @@ def _seen_by(audit: Audit, references: Sequence[tuple[int, ...]]) -> Audit:
     tokens = with_column(tokens, "log_prob_references", listed)
     documents = with_column(audit.documents, "out_references", [list(chosen) for chosen in references])
     means = [known_mean(score[audit.rows_of(span)]) for span in audit.span_rows]
-    return replace(audit, tokens=tokens, documents=documents, spans=with_column(audit.spans, "score", means))
+    return replace(audit, tokens=tokens, documents=documents, spans=with_column(audit.spans, "score", means), kept=None)
 
 
 def known_mean(values: np.ndarray) -> float:

@@ -7,7 +7,7 @@ score (null, never 0). Higher = more memorized, always.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +23,10 @@ from mitigate.artifacts.files import (
     write_json,
     write_table,
 )
+from mitigate.detection.kept import KeptReferences
 from mitigate.detection.metadata import AuditMetadata
 from mitigate.detection.spans.row import SpanRow, span_rows
+from mitigate.detection.spans.scored import ReferenceMembership
 from mitigate.documents import Document, Documents, Span
 from mitigate.errors import MitigateError
 from mitigate.models.compatible import check_audited_tokenizer
@@ -49,12 +51,14 @@ class Audit:
             trained on it.
         spans: one row per span, with the columns of `SpanRow`; `span_rows` reads them.
         metadata: fingerprints, settings, calibration, coverage, erasure: everything else.
+        kept: with `detect.kept_entries`, what a re-audit needs of the references; None where nothing was kept.
     """
 
     tokens: pa.Table
     documents: pa.Table
     spans: pa.Table
     metadata: AuditMetadata
+    kept: KeptReferences | None = field(default=None, compare=False, repr=False)
 
     def save(self, directory: str | Path, *, replace: bool = False) -> None:
         """Write Parquet and JSON files, readable by their owner only; equal audits give equal bytes.
@@ -68,6 +72,8 @@ class Audit:
             write_table(temporary / "documents.parquet", self.documents)
             write_table(temporary / "spans.parquet", self.spans)
             write_json(temporary / "audit.json", self.metadata.written())
+            if self.kept is not None:
+                self.kept.save(temporary)
 
     @classmethod
     def load(cls, directory: str | Path) -> Audit:
@@ -84,7 +90,8 @@ class Audit:
         tokens, documents, spans = (
             read_table(directory / f"{name}.parquet") for name in ("tokens", "documents", "spans")
         )
-        return cls(tokens.replace_schema_metadata(None), documents, spans, metadata)
+        kept = KeptReferences.at(directory)
+        return cls(tokens.replace_schema_metadata(None), documents, spans, metadata, kept)
 
     def show(self, *, text: str = "masked", most_documents: int = 10) -> Any:
         """A heat map of the tokens, for a notebook's output.
@@ -154,6 +161,15 @@ class Audit:
         column = self.tokens["log_prob_references"].combine_chunks()
         flat = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
         return flat.reshape(len(column), -1)
+
+    @cached_property
+    def membership(self) -> ReferenceMembership:
+        """Which references may judge a document, and which were trained on it."""
+        return ReferenceMembership(
+            out=self.documents["out_references"].to_pylist(),
+            trained=self.documents["in_references"].to_pylist(),
+            crossfitted=self.metadata.crossfitted,
+        )
 
     def document_list(self) -> Documents:
         """The audited documents."""

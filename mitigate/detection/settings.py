@@ -56,6 +56,12 @@ class Detect(Section):
     )
     context: int | None = Field(None, ge=2, description="window length in tokens; default: the model's")
     stride: int | None = Field(None, ge=1, description="tokens a next window adds; default: half the context")
+    kept_entries: int = Field(
+        0,
+        ge=0,
+        description="likeliest entries of the references' distributions that are kept for each token, so that any "
+        "re-audit runs the new model alone, also with fdr or a score that compares whole distributions; 0: none",
+    )
     batch_tokens: int | None = Field(
         None,
         ge=1,
@@ -64,12 +70,16 @@ class Detect(Section):
     )
 
     @model_validator(mode="after")
-    def _windows_overlap(self) -> Detect:
+    def _fit_together(self) -> Detect:
         if self.stride is not None and self.context is not None and self.stride >= self.context:
             raise ValueError(
                 f"stride: {self.stride} is not less than the context, {self.context} tokens: a next window would leave "
                 "out what stands before it"
             )
+        if self.kept_entries == 1:
+            raise ValueError("kept_entries: 1 is the token itself and nothing besides; take 256, or 0 to keep nothing")
+        if self.kept_entries and self.signals == "log_probs":
+            raise ValueError("kept_entries: signals: log_probs reads no distribution that could be kept; leave one out")
         return self
 
 

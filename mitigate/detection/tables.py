@@ -66,7 +66,7 @@ def token_table(
     per_reference = signals["log_prob_references"]
     columns["log_prob_references"] = pa.FixedSizeListArray.from_arrays(
         pa.array(per_reference.ravel(), from_pandas=True), per_reference.shape[1]
-    ).cast(_list(pa.float32()))
+    ).cast(list_of(pa.float32()))
     columns["memorized"] = memorized
     columns["span_id"] = pa.array(span_id, mask=span_id < 0)
     columns["selected"] = selected
@@ -100,9 +100,14 @@ def document_table(
     return pa.Table.from_pylist(rows, schema=_DOCUMENTS)
 
 
-def _list(of: pa.DataType) -> pa.DataType:
-    """A list type named as Parquet names it, so that a table read and written again has equal bytes."""
-    return pa.list_(pa.field("element", of))
+def list_of(of: pa.DataType, *, large: bool = False) -> pa.DataType:
+    """A list type named as Parquet names it, so that a table read and written again has equal bytes.
+
+    Args:
+        of: the elements.
+        large (`bool`, *optional*, defaults to `False`): of more than 2³¹ of them.
+    """
+    return (pa.large_list if large else pa.list_)(pa.field("element", of))
 
 
 _DOCUMENTS = pa.schema(
@@ -113,9 +118,9 @@ _DOCUMENTS = pa.schema(
         ("group", pa.string()),
         ("special_tokens", pa.bool_()),
         ("cut", pa.int32()),
-        ("audited_ranges", _list(_list(pa.int32()))),
-        ("known_spans", _list(pa.struct([("start", pa.int32()), ("end", pa.int32()), ("label", pa.string())]))),
-        ("out_references", _list(pa.int32())),
-        ("in_references", _list(pa.int32())),
+        ("audited_ranges", list_of(list_of(pa.int32()))),
+        ("known_spans", list_of(pa.struct([("start", pa.int32()), ("end", pa.int32()), ("label", pa.string())]))),
+        ("out_references", list_of(pa.int32())),
+        ("in_references", list_of(pa.int32())),
     ]
 )

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
+from mitigate.models.probes import device_of
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -63,8 +65,8 @@ def continuations(
     )
     with _own_configuration_aside(module):
         generated: Any = module.generate(  # type: ignore[operator]
-            input_ids=input_ids.to(module.device),
-            attention_mask=attention_mask.to(module.device),
+            input_ids=input_ids.to(device_of(module)),
+            attention_mask=attention_mask.to(device_of(module)),
             generation_config=plain,
             logits_processor=processors or LogitsProcessorList(),
             stopping_criteria=StoppingCriteriaList([_Settled(settled, longest)] if settled is not None else []),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -257,3 +257,26 @@ def _hub_config(source: str) -> str | None:
         return find_adapter_config_file(source)
     except (OSError, ValueError):
         return None
+
+
+def own_base(stack: Sequence[str]) -> int:
+    """How many of a stack's adapters, counted from below, need a base that no other model uses."""
+    needing = [
+        number + 1
+        for number, directory in enumerate(stack)
+        if not leaves_base(directory, shapes=adapter_shapes(directory)) or (number and to_be_merged(stack, number))
+    ]
+    return max(needing, default=0)
+
+
+def to_be_merged(stack: Sequence[str], number: int) -> bool:
+    """Whether what lies under an adapter must be part of the weights before it is attached.
+
+    It was when the adapter was trained, unless that was done here. For LoRA over LoRA the sum is the same; not for an
+    adapter that looks at the weights under it, nor where the kinds differ.
+    """
+    directory, below = stack[number], stack[:number]
+    if is_overlay(directory):
+        return False
+    plain = leaves_base(directory, shapes=adapter_shapes(directory)) and not is_dora(directory)
+    return not (plain and all(map(takes_lora_over_it, below)))

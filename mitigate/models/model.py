@@ -13,7 +13,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mitigate.errors import MitigateError
-from mitigate.models.probes import longest_text
+from mitigate.models.probes import device_of, longest_text
 from mitigate.models.shared_base import SharedBase
 from mitigate.tokens.rules import rule_differences, tokenizer_rules
 
@@ -40,8 +40,8 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.base.model.device
+        """Where the weights are, or some of them."""
+        return device_of(self.base.model)
 
     @property
     def vocabulary_size(self) -> int:

@@ -29,10 +29,15 @@ def probe_logits(module: torch.nn.Module, *, alone: bool = False) -> torch.Tenso
     ids = torch.arange(_LENGTH).mul(7).add(size // 2).remainder(size).repeat(2, 1)
     ids[1, -1] = (ids[1, -1] + 1) % size
     ids = ids[:1, :5] if alone else ids
-    ids = ids.to(cast(Any, module).device)
+    ids = ids.to(device_of(module))
     with torch.inference_mode():
         logits: torch.Tensor = module(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
     return logits.float()
+
+
+def device_of(module: torch.nn.Module) -> torch.device:
+    """Where a model takes its inputs; of one whose weights are over several devices, one of these."""
+    return next((weight.device for weight in module.parameters() if weight.device.type != "meta"), torch.device("cpu"))
 
 
 def reads_ahead(logits: torch.Tensor, *, exact: bool) -> bool:

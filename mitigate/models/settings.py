@@ -13,6 +13,7 @@ Method = Literal["lora", "full"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 LoadIn = Literal["4bit", "8bit"]
 Attention = Literal["eager", "sdpa", "flash_attention_2"]
+DeviceMap = Literal["auto", "balanced", "balanced_low_0", "sequential"]
 
 
 class Models(Section):
@@ -31,6 +32,11 @@ class Models(Section):
     )
     attention: Attention | None = Field(
         None, description="eager, sdpa or flash_attention_2 (which has a package of its own); default: the model's"
+    )
+    device_map: DeviceMap | dict[str, int | str] | None = Field(
+        None,
+        description="one model's weights over several GPUs, or partly on the host, as accelerate deals them out: auto, "
+        "balanced, balanced_low_0, sequential, or module: device; default: all on `device`",
     )
     trust_remote_code: bool = Field(False, description="run Python code that comes with a checkpoint")
     allow_pickle: bool = Field(False, description="accept weights that are not safetensors")

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from mitigate.errors import MitigateError, one_line, summarize
 from mitigate.models.adapters import MERGE_FIRST, adapter_config, adapter_shapes, vocabulary_of
-from mitigate.models.probes import depends_on_company, probe_logits, reads_ahead
+from mitigate.models.probes import depends_on_company, device_of, probe_logits, reads_ahead
 
 _MERGE_TOLERANCE = 0.01  # nats, of weights in float32: their rounding moves log-probabilities by some 1e-5
 
@@ -155,6 +155,12 @@ class SharedBase:
         """Put an adapter on with its weights; every weight that it needs is in its file, and no other."""
         config = adapter_config(directory)
         adapter_shapes(directory)  # a damaged file is to blame itself, not the base
+        if any(weight.is_meta for weight in self.model.parameters()):
+            raise MitigateError(
+                f"{directory}: its base {self.source} does not fit on the devices, and part of it was put aside "
+                "(models.device_map); an adapter needs all of it there: set models.load_in: 8bit, or models.dtype: "
+                "bfloat16"
+            )
         name = f"adapter_{self._attached}"
         self._attached += 1
         self.rewired()
@@ -169,7 +175,7 @@ class SharedBase:
                 found: Any = self.peft.load_adapter(
                     directory,
                     name,
-                    torch_device=str(self.model.device),
+                    torch_device=str(device_of(self.model)),
                     key_mapping=getattr(self.model, "_checkpoint_conversion_mapping", None),
                 )
             self.peft.eval()

@@ -9,7 +9,7 @@ with target.active() as module: ...              # the shared weights compute th
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,9 @@ from mitigate.errors import MitigateError, first_line, summarize
 from mitigate.mistakes import not_one_of
 from mitigate.models.adapters import (
     adapter_config,
-    adapter_shapes,
-    is_dora,
-    is_overlay,
-    leaves_base,
+    own_base,
     read_object,
-    takes_lora_over_it,
+    to_be_merged,
 )
 from mitigate.models.directory import (
     check_weights,
@@ -45,7 +42,7 @@ from mitigate.models.served import served
 from mitigate.models.settings import Dtype, LoadIn
 from mitigate.models.shared_base import SharedBase
 from mitigate.models.weights import check_loaded, check_size, stored_shapes, weight_files
-from mitigate.runtime import resolve_device
+from mitigate.runtime import process_state, resolve_device
 
 _NO_MEMORY = (MemoryError, torch.OutOfMemoryError)  # says nothing of the model's files
 _TOO_LARGE = "does not fit in memory; free some, take another models.device, or set models.dtype: bfloat16"
@@ -63,6 +60,11 @@ class ModelStore:
         load_in (`str`, *optional*): `4bit` or `8bit`: linear layers quantized by bitsandbytes (Dettmers et al., arXiv
             2305.14314, 2208.07339), which must be installed. They are not trained; adapters over them are.
         attention (`str`, *optional*): implementation of attention, as transformers calls it.
+        device_map (*optional*): how accelerate deals the weights of one model out over devices: a name, or module ->
+            device; they are not trained, adapters over them are.
+
+    Raises:
+        MitigateError: a name that is none, a package that is missing, or weights dealt out in several processes.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class ModelStore:
         base: str | None = None,
         load_in: str | None = None,
         attention: str | None = None,
+        device_map: str | Mapping[str, int | str] | None = None,
     ) -> None:
         for what, kind, value in (("dtype", Dtype, dtype), ("load_in", LoadIn, load_in)):
             if value is not None and (wrong := not_one_of(kind, value)):
@@ -84,11 +87,13 @@ class ModelStore:
         if load_in == "4bit" and resolve_device(device).type == "cpu":
             raise MitigateError("models.load_in: 4bit: its kernels for CPUs take few models; take 8bit, or a GPU")
         self.device = resolve_device(device)
+        if device_map is not None and process_state(device).num_processes > 1:
+            raise MitigateError("models.device_map: one process has all devices; start it without a launcher")
         self.dtype = dtype
         self.trust_remote_code = trust_remote_code
         self.allow_pickle = allow_pickle
         self.base = base
-        self.load_in, self.attention = load_in, attention
+        self.load_in, self.attention, self.device_map = load_in, attention, device_map
         self._bases: dict[str, SharedBase] = {}
 
     def fresh(self, *, device: str | None = None, quantized: bool = True) -> ModelStore:
@@ -101,6 +106,7 @@ class ModelStore:
             base=self.base,
             load_in=self.load_in if quantized else None,
             attention=self.attention,
+            device_map=self.device_map,
         )
 
     def holds(self, source: str | Path) -> bool:
@@ -108,7 +114,7 @@ class ModelStore:
         stack, base_source = self.check(str(source))
         if mixture_members(source):
             return _key(base_source) in self._bases
-        return _key(base_source, *stack[: _own(stack)]) in self._bases
+        return _key(base_source, *stack[: own_base(stack)]) in self._bases
 
     def load(self, source: str | Path, *, name: str | None = None) -> Model:
         """Load a model, or attach an adapter to its base.
@@ -159,13 +165,15 @@ class ModelStore:
         return model
 
     def check_whole(self, what: str) -> None:
-        """Refuse to train all weights of models that are loaded quantized.
+        """Refuse to train all weights of models that are loaded quantized, or over several devices.
 
         Raises:
             MitigateError: they are; `what` says which key asks for it.
         """
         if self.load_in is not None:
             raise MitigateError(f"{what}: weights in {self.load_in} are not trained; take lora, or leave out load_in")
+        if self.device_map is not None:
+            raise MitigateError(f"{what}: weights over several devices are not trained; take lora, or no device_map")
 
     def check(self, source: str) -> tuple[list[str], str]:
         """Make sure, without loading it, that a model is there.
@@ -200,13 +208,13 @@ class ModelStore:
 
     def _with_adapters(self, source: str, stack: Sequence[str]) -> tuple[SharedBase, tuple[str, ...]]:
         """The base with the stack's adapters attached, and the names of those to switch on."""
-        own = _own(stack)
+        own = own_base(stack)
         key = _key(source, *stack[:own])
         if key not in self._bases:
             base = self._load_base(source)
             names: tuple[str, ...] = ()
             for number, directory in enumerate(stack[:own]):
-                if number and _to_be_merged(stack, number):
+                if number and to_be_merged(stack, number):
                     base.merge(
                         names, instead="save the model that the adapter over it was trained on whole, and give that"
                     )
@@ -242,7 +250,7 @@ class ModelStore:
                 output_loading_info=True,
                 **self._as_stored(),
             )
-            if self.load_in is None:  # quantized weights are made where they are to be
+            if self.load_in is None and self.device_map is None:  # else they are made where they are to be
                 loaded[0].to(self.device)
         except _NO_MEMORY as error:
             raise MitigateError(f"{source}: {_TOO_LARGE} ({first_line(error)})") from error
@@ -275,8 +283,10 @@ class ModelStore:
         return base
 
     def _as_stored(self) -> dict[str, Any]:
-        """Arguments of `from_pretrained` for quantized weights and for attention, where something is asked for."""
+        """Arguments of `from_pretrained` for where weights are, quantized ones, and attention, if any is asked for."""
         options: dict[str, Any] = {} if self.attention is None else {"attn_implementation": self.attention}
+        if self.device_map is not None:
+            options["device_map"] = self.device_map if isinstance(self.device_map, str) else dict(self.device_map)
         if self.load_in is not None:
             computed = torch.float32 if self.device.type == "cpu" else torch.bfloat16
             options["quantization_config"] = BitsAndBytesConfig(
@@ -286,31 +296,8 @@ class ModelStore:
                 bnb_4bit_use_double_quant=True,
                 bnb_4bit_compute_dtype=computed,
             )
-            options["device_map"] = {"": self.device}
+            options.setdefault("device_map", {"": self.device})
         return options
-
-
-def _own(stack: Sequence[str]) -> int:
-    """How many of a stack's adapters, counted from below, need a base that no other model uses."""
-    needing = [
-        number + 1
-        for number, directory in enumerate(stack)
-        if not leaves_base(directory, shapes=adapter_shapes(directory)) or (number and _to_be_merged(stack, number))
-    ]
-    return max(needing, default=0)
-
-
-def _to_be_merged(stack: Sequence[str], number: int) -> bool:
-    """Whether what lies under an adapter must be part of the weights before it is attached.
-
-    It was when the adapter was trained, unless that was done here. For LoRA over LoRA the sum is the same; not for an
-    adapter that looks at the weights under it, nor where the kinds differ.
-    """
-    directory, below = stack[number], stack[:number]
-    if is_overlay(directory):
-        return False
-    plain = leaves_base(directory, shapes=adapter_shapes(directory)) and not is_dora(directory)
-    return not (plain and all(map(takes_lora_over_it, below)))
 
 
 def _key(*parts: str) -> str:

@@ -164,6 +164,7 @@ class Inputs:
             allow_pickle=models.allow_pickle,
             load_in=models.load_in,
             attention=models.attention,
+            device_map=models.device_map,
             base=self._base_of_adapters,
         )
 

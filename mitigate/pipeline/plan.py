@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from mitigate.detection.assessment import calibration_kind
+from mitigate.detection.assessment import calibration_kind, compares_wholes
 from mitigate.detection.references.crossfit import load_references
 from mitigate.documents import Documents
 from mitigate.lab.tiny import new_llama, train_tokenizer
@@ -31,6 +31,7 @@ EPOCHS_TO_GOAL = 6.0  # that references.schedule: auto takes: 4 are aimed at, up
 UNLEARNING = 1.3  # training steps' time that one of unlearning takes for as many tokens: what the model said before
 _AUDIT_BYTES = 100  # a token, on disk, measured
 _ENTRY_BYTES = 6  # of a kept entry of a distribution
+_SHADOW_BYTES = 50  # of what is kept of a token under a shadow
 _ADAM = 3  # tensors of a trained weight's size beside it: its gradient and two moments
 
 
@@ -111,6 +112,11 @@ class _Stages:
         self.references, self.judging = crossfitted + given, crossfitted // 2 + given
         kind = calibration_kind(documents, crossfitted=crossfitted, detect=self.recipe.detect)
         self.models_a_token = 1 + (self.references if kind == "shadows" else self.judging)
+        detect = self.recipe.detect
+        self.models_again = 1 if detect.kept_entries or not compares_wholes(detect, kind) else self.models_a_token
+        self.kept_bytes = _ENTRY_BYTES * detect.kept_entries
+        if detect.kept_entries and kind == "shadows":
+            self.kept_bytes = 2 * self.kept_bytes + _SHADOW_BYTES * crossfitted
         self.whole_models = self._whole_models()
 
     def all(self) -> list[PlannedStage]:
@@ -119,13 +125,13 @@ class _Stages:
         stages = self._lab() if recipe.lab is not None else []
         if recipe.references.count:
             stages.append(self._fit_references())
-        stages.append(self._audit("audit", fit=True))
+        stages.append(self._audit())
         if recipe.unlearn is not None:
             stages.append(self._unlearn())
         if recipe.retrain is not None:
             stages.append(self._retrain())
         if recipe.unlearn is not None or recipe.retrain is not None:
-            stages.append(self._audit("reaudit", fit=False))
+            stages.append(self._reaudit())
         stages.append(self._verify())
         return stages
 
@@ -190,15 +196,23 @@ class _Stages:
         tokens = settings.count * epochs * self.tokens / 2
         return self._trained("references", work, tokens, method=settings.method, models=settings.count)
 
-    def _audit(self, name: str, *, fit: bool) -> PlannedStage:
-        tokens = self.tokens * (self.models_a_token + (self.judging / 2 if fit else 0))
-        work = f"{self.models_a_token} of {1 + self.references} models read each token" + (
-            ", and how well the references fit" if fit else ""
-        )
-        memory = self.found.scoring_peak + (self.whole_models - 1) * self.found.weights
-        memory += 4 * self.found.trained * self.references
+    def _audit(self) -> PlannedStage:
+        work = f"{self.models_a_token} of {1 + self.references} models read each token, and how well the references fit"
+        tokens, disk = self.tokens * (self.models_a_token + self.judging / 2), _AUDIT_BYTES + self.kept_bytes
+        return self._scored("audit", work, tokens, disk, alone=False)
+
+    def _reaudit(self) -> PlannedStage:
+        alone = self.models_again == 1
+        read = "the new model reads each token" if alone else f"{self.models_again} models read each token"
+        return self._scored("reaudit", read, float(self.tokens * self.models_again), _AUDIT_BYTES, alone=alone)
+
+    def _scored(self, name: str, work: str, tokens: float, disk: int, *, alone: bool) -> PlannedStage:
+        """Tokens read by the target alone or beside references; `disk` bytes for each of the documents'."""
+        memory = self.found.scoring_peak
+        if not alone:
+            memory += (self.whole_models - 1) * self.found.weights + 4 * self.found.trained * self.references
         seconds = tokens * self.found.scoring / self.processes
-        return PlannedStage(name, work, tokens, seconds, memory, self.tokens * _AUDIT_BYTES)
+        return PlannedStage(name, work, tokens, seconds, memory, self.tokens * disk)
 
     def _unlearn(self) -> PlannedStage:
         settings = self.recipe.unlearn

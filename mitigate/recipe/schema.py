@@ -97,7 +97,7 @@ class Recipe(Section):
             problems.append(
                 "models.base: missing; cross-fitted references are trained on it (or set references.count: 0)"
             )
-        problems += self._quantized_problems()
+        problems += self._frozen_problems()
         if self.unlearn is not None:
             try:
                 parse_objective(self.unlearn.objective)
@@ -109,18 +109,20 @@ class Recipe(Section):
             raise ValueError("\n".join(problems))
         return self
 
-    def _quantized_problems(self) -> list[str]:
-        """All weights of a model that is loaded quantized cannot be trained."""
+    def _frozen_problems(self) -> list[str]:
+        """All weights of a model that is loaded quantized, or over several devices, cannot be trained."""
         trained: dict[str, str | None] = {
             "references.method": self.references.method if self.references.count else None
         }
         trained["unlearn.method"] = self.unlearn.method if self.unlearn is not None else None
         trained["retrain.method"] = self.retrain_as.method if self.retrain is not None else None
         trained["lab.target.method"] = self.lab.target.method if self.lab is not None else None
+        given = {"load_in": self.models.load_in, "device_map": self.models.device_map}
         return [
-            f"{key}: {method}: weights in models.load_in: {self.models.load_in} are not trained; take lora"
+            f"{key}: {method}: weights in models.{name}: {value} are not trained; take lora"
+            for name, value in given.items()
             for key, method in trained.items()
-            if self.models.load_in is not None and method in ("full", "last_layers")
+            if value is not None and method in ("full", "last_layers")
         ]
 
     def _retrain_problems(self, retrain: RetrainSettings) -> list[str]:

@@ -47,7 +47,8 @@ def test_a_plan_counts_what_the_run_then_does(tmp_path: Path) -> None:
     assert {"references", "audit", "reaudit", "measured"} <= set(done)
     assert stages["references"].tokens == planned.tokens, "two of them, each on half, once"
     judged = sum(len(out) for out in audited.documents["out_references"].to_pylist()) / planned.documents
-    assert stages["reaudit"].tokens == planned.tokens * (1 + judged)
+    assert stages["audit"].tokens == planned.tokens * (1 + judged + judged / 2), "how well they fit is read besides"
+    assert stages["reaudit"].tokens == planned.tokens, "of the new model alone"
     assert all(stage.seconds > 0 and stage.memory > 0 for stage in planned.stages)
     assert not planned.problems
 
@@ -57,15 +58,20 @@ def test_time_and_memory_follow_from_the_models_pace(monkeypatch: pytest.MonkeyP
     with working_in(tmp_path):
         planned = plan(tiny_recipe())
         calibrated = plan(tiny_recipe(references={"count": 4}, detect={"fdr": 0.05}))
+        keeping = plan(tiny_recipe(references={"count": 4}, detect={"fdr": 0.05, "kept_entries": 64}))
     stages = {stage.name: stage for stage in planned.stages}
     assert stages["references"].seconds == pytest.approx(planned.tokens * FOUND.training)
-    assert stages["reaudit"].seconds == pytest.approx(2 * planned.tokens * FOUND.scoring)
+    assert stages["audit"].seconds == pytest.approx(2.5 * planned.tokens * FOUND.scoring)
+    assert stages["reaudit"].seconds == pytest.approx(planned.tokens * FOUND.scoring)
     unlearning, looked = stages["unlearn"], 2  # of four steps
     most = 4 * 24 * planned.tokens / planned.documents * UNLEARNING * FOUND.training
     assert most < unlearning.seconds <= most + looked * planned.tokens * FOUND.scoring
-    assert stages["reaudit"].memory == FOUND.scoring_peak + FOUND.weights + 2 * 4 * FOUND.trained
-    again = {stage.name: stage for stage in calibrated.stages}["reaudit"]
-    assert again.tokens == 5 * calibrated.tokens, "every reference reads all, in the target's place"
+    assert stages["audit"].memory == FOUND.scoring_peak + FOUND.weights + 2 * 4 * FOUND.trained
+    assert stages["reaudit"].memory == FOUND.scoring_peak
+    again, with_kept = ({one.name: one for one in of.stages} for of in (calibrated, keeping))
+    assert again["reaudit"].tokens == 5 * calibrated.tokens, "every reference reads all, in the target's place"
+    assert with_kept["reaudit"].tokens == calibrated.tokens
+    assert with_kept["audit"].disk > again["audit"].disk + calibrated.tokens * 2 * 6 * 64
     text = str(planned)
     assert all(stage.name in text for stage in planned.stages)
 

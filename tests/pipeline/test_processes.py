@@ -58,7 +58,7 @@ def test_two_processes_score_each_document_once_as_one_does(runs: tuple[Path, Pa
     one, two = (Audit.load(run / "audit") for run in runs)
     assert list(two.rows) == [document.id for document in world.documents]
     assert one.tokens.schema.equals(two.tokens.schema)
-    for name in ("tokens", "spans", "documents"):
+    for name in ("tokens", "spans", "documents", "kept"):
         files = [(run / "audit" / f"{name}.parquet").read_bytes() for run in runs]
         assert files[0] == files[1], f"{name}: equal bytes"
 

@@ -84,6 +84,8 @@ def audit_parts(
     out = Path(out)
     if part_tokens < 1:
         raise MitigateError(f"part_tokens: {part_tokens}; give 1 or more, for instance 1000000")
+    if detect is not None and detect.kept_entries:
+        raise MitigateError("detect.kept_entries: an audit by parts keeps none; leave it out")
     auditor = Auditor.of(target, references, detect=detect, store=store, seed=seed)
     corpus = survey(documents, tokenizer=auditor.target.tokenizer)
     number = math.ceil(corpus.tokens / part_tokens)

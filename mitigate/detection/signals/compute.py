@@ -22,6 +22,7 @@ import torch
 from accelerate import PartialState
 
 from mitigate.detection.signals.compiled import log_probs_of_rows, signals_of_rows
+from mitigate.detection.signals.kept import Beside
 from mitigate.detection.signals.log_probs import signals_of_log_probs
 from mitigate.detection.signals.pairings import Pairing, by_model, empty_columns
 from mitigate.detection.signals.vocabulary import Columns
@@ -46,6 +47,7 @@ def compute_signals(
     stride: int | None = None,
     batch_tokens: int | None = None,
     log_probs_only: bool = False,
+    beside: Beside | None = None,
     description: str = "Scoring",
 ) -> dict[str, np.ndarray]:
     """Signals of every audited token in every pairing, each model running once over the documents that need it.
@@ -66,6 +68,7 @@ def compute_signals(
             memory does not hold them, half as many.
         log_probs_only (`bool`, *optional*, defaults to `False`): only what follows from the tokens' log-probabilities,
             see `row_log_probs`; all else is NaN.
+        beside (*optional*): gives more columns.
 
     Returns:
         columns over the tokens of the pairings' documents, concatenated in the pairings' order (N rows in all):
@@ -100,6 +103,7 @@ def compute_signals(
 
     groups = grouped(pieces, batch_tokens=batch_tokens, together=alike)
     signals, first_row = empty_columns(pairings, documents)
+    signals |= beside.empty(pairings, first_row) if beside else {}
     signals_of: Callable[..., list[Columns]] = log_probs_of_rows
     if not log_probs_only:
         signals_of = partial(signals_of_rows, temperature=temperature, offline_a=offline_a)
@@ -112,7 +116,9 @@ def compute_signals(
             asked = [[(number, pairings[number]) for number in wanted[piece.document]] for piece in batch.pieces]
             try:
                 with torch.inference_mode():
-                    found = _batch_signals(models, batch.to(models[0].device), asked, signals_of=signals_of)
+                    found = _batch_signals(
+                        models, batch.to(models[0].device), asked, signals_of=signals_of, beside=beside
+                    )
             except torch.OutOfMemoryError:
                 found = None  # the error holds what was computed; it goes first
             if found is None:
@@ -130,7 +136,8 @@ def compute_signals(
                 _put(signals, scored, rows, columns)
             bar.update(len(batch.targets))
     if state.num_processes > 1:
-        merge_rows(signals, scored, state)
+        for size in sorted({len(column) for column in signals.values()}):
+            merge_rows({n: one for n, one in signals.items() if len(one) == size}, scored[:size].copy(), state)
     return signals
 
 
@@ -201,6 +208,7 @@ def _batch_signals(
     asked: Sequence[Sequence[tuple[int, Pairing]]],
     *,
     signals_of: Callable[..., list[Columns]],
+    beside: Beside | None,
 ) -> list[tuple[int, int, dict[str, np.ndarray]]]:
     """(place of the piece, number of the pairing, its signals) of all that is asked of a batch's pieces.
 
@@ -218,6 +226,10 @@ def _batch_signals(
         logits = {number: tables[number].of(first, last) for number in needed[first]}
         rows = batch.targets[starts[first] : starts[last + 1]]
         signals = signals_of(logits, rows, wanted)
+        for one, (pair, columns) in enumerate(zip(wanted, signals, strict=True)):
+            if beside:
+                where = [(asked[n][one][0], batch.pieces[n].start + batch.pieces[n].scored) for n in places]
+                columns |= beside.columns(logits, rows, pair, where)
         for place in places:
             own = slice(starts[place] - starts[first], starts[place + 1] - starts[first])
             for (number, _), columns in zip(asked[place], signals, strict=True):

@@ -42,6 +42,8 @@ def check_log_probs(target: Model, references: Sequence[Model], detect: Detect) 
             f"detect.fdr, detect.calibrate: the calibrated detector reads whole distributions, and {why}; leave them "
             "out"
         )
+    if detect.kept_entries:
+        raise MitigateError(f"detect.kept_entries: keeps whole distributions, and {why}; leave it out")
     if (detect.temperature, detect.offline_a) != (1.0, 1.0):
         raise MitigateError(f"detect.temperature, detect.offline_a: leave them at 1, for {why}")
 

@@ -103,7 +103,7 @@ def row_log_probs(
     for target, out in compared:
         columns = {"log_prob": said[target]}
         if out:
-            mean = _log_mean([said[number] for number in out])
+            mean = log_mean([said[number] for number in out])
             columns |= {"log_prob_out": mean, "log_ratio": said[target] - mean}
             columns["log_prob_references"] = torch.stack([said[number] for number in out], dim=1)
         found.append(columns)
@@ -239,10 +239,10 @@ class _Mean:
     def signals(self, plain: Mapping[int, _Softmax], tempered: Mapping[int, _Softmax]) -> Columns:
         """What needs no target; `log_mean` is log p̄(x_t) at the temperature and corrected."""
         alone = torch.stack([plain[number].log_prob for number in self.out], dim=1)
-        mean = _log_mean([tempered[number].log_prob for number in self.out])
+        mean = log_mean([tempered[number].log_prob for number in self.out])
         return {
             "entropy_out": -self.entropy,
-            "log_prob_out": _log_mean(alone.unbind(1)),
+            "log_prob_out": log_mean(alone.unbind(1)),
             "log_prob_references": alone,
             "log_mean": offline_mixture(mean, self.a, size=self.size),
         }
@@ -265,6 +265,6 @@ def offline_mixture(log_mean: torch.Tensor, a: float, *, size: int) -> torch.Ten
     return torch.logaddexp(log_mean + math.log((1 + a) / 2), torch.full_like(log_mean, floor))
 
 
-def _log_mean(log_probs: Sequence[torch.Tensor]) -> torch.Tensor:
+def log_mean(log_probs: Sequence[torch.Tensor]) -> torch.Tensor:
     """log of the mean probability: logsumexp − log K."""
     return torch.logsumexp(torch.stack(list(log_probs)), dim=0) - math.log(len(log_probs))

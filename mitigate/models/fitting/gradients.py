@@ -11,6 +11,7 @@ import torch
 
 from mitigate.errors import MitigateError
 from mitigate.models.model import Model, kept_logits
+from mitigate.models.probes import device_of
 from mitigate.tokens.batches import TRAINED, Batch, Piece, cut_pieces, default_batch_tokens, half_as_many, make_batches
 from mitigate.tokens.tokenization import TokenizedDocument
 
@@ -124,7 +125,7 @@ def batch_log_probs(module: torch.nn.Module, batch: Batch) -> torch.Tensor:
 
 def document_losses(module: torch.nn.Module, documents: Sequence[TokenizedDocument], *, model: Model) -> np.ndarray:
     """(D,) mean negative log-likelihood of each document's audited tokens, nats, under a module as it is now."""
-    device = next(module.parameters()).device
+    device = device_of(module)
     size = default_batch_tokens(model.vocabulary_size, device=device)
     sums, counts = np.zeros(len(documents)), np.zeros(len(documents))
     training = module.training
