@@ -34,6 +34,7 @@ from mitigate.errors import MitigateError, printable
 if TYPE_CHECKING:
     from mitigate.detection.record import Audit
     from mitigate.detection.settings import Detect
+    from mitigate.documents.request import Request
     from mitigate.models.store import ModelStore
 
 _MOST_STRETCHES = 20  # that are printed
@@ -125,10 +126,10 @@ def audit(
             "the --forget options go with --target and --documents: in a recipe give forget.ids, forget.contains or "
             "forget.where; a re-audit keeps the request of its audit; generated text has no documents to forget"
         )
-    if part_tokens is not None and (request is not None or recipe or again or generate):
+    if part_tokens is not None and (recipe or again or generate):
         raise MitigateError(
-            "--part-tokens goes with --target and --documents alone: an erasure request looks for its secrets in all "
-            "documents at once, a recipe goes on to unlearn; audit by parts, and go on from OUT/exposed"
+            "--part-tokens goes with --target and --documents: a recipe goes on to unlearn; audit by parts, and go on "
+            "from OUT/exposed"
         )
     if recipe is not None:
         if target or documents or reference or again or generate:
@@ -159,7 +160,9 @@ def audit(
     store = model_store(base, device, dtype, trust_remote_code, allow_pickle)
     references = reference or []
     if part_tokens is not None and documents is not None:
-        _audit_parts(target, references, documents, out, part_tokens, detect=detect, store=store, seed=seed)
+        _audit_parts(
+            target, references, documents, out, part_tokens, detect=detect, store=store, forget=request, seed=seed
+        )
         return
     check_free_out(out)
     from mitigate.detection.audit import audit as audit_documents
@@ -195,6 +198,7 @@ def _audit_parts(
     *,
     detect: Detect,
     store: ModelStore,
+    forget: Request | None,
     seed: int,
 ) -> None:
     from mitigate.detection.parts.audit import audit_parts
@@ -207,6 +211,7 @@ def _audit_parts(
         part_tokens=part_tokens,
         detect=detect,
         store=store,
+        forget=forget,
         seed=seed,
     )
     if is_main_process():
@@ -216,6 +221,8 @@ def _audit_parts(
             f"found, {total.selected} selected for unlearning, in {total.exposed} documents -> "
             + (f"{out / 'exposed'}" if made.exposed else f"{out / 'parts'} (nothing stands out: no {out / 'exposed'})")
         )
+        if made.exposed is not None and made.exposed.metadata.erasure is not None:
+            print_erasure(made.exposed.metadata.erasure.written())
         for line in made.skipped:
             typer.echo(f"skipped {printable(line)}", err=True)
 

@@ -26,7 +26,7 @@ from mitigate.detection.references.crossfit import References, load_references
 from mitigate.detection.references.fit import fit_warning
 from mitigate.detection.settings import Detect
 from mitigate.detection.signals.log_probs import check_log_probs
-from mitigate.detection.spans.linked import with_linked
+from mitigate.detection.spans.linked import sought_in, with_linked
 from mitigate.detection.spans.row import span_table
 from mitigate.detection.spans.scored import ReferenceMembership
 from mitigate.detection.tables import document_table, token_table
@@ -38,6 +38,7 @@ from mitigate.models.directory import model_fingerprint
 from mitigate.models.model import Model, check_same_tokenizer
 from mitigate.models.store import ModelStore
 from mitigate.runtime import library_versions
+from mitigate.secrets.copies import find_linked
 from mitigate.tokens.rules import tokenizer_fingerprint
 
 logger = logging.getLogger(__name__)
@@ -170,17 +171,17 @@ class Auditor:
         warnings += assessed.warnings
         for warning in warnings:
             logger.warning("%s", warning)
-        erasure = None
-        if documents.erasure is not None:
-            assessed, erasure = with_linked(assessed, documents)
         if controls:
             assessed, membership = assessed.first(len(judged)), membership.first(len(judged))
         settings = {"kind": self.references.kind, "detect": detect, "seed": self.seed, "warnings": tuple(warnings)}
-        settings |= {"erasure": erasure, "fit": assessed.fit}
+        settings |= {"erasure": None, "fit": assessed.fit}
         identities = [_identity(reference) for reference in self.judges]
         result = _assemble(model, identities, judged, membership, assessed, context=self.context, settings=settings)
         warn_of_gaps(result.metadata.coverage, judged, assessed.tokenized)
-        return result
+        if documents.erasure is None:
+            return result
+        linked = find_linked(documents, documents.erasure.doc_ids, sought_in(result.span_rows))
+        return with_linked(result, documents.erasure, linked)
 
 
 def reaudit(

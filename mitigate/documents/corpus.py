@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mitigate.artifacts.files import fingerprint
+from mitigate.documents.erasure import Selection, select_requested
+from mitigate.documents.marks import MarkedRows, joined_marks
 from mitigate.documents.reading import stream_documents
+from mitigate.documents.request import Request
 from mitigate.documents.sets.duplicates import (
     TextsInSets,
     exact_key,
@@ -27,7 +30,7 @@ from mitigate.documents.sets.duplicates import (
     trained_control,
 )
 from mitigate.documents.sources import DocumentSource
-from mitigate.documents.types import Document, Documents
+from mitigate.documents.types import Document, Documents, Erasure, Marks
 from mitigate.errors import MitigateError
 from mitigate.runtime import progress
 from mitigate.text.encoding import encode
@@ -58,6 +61,7 @@ class Corpus:
         controls: documents of the set holdout, some drawn at random where there are many.
         retained: ids of documents of the set retain, likewise.
         left_out: ids of holdout documents that were trained on.
+        selection: what an erasure request selects, if there is one; the sets are those after it.
     """
 
     sources: tuple[DocumentSource, ...]
@@ -72,6 +76,12 @@ class Corpus:
     controls: Documents
     retained: frozenset[str]
     left_out: frozenset[str]
+    selection: Selection | None = None
+
+    @property
+    def erasure(self) -> Erasure | None:
+        """What is told of the request."""
+        return None if self.selection is None else self.selection.erasure(self.left_out)
 
     def parts(self, number: int) -> Iterator[Documents]:
         """The documents in `number` parts or fewer of about equally many characters, in order, read again.
@@ -84,7 +94,7 @@ class Corpus:
         part: list[Document] = []
         mark = hashlib.sha256()
         documents = stream_documents(self.sources, root=self.root, tokenizer=self.tokenizer, skipped=[], again=True)
-        for document in documents:
+        for document in _dealt(documents, self.selection):
             mark.update(_mark(document))
             if document.id in self.left_out:
                 continue
@@ -104,6 +114,7 @@ def survey(
     *,
     tokenizer: PreTrainedTokenizerBase,
     root: Path | None = None,
+    request: Request | None = None,
 ) -> Corpus:
     """Read documents once, refuse what `read_documents` refuses, and keep only what tells them apart.
 
@@ -111,9 +122,10 @@ def survey(
         source: a path, a hub id, a `DocumentSource` or several of these.
         tokenizer: the target's.
         root (*optional*): folder that relative paths start from; default: the current one.
+        request (*optional*): an erasure request, which makes the forget set; for it they are read once more.
 
     Raises:
-        MitigateError: as `read_documents`; or a source has a key that needs all documents at once.
+        MitigateError: as `read_documents` and `apply_request`; or a source has a key that needs all documents at once.
     """
     given = [source] if isinstance(source, str | Path | DocumentSource) else source
     sources = tuple(one if isinstance(one, DocumentSource) else DocumentSource(path=str(one)) for one in given)
@@ -121,14 +133,17 @@ def survey(
         for key, remedy in _AT_ONCE.items():
             if getattr(one, key) is not None:
                 raise MitigateError(f"{key}: needs all documents at once, and they are audited by parts; {remedy}")
+    selection = _selected(sources, request, tokenizer=tokenizer, root=root) if request is not None else None
     skipped: list[str] = []
+    told_before = selection is not None
+    stream = stream_documents(sources, root=root, tokenizer=tokenizer, skipped=skipped, again=told_before)
     texts, mark = TextsInSets(), hashlib.sha256()
     controls, retained, sample = _Drawn(_MOST_CONTROLS), _Drawn(_MOST_CONTROLS), _Drawn(_SAMPLE)
     count = characters = holdouts = 0
     sets: set[str | None] = set()
     untrained: list[tuple[str, bytes, int]] = []  # id, key and length
     with progress(None, "Reading", unit="document") as bar:
-        for number, document in enumerate(stream_documents(sources, root=root, tokenizer=tokenizer, skipped=skipped)):
+        for number, document in enumerate(_dealt(stream, selection)):
             texts.add(document)
             mark.update(_mark(document))
             sample.offer(number, document)
@@ -164,7 +179,35 @@ def survey(
         controls=Documents(tuple(one for one in controls.documents() if one.id not in left_out)),
         retained=frozenset(one.id for one in retained.documents()),
         left_out=left_out,
+        selection=selection,
     )
+
+
+def _selected(
+    sources: Sequence[DocumentSource], request: Request, *, tokenizer: PreTrainedTokenizerBase, root: Path | None
+) -> Selection:
+    """What a request selects, from a reading of its own."""
+    marked: list[MarkedRows] = []
+    there: set[str] = set()
+
+    def documents() -> Iterator[Document]:
+        stream = stream_documents(
+            sources, root=root, tokenizer=tokenizer, skipped=[], mark=request.where, marked=marked
+        )
+        with progress(None, "Looking for what is to be erased", unit="document") as bar:
+            for document in stream:
+                there.add(document.id)
+                yield document
+                bar.update()
+
+    def marks() -> Marks:
+        return joined_marks(marked, request.where, there)
+
+    return select_requested(documents(), request, marks=marks if request.where else None)
+
+
+def _dealt(documents: Iterable[Document], selection: Selection | None) -> Iterable[Document]:
+    return documents if selection is None else map(selection.dealt, documents)
 
 
 class _Drawn:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Collection
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 from mitigate.documents.request import Request
 from mitigate.documents.sets.duplicates import without_trained_controls
-from mitigate.documents.types import Documents, Erasure
+from mitigate.documents.types import Document, Documents, Erasure, Marks
 from mitigate.errors import MitigateError, summarize
 from mitigate.text.folding import find_words, fold
 
@@ -47,14 +48,104 @@ def apply_request(
         MitigateError: an id that is nobody's, a text or conditions that no document meets, documents read without
             `mark`, or nothing requested that the target was trained on. With every mistake at once.
     """
-    by_id = {document.id: document for document in documents}
-    matches = _matches(request, documents)
-    if mistakes := _mistakes(request, documents, by_id.keys(), matches):
+    selection = select_requested(documents, request, marks=documents.marks, never_trained=never_trained)
+    items, left_out = without_trained_controls([selection.dealt(document) for document in documents])
+    erasure = selection.erasure({document.id for document in documents} - {document.id for document in items})
+    return replace(documents, items=tuple(items), skipped=(*documents.skipped, *left_out), erasure=erasure)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a request selects of documents that need not be held.
+
+    Attributes:
+        request: what it asks for.
+        wanted: ids to forget, in the documents' order; `unseen`, requested but not trained on; `related`, of their
+            groups and not requested.
+        matches: (doc_id, start, end) of each place where a text of `contains` stands.
+        trained: sets besides that the target was trained on, which become retain.
+    """
+
+    request: Request
+    wanted: tuple[str, ...]
+    unseen: tuple[str, ...]
+    related: tuple[str, ...]
+    matches: tuple[tuple[str, int, int], ...]
+    trained: frozenset[str | None]
+
+    @cached_property
+    def _wanted(self) -> frozenset[str]:
+        return frozenset(self.wanted)
+
+    def dealt(self, document: Document) -> Document:
+        """The document in the set that it has after the request."""
+        if document.id in self._wanted:
+            return replace(document, set="forget")
+        return replace(document, set="retain") if document.set in self.trained else document
+
+    def erasure(self, left_out: Collection[str]) -> Erasure:
+        """What is told of it.
+
+        Args:
+            left_out: ids of documents that were, since they are no controls.
+        """
+        request = self.request
+        return Erasure(
+            doc_ids=self.wanted,
+            never_trained=tuple(doc_id for doc_id in self.unseen if doc_id not in left_out),
+            same_group=tuple(doc_id for doc_id in self.related if doc_id not in left_out),
+            matches=tuple(one for one in self.matches if one[0] not in left_out),
+            linked=request.linked,
+            criteria={"ids": len(request.ids), "contains": len(request.contains), "where": list(request.where)},
+        )
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What is held of a document."""
+
+    set: str | None
+    group: str
+    is_tail: bool
+
+
+def select_requested(
+    documents: Iterable[Document],
+    request: Request,
+    *,
+    marks: Marks | Callable[[], Marks] | None,
+    never_trained: Collection[str | None] = ("holdout",),
+) -> Selection:
+    """What a request selects of documents that are read once; see `apply_request`.
+
+    Args:
+        documents: one after the other.
+        request: what is to be forgotten.
+        marks: which of them meet `where`; called after the last of them, where that is known only then.
+        never_trained (*optional*, defaults to holdout): sets that the target was not trained on.
+
+    Raises:
+        MitigateError: as `apply_request`.
+    """
+    texts = [fold(text).text.strip() for text in request.contains]
+    known: dict[str, _Known] = {}
+    matches: list[tuple[str, int, int]] = []
+    held: set[int] = set()
+    for document in documents:
+        known[document.id] = _Known(document.set, document.group, document.is_tail)
+        if texts and not document.is_tail:  # no model was trained on tails
+            folded = fold(document.text)
+            for number, text in enumerate(texts):
+                places = [(document.id, start, end) for start, end in find_words(folded, text)]
+                held |= {number} if places else set()
+                matches += places
+    marks = marks() if callable(marks) else marks
+    if mistakes := _mistakes(request, known, held, marks):
         counted = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
         raise MitigateError(f"erasure request: {counted}\n" + "\n".join(f"  - {line}" for line in mistakes))
     requested = {*request.ids, *(doc_id for doc_id, *_ in matches)}
-    requested |= documents.marks.doc_ids if request.where and documents.marks is not None else set()
-    unseen = {doc_id for doc_id in requested if by_id[doc_id].set in never_trained}
+    requested |= marks.doc_ids if request.where and marks is not None else set()
+    unseen = {doc_id for doc_id in requested if known[doc_id].set in never_trained}
     wanted = requested - unseen
     if not wanted:
         raise MitigateError(
@@ -62,41 +153,21 @@ def apply_request(
             "holdout, or none where the lab trains the target), so there is nothing to forget; name others, or "
             "correct their set"
         )
-    groups = {by_id[doc_id].group for doc_id in wanted}
-    related = tuple(d.id for d in documents if d.group in groups and d.id not in requested and not d.is_tail)
-    _warn(len(documents), len(wanted), unseen, related)
-    trained = {"forget", None} - set(never_trained)
-    sets = {
-        document.id: "forget" if document.id in wanted else "retain" if document.set in trained else document.set
-        for document in documents
-    }
-    items, left_out = without_trained_controls([replace(one, set=sets[one.id]) for one in documents])
-    there = {document.id for document in items}
-    erasure = Erasure(
-        doc_ids=tuple(document.id for document in documents if document.id in wanted),
-        never_trained=tuple(document.id for document in items if document.id in unseen),
-        same_group=tuple(doc_id for doc_id in related if doc_id in there),
-        matches=tuple((doc_id, start, end) for doc_id, start, end, _ in matches if doc_id in there),
-        linked=request.linked,
-        criteria={"ids": len(request.ids), "contains": len(request.contains), "where": list(request.where)},
+    groups = {known[doc_id].group for doc_id in wanted}
+    related = [id for id, one in known.items() if one.group in groups and id not in requested and not one.is_tail]
+    _warn(len(known), len(wanted), unseen, related)
+    return Selection(
+        request=request,
+        wanted=tuple(doc_id for doc_id in known if doc_id in wanted),
+        unseen=tuple(doc_id for doc_id in known if doc_id in unseen),
+        related=tuple(related),
+        matches=tuple(matches),
+        trained=frozenset({"forget", None} - set(never_trained)),
     )
-    return replace(documents, items=tuple(items), skipped=(*documents.skipped, *left_out), erasure=erasure)
 
 
-def _matches(request: Request, documents: Documents) -> list[tuple[str, int, int, int]]:
-    """(doc_id, start, end, number of the text) of each place where a text of `contains` stands."""
-    wanted = [fold(text).text.strip() for text in request.contains]
-    found = []
-    for document in (one for one in documents if wanted and not one.is_tail):  # no model was trained on tails
-        folded = fold(document.text)
-        for number, text in enumerate(wanted):
-            found += [(document.id, start, end, number) for start, end in find_words(folded, text)]
-    return found
-
-
-def _mistakes(
-    request: Request, documents: Documents, known: Collection[str], matches: list[tuple[str, int, int, int]]
-) -> list[str]:
+def _mistakes(request: Request, known: Collection[str], held: Collection[int], marks: Marks | None) -> list[str]:
+    """What is wrong with a request; `held` are the numbers of its texts that stand somewhere."""
     mistakes = []
     unknown = [doc_id for doc_id in dict.fromkeys(request.ids) if doc_id not in known]
     for doc_id in unknown[:_NEAREST]:
@@ -105,27 +176,25 @@ def _mistakes(
         mistakes.append(f"ids: no document {doc_id!r}; {instead}")
     if rest := unknown[_NEAREST:]:
         mistakes.append(f"ids: nor documents {summarize(map(repr, rest))}")
-    held = {number for *_, number in matches}
     mistakes += [
-        f"contains: {text!r} stands in none of {len(documents)} documents as whole words; correct the spelling, "
+        f"contains: {text!r} stands in none of {len(known)} documents as whole words; correct the spelling, "
         "or leave it out"
         for number, text in enumerate(request.contains)
         if number not in held
     ]
     if request.where:
-        mistakes += _where_mistakes(request, documents)
+        mistakes += _where_mistakes(request, marks, len(known))
     return mistakes
 
 
-def _where_mistakes(request: Request, documents: Documents) -> list[str]:
-    marks = documents.marks
+def _where_mistakes(request: Request, marks: Marks | None, total: int) -> list[str]:
     if marks is None or set(marks.met) != set(request.where):
         return ["where: the fields of rows are known at reading only; read_documents(..., mark=request.where)"]
     if missing := [name for name in request.where if name not in marks.fields]:
         return [f"where: no field {summarize(missing)}; fields there: {summarize(marks.fields, most=20)}"]
     if not marks.doc_ids:
         counts = summarize((f"{name} by {count}" for name, count in marks.met.items()), most=20)
-        return [f"where: met by none of {len(documents)} documents (each condition alone is met: {counts}); loosen it"]
+        return [f"where: met by none of {total} documents (each condition alone is met: {counts}); loosen it"]
     return []
 
 

@@ -66,6 +66,8 @@ def stream_documents(
     tokenizer: PreTrainedTokenizerBase | None,
     skipped: list[str],
     again: bool = False,
+    mark: Where | None = None,
+    marked: list[MarkedRows] | None = None,
 ) -> Iterator[Document]:
     """The documents of files or hub data sets, one after the other; none is held.
 
@@ -74,6 +76,7 @@ def stream_documents(
         root, tokenizer: as for `read_documents`.
         skipped: gets `file:line: reason` of each row that is left out.
         again (`bool`, *optional*, defaults to `False`): they were read before, and what was left out was told.
+        mark, marked (*optional*): conditions as of `read_documents`; `marked` gets which rows of each source meet them.
 
     Raises:
         MitigateError: as `read_documents` says; bad rows at the end of their source.
@@ -81,6 +84,9 @@ def stream_documents(
     ids: dict[str, str] = {}
     groups: dict[bytes, str] = {}
     for source in sources:
-        reader = SourceReader(source, tokenizer, MarkedRows({}), ids=ids, groups=groups, load_tokenizer=None)
+        rows = MarkedRows(mark or {})
+        if marked is not None:
+            marked.append(rows)
+        reader = SourceReader(source, tokenizer, rows, ids=ids, groups=groups, load_tokenizer=None)
         yield from reader.stream(root, tell=not again)
         skipped += [f"{where}: {reason}" for where, reason in reader.problems]

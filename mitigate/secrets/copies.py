@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from mitigate.documents import Documents
+from mitigate.documents import Document, Documents
 from mitigate.secrets.same import Finder, comparable, is_telling
 
 LEAST_COPIED = 20  # of a whole span that nobody called sensitive: shorter words in a row are alike by chance
@@ -97,36 +97,55 @@ def find_linked(
         spans: the secrets; those of other documents are not looked for.
         uncounted (*optional*): ids of documents in which secrets are found, but do not count as common for that.
     """
-    secrets, too_short = _secrets(documents, requested, spans)
-    finder = Finder(secrets)
-    others = [document for document in documents if document.id not in requested and not document.is_tail]
-    found = {
-        document.id: [(start, end, secrets[text]) for start, end, text in finder.places(document.text)]
-        for document in others
-    }
-    frequency = Counter(
-        characters
-        for doc_id, places in found.items()
-        if doc_id not in uncounted
-        for characters in {secret.characters for _, _, secret in places}
-    )
-    counted = sum(document.id not in uncounted for document in others)
-    most = np.clip(MOST_SHARE * counted, *MOST_DOCUMENTS)
-    different = {secret.characters: secret for secret in secrets.values()}
-    common = {name for name, secret in different.items() if not secret.known and frequency[name] > most}
-    hits = [
-        hit
-        for doc_id, places in found.items()
-        for hit in _longest(doc_id, [place for place in places if place[2].characters not in common])
-    ]
-    return Linked(tuple(hits), len(different) - len(common), too_short, len(common))
-
-
-def _secrets(
-    documents: Documents, requested: Collection[str], spans: Sequence[Sought]
-) -> tuple[dict[str, _Secret], int]:
-    """What each string to look for is, one thing for all spellings, and how many spans are too short for that."""
     texts = {document.id: document.text for document in documents if document.id in requested}
+    search = LinkedSearch(texts, spans, uncounted=uncounted)
+    for document in documents:
+        search.look(document)
+    return search.linked()
+
+
+class LinkedSearch:
+    """`find_linked` of documents that are shown one after the other.
+
+    Args:
+        texts: of the requested documents, by their ids.
+        spans, uncounted: as for `find_linked`.
+    """
+
+    def __init__(self, texts: Mapping[str, str], spans: Sequence[Sought], *, uncounted: Collection[str] = ()) -> None:
+        self.texts, self.uncounted = texts, uncounted
+        self._secrets, self._too_short = _secrets(texts, spans)
+        self._finder = Finder(self._secrets)
+        self._found: dict[str, list[tuple[int, int, _Secret]]] = {}
+        self._frequency: Counter[str] = Counter()
+        self._counted = 0
+
+    def look(self, document: Document) -> None:
+        """Look for the secrets in a document, unless it is a requested one, or was cut off."""
+        if document.id in self.texts or document.is_tail:
+            return
+        places = [(start, end, self._secrets[text]) for start, end, text in self._finder.places(document.text)]
+        if places:
+            self._found[document.id] = places
+        if document.id not in self.uncounted:
+            self._counted += 1
+            self._frequency.update({secret.characters for _, _, secret in places})
+
+    def linked(self) -> Linked:
+        """What was found in all documents that were shown."""
+        most = np.clip(MOST_SHARE * self._counted, *MOST_DOCUMENTS)
+        different = {secret.characters: secret for secret in self._secrets.values()}
+        common = {name for name, secret in different.items() if not secret.known and self._frequency[name] > most}
+        hits = [
+            hit
+            for doc_id, places in self._found.items()
+            for hit in _longest(doc_id, [place for place in places if place[2].characters not in common])
+        ]
+        return Linked(tuple(hits), len(different) - len(common), self._too_short, len(common))
+
+
+def _secrets(texts: Mapping[str, str], spans: Sequence[Sought]) -> tuple[dict[str, _Secret], int]:
+    """What each string to look for is, one thing for all spellings, and how many spans are too short for that."""
     secrets: dict[str, _Secret] = {}
     by_text: dict[str, _Secret] = {}
     too_short = 0

@@ -22,6 +22,7 @@ from mitigate.detection.settings import Detect
 from mitigate.documents import Document, Documents, DocumentSource, read_documents
 from mitigate.documents import corpus as corpus_module
 from mitigate.documents.corpus import survey
+from mitigate.documents.request import Request
 from mitigate.documents.written import write_jsonl
 from mitigate.errors import MitigateError
 from mitigate.models.store import ModelStore
@@ -211,8 +212,94 @@ def test_the_command_line_audits_by_parts(world: World, path: Path, parted: Part
         )
         assert told in done.stdout
         assert f"in {total.exposed} documents -> {tmp_path / 'out' / 'exposed'}" in done.stdout
-    refused = CliRunner().invoke(app, [*given, "--forget-ids", "forget-1"])
-    assert "--part-tokens goes with --target and --documents alone" in str(refused.exception)
+    refused = CliRunner().invoke(app, [*given, "--generate"])
+    assert "--part-tokens goes with --target and --documents" in str(refused.exception)
+
+
+# an erasure request over all parts
+
+
+@pytest.fixture(scope="module")
+def copied(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The secret of one person in other documents too, before it and after: of no set, retained, never seen."""
+    [secret] = world.documents[0].spans
+    own = world.documents[0].text[secret.start : secret.end]
+    path = tmp_path_factory.mktemp("copied") / "documents.jsonl"
+    others = [Document(f"copy-{n}", f"{text} Ask for {own} there.") for n, text in enumerate(sentences(3, seed=5))]
+    others = [*others[:2], replace(others[0], id="copy-kept", set="retain"), replace(others[2], set="holdout")]
+    rest = world.documents[1:]
+    write_jsonl([others[0], *plain()[:30], *others[2:], world.documents[0], *plain()[30:], *rest, others[1]], path)
+    return path
+
+
+@pytest.mark.parametrize("select", ["found", "known"])
+@pytest.mark.parametrize("linked", [True, False])
+def test_an_erasure_request_finds_by_parts_what_it_finds_at_once(
+    world: World, copied: Path, tmp_path: Path, select: str, linked: bool
+) -> None:
+    request = Request(ids=[world.documents[0].id], contains=["blue coat"], linked=linked)
+    options: dict[str, Any] = {"documents": copied, "detect": Detect(select=select), "store": cpu(), "forget": request}
+    expected = audit(world.target, [world.references], **options)
+    made = audit_parts(world.target, [world.references], **options, out=tmp_path / "out", part_tokens=300)
+    exposed = made.exposed
+    assert exposed is not None
+    assert made.total.parts > 3
+    one, other = expected.metadata.erasure, exposed.metadata.erasure
+    assert one is not None
+    assert other is not None
+    assert {place.doc_id for place in one.linked} >= {"copy-0", "copy-1", "copy-kept", "copy-2"}
+    assert other.model_dump(exclude={"linked"}) == one.model_dump(exclude={"linked"})
+    numbers = {"span_id", "origins"}
+    places = [[place.model_dump(exclude=numbers) for place in of.linked] for of in (other, one)]
+    assert places[0] == places[1]
+    for place, same in zip(other.linked, one.linked, strict=True):
+        sources = []
+        for result, record in ((exposed, place), (expected, same)):
+            assert record.span_id is not None
+            row = result.span_rows[record.span_id]
+            assert (row.doc_id, row.char_start, row.source) == (record.doc_id, record.char_start, "linked")
+            assert row.selected is (linked and record.set != "holdout")
+            own = [result.span_rows[number] for number in record.origins]
+            sources.append({(origin.doc_id, origin.char_start, origin.source) for origin in own})
+        assert sources[0] == sources[1]
+    chosen = [
+        {(row.doc_id, row.char_start, row.char_end, row.source) for row in of.span_rows if row.selected}
+        for of in (exposed, expected)
+    ]
+    assert chosen[0] == chosen[1]
+    assert set(one.documents) <= set(exposed.rows)
+    for doc_id, rows in exposed.rows.items():
+        assert exposed.sets[doc_id] == expected.sets[doc_id]
+        for name in ("selected", "memorized"):
+            at_once = expected.columns[name][expected.rows[doc_id]]
+            assert (exposed.columns[name][rows] == at_once).all(), (doc_id, name)
+    assert made.total.selected == sum(row.selected for row in expected.span_rows)
+    standing_out = {row.doc_id for row in expected.span_rows if row.source == "found" or row.selected}
+    assert made.total.exposed == len(standing_out)
+    assert Audit.load(tmp_path / "out" / "exposed").metadata == exposed.metadata
+
+
+def test_a_request_over_parts_is_refused_as_at_once_and_another_is_another_audit(
+    world: World, copied: Path, path: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(MitigateError, match=r"erasure request: 2 mistakes\n  - ids: no document 'forget'"):
+        made_by_parts(world, path, tmp_path / "out", forget=Request(ids=["forget"], contains=["nobody of that name"]))
+    with pytest.raises(MitigateError, match=r"where: no field customer; fields there: id, text"):
+        made_by_parts(world, path, tmp_path / "out", forget=Request(where={"customer": 17}))
+    made = made_by_parts(world, copied, tmp_path / "out", forget=Request(where={"id": world.documents[1].id}))
+    assert made.exposed is not None
+    assert made.exposed.metadata.erasure is not None
+    assert made.exposed.metadata.erasure.documents == (world.documents[1].id,)
+    with pytest.raises(MitigateError, match="holds an audit of other documents, models or settings"):
+        made_by_parts(world, copied, tmp_path / "out", forget=Request(ids=[world.documents[1].id]))
+
+
+def test_the_command_line_takes_a_request_over_parts(world: World, copied: Path, tmp_path: Path) -> None:
+    given = ["audit", "--target", str(world.target), "--reference", str(world.references), "--documents", str(copied)]
+    given += ["--device", "cpu", "--part-tokens", "300", "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, [*given, "--forget-ids", world.documents[0].id])
+    assert done.exit_code == 0, done.output
+    assert "4 places" in done.stdout, done.stdout
 
 
 # documents that are not held

@@ -3,12 +3,15 @@
     audit_parts("my-model", ["reference"], documents="large.jsonl", part_tokens=1_000_000, out="large")
 
     out/parts/00000 ...     audits of the parts, in the order of the documents
-    out/exposed             one audit of all documents with a span that was found or is selected, and of controls
+    out/exposed             one audit of all documents with a span that was found or is selected, and of controls; with
+                            an erasure request also of its documents, and of all that hold their secrets
     out/plan.json           what they were made from
 
 The documents are read twice. First to count and check them; then part by part, each audited beside up to 500 documents
 of the set holdout, so that each is calibrated on its own: a rate of false discoveries that holds in every part holds in
-all. A part that is there is kept, so an audit that was cut short goes on where it stopped.
+all. A part that is there is kept, so an audit that was cut short goes on where it stopped. For an erasure request they
+are read once more, before all else: what it selects must be known. Where its secrets stand besides is looked for in the
+parts when all are there, and marked in `exposed` alone.
 """
 
 from __future__ import annotations
@@ -26,12 +29,13 @@ from mitigate.artifacts.plans import planned
 from mitigate.artifacts.temporaries import discard
 from mitigate.detection.audit import Auditor
 from mitigate.detection.metadata import Extract
-from mitigate.detection.parts.exposed import Exposed
+from mitigate.detection.parts.exposed import expose
 from mitigate.detection.record import Audit
 from mitigate.detection.references.crossfit import References
 from mitigate.detection.settings import Detect
 from mitigate.documents import DocumentSource
 from mitigate.documents.corpus import Corpus, survey
+from mitigate.documents.request import Request
 from mitigate.errors import MitigateError
 from mitigate.models.directory import model_fingerprint
 from mitigate.models.model import Model
@@ -67,12 +71,14 @@ def audit_parts(
     part_tokens: int,
     detect: Detect | None = None,
     store: ModelStore | None = None,
+    forget: Request | None = None,
     seed: int = 0,
 ) -> PartedAudit:
     """Audit documents part by part, in memory that does not grow with their number but for what stands out.
 
     Args:
         target, references, detect, store, seed: as for `audit`.
+        forget (*optional*): an erasure request; its documents and all that hold their secrets are in what stands out.
         documents: files, hub data sets or sources, without the keys that need all documents at once.
         out: directory of the parts; finished ones in it are kept.
         part_tokens: about so many tokens are audited at once, controls aside; each takes about 300 bytes, and shadows
@@ -87,33 +93,33 @@ def audit_parts(
     if detect is not None and detect.kept_entries:
         raise MitigateError("detect.kept_entries: an audit by parts keeps none; leave it out")
     auditor = Auditor.of(target, references, detect=detect, store=store, seed=seed)
-    corpus = survey(documents, tokenizer=auditor.target.tokenizer)
+    corpus = survey(documents, tokenizer=auditor.target.tokenizer, request=forget)
     number = math.ceil(corpus.tokens / part_tokens)
     state = process_state()
-    plan = _plan(auditor, corpus, number)
+    plan = _plan(auditor, corpus, number, forget)
     with planned(out, plan, state, others="an audit of other documents, models or settings"):
-        exposed = Exposed(corpus)
+        parts = []
         for count, part in enumerate(corpus.parts(number)):
             directory = out / "parts" / f"{count:05d}"
             logger.info("part %d of about %d: %d documents", count + 1, number, len(part))
-            found = _kept(directory)
+            there = _is_kept(directory)
             state.wait_for_everyone()  # all have looked before one writes
-            if found is None:
+            if not there:
                 own = {document.id for document in part}
                 controls = [one for one in corpus.controls if one.id not in own]
                 found = auditor.audit(part, controls=controls, sets=corpus.sets)
                 if state.is_main_process:
                     found.save(directory)
             state.wait_for_everyone()
-            exposed.add(found)
-        result = exposed.audit()
+            parts.append(directory)
+        total, result = expose(corpus, parts)
         if state.is_main_process and result is not None:
             result.save(out / "exposed", replace=True)
         state.wait_for_everyone()
-        return PartedAudit(out, exposed.total, corpus.skipped, result)
+        return PartedAudit(out, total, corpus.skipped, result)
 
 
-def _plan(auditor: Auditor, corpus: Corpus, number: int) -> dict[str, Any]:
+def _plan(auditor: Auditor, corpus: Corpus, number: int, request: Request | None) -> dict[str, Any]:
     return {
         "target": auditor.target.fingerprint,
         "references": [model_fingerprint(path, base=auditor.store.base) for path in auditor.references.paths],
@@ -122,16 +128,17 @@ def _plan(auditor: Auditor, corpus: Corpus, number: int) -> dict[str, Any]:
         "detect": auditor.detect.model_dump(mode="json"),
         "seed": auditor.seed,
         "parts": number,
+        "request": fingerprint(None if request is None else request.model_dump(mode="json")),
         "code": __version__,
     }
 
 
-def _kept(directory: Path) -> Audit | None:
-    """The audit of a part that is there already; a damaged one goes."""
+def _is_kept(directory: Path) -> bool:
+    """Whether the audit of a part is there already; a damaged one goes."""
     if not directory.is_dir():
-        return None
+        return False
     if wrong := damage(directory):
         logger.warning("%s: %s; audited again", directory, wrong[0])
         discard(directory)
-        return None
-    return Audit.load(directory)
+        return False
+    return True

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -11,8 +12,11 @@ import pyarrow.compute as pc
 
 from mitigate.detection.metadata import AuditMetadata, Calibration, Coverage, Extract, Fit, NonMembers, Shadows
 from mitigate.detection.record import Audit
+from mitigate.detection.spans.linked import sought_in, with_linked
 from mitigate.detection.spans.row import SpanRow, span_table
 from mitigate.documents.corpus import Corpus
+from mitigate.documents.types import Erasure
+from mitigate.secrets.copies import Hit, Linked, LinkedSearch, Sought
 
 
 class Exposed:
@@ -24,15 +28,17 @@ class Exposed:
 
     def __init__(self, corpus: Corpus) -> None:
         self.corpus = corpus
+        self.span_ids: list[dict[int, int]] = []  # of each part: span id there -> its id in the audit
         self.total = Extract(documents=0, tokens=0, parts=0, found=0, known=0, selected=0, exposed=0)
         self._compared = corpus.retained | {document.id for document in corpus.controls}
+        self._named: set[str] = set()
         self._tokens: list[pa.Table] = []
         self._documents: list[pa.Table] = []
         self._spans: list[SpanRow] = []
         self._metadata: list[AuditMetadata] = []
 
-    def add(self, part: Audit) -> None:
-        """Count a part in, and keep what stands out of it."""
+    def add(self, part: Audit, also: Collection[str] = ()) -> None:
+        """Count a part in, and keep what stands out of it, and documents that are named besides."""
         rows = part.span_rows
         exposed = {row.doc_id for row in rows if row.source == "found" or row.selected}
         total = self.total
@@ -45,10 +51,12 @@ class Exposed:
             selected=total.selected + sum(row.selected for row in rows),
             exposed=total.exposed + len(exposed),
         )
-        taken = exposed | self._compared
+        self._named |= {row for row in part.rows if row in also}
+        taken = exposed | self._compared | self._named
         ids = pa.array(sorted(taken), pa.string())
         kept = [row for row in rows if row.doc_id in taken]
         number = {row.span_id: place for place, row in enumerate(kept, start=len(self._spans))}
+        self.span_ids.append(number)
         self._spans += [replace(row, span_id=number[row.span_id]) for row in kept]
         self._documents.append(part.documents.filter(pc.is_in(part.documents["doc_id"], ids)))
         tokens = part.tokens.filter(pc.is_in(part.tokens["doc_id"].cast(pa.string()), ids))
@@ -58,8 +66,8 @@ class Exposed:
         self._metadata.append(part.metadata)
 
     def audit(self) -> Audit | None:
-        """One audit of what stands out; None where nothing does."""
-        if not self.total.exposed:
+        """One audit of what stands out; None where nothing does, and nothing was named."""
+        if not self.total.exposed and not self._named:
             return None
         tokens = pa.concat_tables(self._tokens).unify_dictionaries().combine_chunks()
         documents = pa.concat_tables(self._documents).combine_chunks()
@@ -78,6 +86,57 @@ class Exposed:
             }
         )
         return replace(made, metadata=metadata)
+
+
+def expose(corpus: Corpus, parts: Sequence[Path]) -> tuple[Extract, Audit | None]:
+    """How much was audited, and what stands out of it: with an erasure request also its documents and their copies.
+
+    Args:
+        corpus: the documents.
+        parts: directories of the audits of all parts.
+    """
+    exposed = Exposed(corpus)
+    if corpus.erasure is None:
+        for directory in parts:
+            exposed.add(Audit.load(directory))
+        return exposed.total, exposed.audit()
+    linked, origins = _linked(corpus.erasure, parts)
+    named = {*corpus.erasure.doc_ids, *(hit.doc_id for hit in linked.hits)}
+    for directory in parts:
+        exposed.add(Audit.load(directory), named)
+    found = exposed.audit()
+    assert found is not None  # the requested documents are in it
+
+    def renumbered(hit: Hit) -> Hit:
+        return replace(
+            hit, origins=tuple(exposed.span_ids[part][span] for part, span in map(origins.__getitem__, hit.origins))
+        )
+
+    result = with_linked(found, corpus.erasure, replace(linked, hits=tuple(map(renumbered, linked.hits))))
+    added = [row for row in result.span_rows[len(found.spans) :] if row.selected]
+    before = {row.doc_id for row in found.span_rows if row.source == "found" or row.selected}
+    counts = {"selected": len(added), "exposed": len({row.doc_id for row in added} - before)}
+    total = exposed.total.model_copy(update={name: getattr(exposed.total, name) + n for name, n in counts.items()})
+    return total, replace(result, metadata=result.metadata.model_copy(update={"extract": total}))
+
+
+def _linked(erasure: Erasure, parts: Sequence[Path]) -> tuple[Linked, list[tuple[int, int]]]:
+    """Where else the secrets of an erasure request stand, and for each number of a secret its part and span there."""
+    requested = set(erasure.doc_ids)
+    texts: dict[str, str] = {}
+    origins: list[tuple[int, int]] = []
+    sought: list[Sought] = []
+    for place, directory in enumerate(parts):
+        audit = Audit.load(directory)
+        texts |= {doc_id: text for doc_id, text in audit.texts.items() if doc_id in requested}
+        for one in sought_in([row for row in audit.span_rows if row.doc_id in requested]):
+            sought.append(replace(one, number=len(origins)))
+            origins.append((place, one.number))
+    search = LinkedSearch(texts, sought)
+    for directory in parts:
+        for document in Audit.load(directory).document_list():
+            search.look(document)
+    return search.linked(), origins
 
 
 def _coverage(parts: Sequence[Coverage]) -> Coverage:

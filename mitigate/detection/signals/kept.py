@@ -79,7 +79,7 @@ class KeepMean:
         if target != 0 or not out:
             return {}
         parts = []
-        for some in chunks_of(*logits[target].shape, targets.device):
+        for some in chunks_of(len(targets), logits[target].shape[1], targets.device):
             mean = log_mean([self._log_probs(logits[number][some]) for number in out])
             mean = offline_mixture(mean, self.offline_a, size=mean.shape[1])
             parts.append(self._kept(mean, self._log_probs(logits[target][some]), targets[some]))
@@ -139,7 +139,7 @@ class KeptMean:
             for name in KEPT_COLUMNS
         }
         table, parts = logits[pair[0]], []
-        for some in chunks_of(*table.shape, targets.device):
+        for some in chunks_of(len(targets), table.shape[1], targets.device):
             said = (table[some].float() / self.temperature).log_softmax(1)
             parts.append(_compared({name: column[some] for name, column in kept.items()}, said, targets[some]))
         return {name: torch.cat([part[name] for part in parts]) for name in COMPARED}
