@@ -553,6 +553,23 @@ def memory(files: Files) -> Rows:
     return [titles, *rows, ["last / first", "", *(rounded(found[way]["ratio"]) for way in ("whole", "parts"))]]
 
 
+def kept(files: Files) -> Rows:
+    """How far `kl` by what was kept of the references lies from that by the references, and what keeping costs."""
+    [found] = files.values()
+    titles = ["entries kept", "`kl` off, mean", "99 % of tokens", "most", "bytes a token"]
+    rows = [
+        [
+            f"{one['entries']:,}",
+            *(f"{one['kl_off'][name]:.5f}" for name in ("mean", "99_percent", "most")),
+            f"{one['bytes_a_token']:,.0f}",
+            rounded(one["audit_of_plain"]),
+            rounded(one["reaudit_of_beside"]),
+        ]
+        for one in found["kept"]
+    ]
+    return [[*titles, "audit / one that keeps nothing", "re-audit / one beside the references"], *rows]
+
+
 def attacks(files: Files) -> Rows:
     """What each attack of a verification got out of the model and of its control."""
     states = {

@@ -41,6 +41,7 @@ COMMANDS = {
     "tofu": "mitigate run recipes/tofu.yaml data.root=TOFU out=runs/tofu",
     "first-hour": "python tests/first_hour.py --kinds chat plain --base STORIES260K --out runs/first-hour"
     " -- unlearn.learning_rate=2e-3 unlearn.max_steps=150",
+    "kept-hard": "python tests/kept_entries.py --run runs/hard --documents 40 --out kept-hard.json",
     "simulated-reports": "python -m tests.simulated_reports --reports 200 --out simulated-reports.json",
     "stretched": "python tests/stretched_targets.py --base runs/quickstart/lab/base --out runs/stretched",
     "detect": "mitigate bench detect --seeds 0 1 2 --out runs/detect --plot",
@@ -117,6 +118,7 @@ TABLES = {
     "speed": Table(rows_of.speed, ("speed",)),
     "speed-gpt2": Table(rows_of.audits, ("speed-gpt2",)),
     "memory": Table(rows_of.memory, ("memory",)),
+    "kept-hard": Table(rows_of.kept, ("kept-hard",)),
     "cheats": Table(rows_of.cheats, ("cheats",)),
     "honest-hard": Table(rows_of.honest, ("honest-hard",)),
     "proof-hard": Table(rows_of.attacks, ("proof-hard",)),

@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate import Accelerator
 from peft import (
     LoraConfig,
     PeftConfig,
@@ -19,7 +18,8 @@ from peft import (
     set_peft_model_state_dict,
 )
 from safetensors.torch import save_file
-from torch.distributed.tensor import DTensor
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mitigate.adapters.addition import Part, add, check_sum
 from mitigate.artifacts.files import write_json
@@ -49,13 +49,17 @@ def _switch(model: Model, *, on: bool) -> None:
         parameter.requires_grad_(f".{NEW_ADAPTER}." in name)
 
 
-def adapter_state(base: SharedBase, accelerator: Accelerator, module: torch.nn.Module) -> dict[str, torch.Tensor]:
+def adapter_state(base: SharedBase) -> dict[str, torch.Tensor]:
     """The new adapter's weights on the CPU, gathered where they are sharded; every process must call it."""
     assert base.peft is not None
-    whole = accelerator.get_state_dict(module) if is_sharded(base.model) else None
-    if whole is not None:
-        whole = {f"base_model.model.{name}": tensor for name, tensor in whole.items()}
-    return _state(base.peft, NEW_ADAPTER, whole)
+    return _state(base.peft, NEW_ADAPTER)
+
+
+def restore_adapter(base: SharedBase, state: Mapping[str, torch.Tensor]) -> None:
+    """Give the new adapter the weights that `adapter_state` gave."""
+    assert base.peft is not None
+    for name, tensor in _tensors(base.peft, NEW_ADAPTER).items():
+        fill(tensor, state[name])
 
 
 def is_sharded(module: torch.nn.Module) -> bool:
@@ -147,15 +151,46 @@ def write_adapter(config: PeftConfig, tensors: dict[str, torch.Tensor], director
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, directory / "adapter_model.safetensors")
 
 
-def _state(peft: PeftModel, name: str, whole: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+def _state(peft: PeftModel, name: str) -> dict[str, torch.Tensor]:
+    return {key: whole_of(tensor).cpu().clone() for key, tensor in _tensors(peft, name).items()}
+
+
+def _tensors(peft: PeftModel, name: str) -> dict[str, torch.Tensor]:
+    """The adapter's weights themselves, named as PEFT saves them."""
+    only_shards(peft)
     embeddings: Any = "auto" if name != NEW_ADAPTER else False  # ours never change
-    state = get_peft_model_state_dict(peft, state_dict=whole, adapter_name=name, save_embedding_layers=embeddings)
-    return {key: tensor.detach().cpu().clone() for key, tensor in state.items()}
+    found = get_peft_model_state_dict(peft, adapter_name=name, save_embedding_layers=embeddings)
+    return cast(dict[str, torch.Tensor], found)
+
+
+def only_shards(module: torch.nn.Module) -> None:
+    """Have FSDP give up the whole weights that it keeps after a forward pass, in whose place the shards are then."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+
+
+def whole_of(tensor: torch.Tensor) -> torch.Tensor:
+    """A weight's values; where it is sharded every process must call it."""
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
+
+
+def in_shards(whole: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Values where a weight has its own, and in shards where that is; every process must call it."""
+    there = whole.to(like.device)
+    return distribute_tensor(there, like.device_mesh, like.placements) if isinstance(like, DTensor) else there
+
+
+@torch.no_grad()
+def fill(tensor: torch.Tensor, whole: torch.Tensor) -> None:
+    """Give a weight other values; where it is sharded every process must call it."""
+    tensor.copy_(in_shards(whole, tensor))
 
 
 def base_checksum(base: SharedBase) -> str:
     """Fingerprint of every weight that unlearning must not touch."""
     digest = hashlib.sha256()
+    only_shards(base.model)
     for name, parameter in sorted(base.model.named_parameters(), key=lambda item: item[0].replace(".base_layer", "")):
         if "lora_" not in name:
             digest.update(bytes_of(parameter))
@@ -164,5 +199,4 @@ def base_checksum(base: SharedBase) -> str:
 
 def bytes_of(parameter: torch.Tensor) -> bytes:
     """Of a whole weight; where it is sharded every process must call it."""
-    whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-    return whole.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+    return whole_of(parameter).cpu().contiguous().view(torch.uint8).numpy().tobytes()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mitigate.artifacts.files import fingerprint
-from mitigate.documents.erasure import Selection, select_requested
+from mitigate.documents.erasure import Requested, select_requested
 from mitigate.documents.marks import MarkedRows, joined_marks
 from mitigate.documents.reading import stream_documents
 from mitigate.documents.request import Request
@@ -76,7 +76,7 @@ class Corpus:
     controls: Documents
     retained: frozenset[str]
     left_out: frozenset[str]
-    selection: Selection | None = None
+    selection: Requested | None = None
 
     @property
     def erasure(self) -> Erasure | None:
@@ -185,7 +185,7 @@ def survey(
 
 def _selected(
     sources: Sequence[DocumentSource], request: Request, *, tokenizer: PreTrainedTokenizerBase, root: Path | None
-) -> Selection:
+) -> Requested:
     """What a request selects, from a reading of its own."""
     marked: list[MarkedRows] = []
     there: set[str] = set()
@@ -206,7 +206,7 @@ def _selected(
     return select_requested(documents(), request, marks=marks if request.where else None)
 
 
-def _dealt(documents: Iterable[Document], selection: Selection | None) -> Iterable[Document]:
+def _dealt(documents: Iterable[Document], selection: Requested | None) -> Iterable[Document]:
     return documents if selection is None else map(selection.dealt, documents)
 
 

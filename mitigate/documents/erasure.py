@@ -55,7 +55,7 @@ def apply_request(
 
 
 @dataclass(frozen=True)
-class Selection:
+class Requested:
     """What a request selects of documents that need not be held.
 
     Attributes:
@@ -115,7 +115,7 @@ def select_requested(
     *,
     marks: Marks | Callable[[], Marks] | None,
     never_trained: Collection[str | None] = ("holdout",),
-) -> Selection:
+) -> Requested:
     """What a request selects of documents that are read once; see `apply_request`.
 
     Args:
@@ -156,7 +156,7 @@ def select_requested(
     groups = {known[doc_id].group for doc_id in wanted}
     related = [id for id, one in known.items() if one.group in groups and id not in requested and not one.is_tail]
     _warn(len(known), len(wanted), unseen, related)
-    return Selection(
+    return Requested(
         request=request,
         wanted=tuple(doc_id for doc_id in known if doc_id in wanted),
         unseen=tuple(doc_id for doc_id in known if doc_id in unseen),

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
-from mitigate.adapters.trained import is_sharded
 from mitigate.artifacts.checkpoints import open_checkpoints
 from mitigate.artifacts.files import fingerprint
 from mitigate.artifacts.temporaries import partial_of
@@ -263,12 +262,10 @@ def train_rounds(prepared: Prepared, *, resume: bool) -> tuple[Loop, list[dict[s
             return loop, rounds
         more = bool(left.added) or (left.exposed and stopped == STEP_LIMIT)
         if len(rounds) >= _most_rounds(prepared) or not more:
-            if more and is_sharded(prepared.trainable.module):
-                logger.warning("something is left, and with sharded weights (FSDP) there is one round: unlearn again")
             return loop, rounds
         logger.info("round %d: %s; %d more spans for the next", len(rounds), stopped, len(left.added))
         added = [*added, *left.added]
-        kept = prepared.trainable.state(prepared.accelerator, loop.module)
+        kept = prepared.trainable.state()
         loop = prepared.loop(rounds, added, after=loop)
         loop.kept = kept
         loop.keep()
@@ -281,13 +278,10 @@ def _fell_too_low(rounds: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def _most_rounds(prepared: Prepared) -> int:
-    """One where there is no level to stop at, where whole documents go, and where p_0 cannot be asked any more.
-
-    And one where weights are sharded: the whole ones, which a round is undone with, are on one process alone.
-    """
+    """One where there is no level to stop at, where whole documents go, and where p_0 cannot be asked any more."""
     settings, trainable = prepared.settings, prepared.trainable
     several = settings.stop_at_control and settings.scope == "token" and trainable.can_step_back
-    return settings.rounds if several and not is_sharded(trainable.module) else 1
+    return settings.rounds if several else 1
 
 
 def _finished(prepared: Prepared, *, resume: bool) -> tuple[list[dict[str, Any]], list[SpanRow]]:

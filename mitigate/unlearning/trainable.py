@@ -15,8 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from peft import set_peft_model_state_dict
 
 from mitigate.adapters.addition import Part, obstacle
 from mitigate.adapters.merging import MERGED
@@ -25,9 +23,13 @@ from mitigate.adapters.trained import (
     as_before,
     base_checksum,
     bytes_of,
+    fill,
     is_sharded,
     lower_parts,
+    only_shards,
+    restore_adapter,
     save_adapter,
+    whole_of,
 )
 from mitigate.errors import MitigateError
 from mitigate.models.adapters import is_adapter
@@ -83,14 +85,13 @@ class AdapterTrainable:
         """The model as it was before unlearning, inside the block."""
         return as_before(self.model)
 
-    def state(self, accelerator: Accelerator, module: torch.nn.Module) -> State:
+    def state(self) -> State:
         """The trained weights on the CPU; every process must call it."""
-        return adapter_state(self.model.base, accelerator, module)
+        return adapter_state(self.model.base)
 
     def restore(self, state: State) -> None:
-        """Go back to an earlier state."""
-        assert self.model.base.peft is not None
-        set_peft_model_state_dict(self.model.base.peft, state, adapter_name=NEW_ADAPTER)
+        """Go back to an earlier state; every process must call it."""
+        restore_adapter(self.model.base, state)
 
     def frozen_checksum(self) -> str:
         """Fingerprint of every weight that must stay as it is."""
@@ -99,6 +100,9 @@ class AdapterTrainable:
     def reached(self, state: State) -> dict[str, bool]:
         """Which parts of the adapter training reached."""
         return {name: bool(tensor.any()) for name, tensor in state.items() if "lora_B" in name}
+
+    def gather(self) -> None:
+        """Have at hand what `save` writes besides: nothing."""
 
     def save(self, state: State, directory: Path) -> None:
         """Write a PEFT adapter directory, see `save_adapter`."""
@@ -130,6 +134,7 @@ class WeightsTrainable:
             parameter.requires_grad_(parameter in chosen)
             if parameter in chosen:
                 parameter.data = parameter.data.float()
+        self._whole: State | None = None
         self._unchanged = {name: p.detach().cpu().clone() for name, p in self._trained()}
 
     @property
@@ -142,20 +147,19 @@ class WeightsTrainable:
         """Nothing to switch: to be used before the first step."""
         yield
 
-    def state(self, accelerator: Accelerator, module: torch.nn.Module) -> State:
+    def state(self) -> State:
         """The trained weights on the CPU; every process must call it."""
-        whole = accelerator.get_state_dict(module) if is_sharded(self.model.base.model) else None
-        named = dict(self._trained())
-        return {name: (whole[name] if whole else tensor).detach().cpu().clone() for name, tensor in named.items()}
+        return {name: whole_of(parameter).cpu().clone() for name, parameter in self._trained()}
 
     def restore(self, state: State) -> None:
-        """Go back to an earlier state."""
+        """Go back to an earlier state; every process must call it."""
         for name, parameter in self._trained():
-            parameter.data.copy_(state[name])
+            fill(parameter, state[name])
 
     def frozen_checksum(self) -> str:
         """Fingerprint of every weight that must stay as it is."""
         digest = hashlib.sha256()
+        only_shards(self.model.base.model)
         for _, parameter in sorted(self.model.base.model.named_parameters(), key=lambda item: item[0]):
             if not parameter.requires_grad:
                 digest.update(bytes_of(parameter))
@@ -165,15 +169,24 @@ class WeightsTrainable:
         """Which weights training changed."""
         return {name: not torch.equal(tensor, self._unchanged[name]) for name, tensor in state.items()}
 
+    def gather(self) -> None:
+        """Have at hand what `save` writes: whole weights, where they are sharded; every process must call it."""
+        model = self.model.base.model
+        if is_sharded(model):
+            only_shards(model)
+            self._whole = {name: whole_of(one).to("cpu", self.formats[name]) for name, one in model.named_parameters()}
+
     def save(self, state: State, directory: Path) -> None:
         """Write a plain model directory with its tokenizer."""
         model = self.model.base.model
-        for name, parameter in self._trained():
-            parameter.data = parameter.data.to(self.formats[name])
-        model.save_pretrained(directory)
+        if self._whole is None:
+            for name, parameter in self._trained():
+                parameter.data = parameter.data.to(self.formats[name])
+        model.save_pretrained(directory, state_dict=self._whole)
         self.model.tokenizer.save_pretrained(directory)
 
     def _trained(self) -> list[tuple[str, torch.nn.Parameter]]:
+        only_shards(self.model.base.model)
         return [(name, p) for name, p in self.model.base.model.named_parameters() if p.requires_grad]
 
 

@@ -92,7 +92,8 @@ def unlearn(
         loop, rounds = train_rounds(prepared, resume=resume)
         if trainable.frozen_checksum() != frozen:
             raise RuntimeError("frozen weights changed during unlearning")
-        state = trainable.state(accelerator, loop.module)
+        state = trainable.state()
+        trainable.gather()
         with together(process_state(store.device.type)):
             if accelerator.is_main_process:
                 write_result(loop, state, rounds, out=out, store=store)

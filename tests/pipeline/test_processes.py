@@ -15,6 +15,7 @@ import torch
 import yaml
 from commands import launch_two, tiny_recipe, working_in
 from safetensors.torch import load_file
+from sharded import SETTINGS
 from world import World
 
 from mitigate.detection.audit import reaudit
@@ -25,7 +26,7 @@ from mitigate.models.store import ModelStore
 from mitigate.pipeline.run import run
 from mitigate.proof.evidence import Evidence
 from mitigate.recipe.loading import load_recipe
-from mitigate.unlearning.trainer import Unlearned
+from mitigate.unlearning.trainer import Unlearned, unlearn
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +53,31 @@ def runs(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
 
 def test_two_processes_took_part(runs: tuple[Path, Path]) -> None:
     assert [Unlearned.load(run / "adapter").summary["processes"] for run in runs] == [1, 2]
+
+
+def test_weights_in_shards_are_unlearned_as_whole_ones_are_and_go_on_where_they_were_cut_short(
+    world: World, tmp_path: Path
+) -> None:
+    found = world.audit(world.adapter)
+    found.save(tmp_path / "audit")
+    launch_two(Path(__file__).parents[1] / "sharded.py", tmp_path / "audit", tmp_path)
+    for name, settings in SETTINGS.items():
+        unlearn(found, out=tmp_path / f"{name} whole", settings=settings, store=ModelStore(device="cpu"))
+        [file] = (tmp_path / name).glob("*.safetensors")
+        cut, whole = (tmp_path / f"{name} {kind}" / file.name for kind in ("cut", "whole"))
+        assert cut.read_bytes() == file.read_bytes(), name
+        ours, others = load_file(file), load_file(whole)
+        assert ours.keys() == others.keys()
+        for part, tensor in ours.items():
+            np.testing.assert_allclose(
+                tensor.numpy(), others[part].numpy(), rtol=0, atol=2e-4, err_msg=f"{name} {part}"
+            )
+        of = [Unlearned.load(tmp_path / folder).summary for folder in (name, f"{name} whole")]
+        assert [one["processes"] for one in of] == [2, 1]
+        assert len(of[0]["rounds"]) == len(of[1]["rounds"]) == settings.rounds if name == "lora" else 1
+        assert of[0]["history"][-1]["selected_log_ratio"] == pytest.approx(
+            of[1]["history"][-1]["selected_log_ratio"], abs=1e-3
+        )
 
 
 def test_two_processes_score_each_document_once_as_one_does(runs: tuple[Path, Path], world: World) -> None:

@@ -89,7 +89,7 @@ def trained(request: pytest.FixtureRequest, world: World, tmp_path_factory: pyte
     loop = loop_of(before, settings_of(method), directory, store=store)
     history, _, _ = loop.train(resume=False)
     directory.mkdir()
-    loop.trainable.save(loop.trainable.state(loop.accelerator, loop.module), directory)
+    loop.trainable.save(loop.trainable.state(), directory)
     return Trained(before, loop, store, weights, inputs, history, directory)
 
 
@@ -123,7 +123,7 @@ def test_neither_files_nor_the_callers_models_change(trained: Trained, world: Wo
 
 def test_only_what_is_to_be_trained_is(trained: Trained, world: World) -> None:
     trainable, method = trained.loop.trainable, trained.loop.settings.method
-    state = trainable.state(trained.loop.accelerator, trained.loop.module)
+    state = trainable.state()
     assert all(trainable.reached(state).values())
     if method in ("lora", "dora"):
         assert all(any(part in name for part in ("lora_A", "lora_B", "lora_magnitude_vector")) for name in state)
@@ -301,7 +301,7 @@ def test_recomputed_activations_train_the_same(
         loop = loop_of(small_audits[name], settings, tmp_path / "out")
         counted = count_forwards(loop)
         loop.train(resume=False)
-        state = loop.trainable.state(loop.accelerator, loop.module)
+        state = loop.trainable.state()
         assert all(loop.trainable.reached(state).values()), "every layer is trained"
         states.append((state, counted[0]))
     (plain, once), (again, twice) = states
@@ -354,7 +354,7 @@ def test_a_model_in_half_precision_is_trained_and_saved_in_it(
     loop = loop_of(before, settings_of(method), tmp_path / "out", store=half())
     loop.train(resume=False)
     assert {parameter.dtype for parameter in loop.parameters} == {torch.float32}, "small steps need it"
-    state = loop.trainable.state(loop.accelerator, loop.module)
+    state = loop.trainable.state()
     assert all(torch.isfinite(tensor).all() for tensor in state.values())
     assert all(loop.trainable.reached(state).values())
     (tmp_path / "out").mkdir()

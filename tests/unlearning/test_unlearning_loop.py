@@ -159,7 +159,7 @@ def test_a_round_ends_with_the_weights_that_were_nearest(whole: Audit, tmp_path:
     states = {}
 
     def watched(*, step: int) -> dict[str, object]:
-        states[step] = loop.trainable.state(loop.accelerator, loop.module)
+        states[step] = loop.trainable.state()
         far = next(ratios)
         unknown = dict.fromkeys(("over_forgotten", "exposed", "span_auc", "held"))
         return {"step": step, "selected_log_ratio": far, "selected_distance": far, "never_seen_moved": 0.0, **unknown}
@@ -169,7 +169,7 @@ def test_a_round_ends_with_the_weights_that_were_nearest(whole: Audit, tmp_path:
     history, _, step = loop.train(resume=False)
     assert len(history) == 7
     assert step == 2
-    ended = loop.trainable.state(loop.accelerator, loop.module)
+    ended = loop.trainable.state()
     assert all(torch.equal(tensor, states[2][name]) for name, tensor in ended.items())
     assert not all(torch.equal(tensor, states[6][name]) for name, tensor in ended.items())
 

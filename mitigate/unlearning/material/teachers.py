@@ -59,15 +59,24 @@ class BeforeTerms:
     ) -> None:
         self.forward, self.before, self.needs = forward, before, needs
         self.entries, self.batch_tokens, self.device = entries, batch_tokens, device
+        self.most: Callable[[int], int] = lambda count: count
         self._kept: dict[int, Before] = {}
 
     def fill(self, tasks: Sequence[Task], *, description: str | None = None) -> None:
-        """Compute what is missing; with a description, under a progress bar."""
-        wanted = {task.key: task for one in tasks for task in (one, *one.partners) if task.key not in self._kept}
-        if not wanted or not self.needs:
+        """Compute what is missing; with a description, under a progress bar.
+
+        Where processes hold the weights in shards, `most` gives the largest of their numbers of batches, and every one
+        takes part in as many forward passes.
+
+        Args:
+            tasks: one at least.
+        """
+        if not self.needs:
             return
-        alone = [task.alone() for task in wanted.values()]
-        batches = micro_batches(alone, batch_tokens=self.batch_tokens, device=self.device)
+        wanted = {task.key: task for one in tasks for task in (one, *one.partners) if task.key not in self._kept}
+        batches = self._batches(list(wanted.values()))
+        if missing := self.most(len(batches)) - len(batches):
+            batches += self._batches(tasks[:1])[:1] * missing
         with progress(len(batches) if description else 0, description or "", unit="batch") as bar:
             for batch in batches:
                 with self.before(), torch.no_grad():
@@ -87,6 +96,10 @@ class BeforeTerms:
                         log_prob[rows] if log_prob is not None else None,
                     )
                 bar.update()
+
+    def _batches(self, tasks: Sequence[Task]) -> list[Batch]:
+        alone = [task.alone() for task in tasks]
+        return micro_batches(alone, batch_tokens=self.batch_tokens, device=self.device)
 
     def of(self, batch: Batch) -> Before:
         """At a batch's N kept tokens, in its row order and on its device; its tasks must have been filled in."""
@@ -174,7 +187,7 @@ def _add(totals: dict[str, dict[int, torch.Tensor]], tasks: Sequence[Task], refe
     """
     batch_tokens = default_batch_tokens(reference.vocabulary_size, device=reference.device)
     for batch in micro_batches(tasks, batch_tokens=batch_tokens, device=reference.device):
-        with torch.inference_mode(), reference.active() as module:
+        with torch.no_grad(), reference.active() as module:  # not in inference mode: it may share weights in shards
             lens = Lens.of(module).reading(batch.keep, batch.targets) if "lens" in totals else nullcontext()
             with lens as said:
                 logits = kept_logits(module, batch.input_ids, batch.attention_mask, batch.keep)

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 
-from mitigate.adapters.trained import is_sharded
+from mitigate.adapters.trained import in_shards, is_sharded, whole_of
 from mitigate.artifacts.checkpoints import (
     Checkpoints,
     open_checkpoints,
@@ -96,6 +96,9 @@ class Loop:
             p for p in trainable.module.parameters() if p.requires_grad
         ]  # FSDP puts its own in their place
         losses.module = self.module
+        self.sharded = is_sharded(trainable.module)
+        if self.sharded:
+            losses.before.most = self._most
 
     def train(self, *, resume: bool) -> tuple[list[dict[str, Any]], str, int]:
         """Train to the control level or the step limit.
@@ -135,7 +138,7 @@ class Loop:
                     history.append(self._watch(step=step))
                     self._steer(history)
                     if settings.stop_at_control:
-                        self.nearest.offer(history[-1], accelerator=self.accelerator, module=self.module)
+                        self.nearest.offer(history[-1])
                     self.steering.warn_of_harm(step)
                 bar.update()
                 bar.set_postfix(loss=f"{loss:.3f}", leak=f"{history[-1]['selected_log_ratio']:.2f}", refresh=False)
@@ -236,6 +239,11 @@ class Loop:
             )
         self.losses.batch_tokens = fewer
 
+    def _most(self, count: int) -> int:
+        """The largest of the processes' numbers."""
+        counts: torch.Tensor = self.accelerator.gather(torch.tensor([count], device=self.accelerator.device))
+        return int(counts.max())
+
     def _micro_batches(self, tasks: Sequence[Task]) -> list[Batch]:
         return micro_batches(tasks, batch_tokens=self.losses.batch_tokens, device=self.accelerator.device)
 
@@ -262,11 +270,9 @@ class Loop:
         }
 
     def _save(self, step: int, history: list[dict[str, Any]]) -> None:
-        if is_sharded(self.trainable.module):
-            logger.warning("step %d: no checkpoint, since the weights are sharded (FSDP); a restart begins anew", step)
-            return
-        trained = self.trainable.state(self.accelerator, self.module)
-        optimizer, moments = optimizer_parts(self.optimizer.state_dict())
+        trained = self.trainable.state()
+        optimizer, parts = optimizer_parts(self.optimizer.state_dict())
+        moments = {name: whole_of(tensor) for name, tensor in parts.items()}
         state = {
             "plan": fingerprint(self.plan),
             "history": history,
@@ -299,7 +305,11 @@ class Loop:
             )
         trained, self.kept = (parts_named(tensors, of) for of in ("trained", "kept"))
         self.trainable.restore(trained)
-        self.optimizer.load_state_dict(optimizer_state(state["optimizer"], tensors))
+        optimizer = optimizer_state(state["optimizer"], tensors)
+        for number, moments in optimizer["state"].items() if self.sharded else ():
+            like = self.parameters[number]
+            optimizer["state"][number] = {n: in_shards(t, like) if t.ndim else t for n, t in moments.items()}
+        self.optimizer.load_state_dict(optimizer)
         self.steering.restore(state["steering"])
         self.nearest.look, self.nearest.state = state["nearest"], parts_named(tensors, "nearest")
         self.losses.tilt = self.steering.tilt

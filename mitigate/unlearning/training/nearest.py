@@ -6,10 +6,6 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from accelerate import Accelerator
-
-from mitigate.adapters.trained import is_sharded
 from mitigate.unlearning.trainable import State, Trainable
 from mitigate.unlearning.training.watch import off
 
@@ -17,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 class Nearest:
-    """Keeps an adapter's weights at the nearest look. Whole and sharded models are too large: they go on as they are.
+    """Keeps an adapter's weights at the nearest look. Whole models are too large: they go on as they are.
 
     Args:
         trainable: what is trained.
@@ -32,12 +28,12 @@ class Nearest:
         self.look: dict[str, Any] | None = None
         self.state: State = {}
 
-    def offer(self, now: dict[str, Any], *, accelerator: Accelerator, module: torch.nn.Module) -> None:
+    def offer(self, now: dict[str, Any]) -> None:
         """Keep the weights where this look is nearer than the one that is kept; every process must call it."""
-        if not self.trainable.can_step_back or is_sharded(self.trainable.module):
+        if not self.trainable.can_step_back:
             return
         if self.look is None or off(now) < off(self.look):
-            self.look, self.state = now, self.trainable.state(accelerator, module)
+            self.look, self.state = now, self.trainable.state()
 
     def back_from(self, last: Mapping[str, Any]) -> int:
         """Take the weights of the nearest look, where the last one is farther off; returns the step of the weights."""
