@@ -49,11 +49,17 @@ def training_documents(audit: Audit, more: Documents | None = None) -> Documents
     """What the target was trained on: the audit's documents but for the holdout set, and those given besides.
 
     Raises:
-        MitigateError: the audit judged generated text; nothing but holdout documents; one id with two texts.
+        MitigateError: the audit judged generated text, or holds what stands out of more documents, which are not given;
+            nothing but holdout documents; one id with two texts.
     """
     if audit.metadata.generated is not None:
         raise MitigateError(
             "the audit judged text that the model wrote, not text that it was trained on; audit the training documents"
+        )
+    if audit.metadata.extract is not None and more is None:
+        raise MitigateError(
+            f"the audit holds only what stands out of {audit.metadata.extract.documents:,} documents, and the model is "
+            "fitted anew on all of them: give them, too (--documents)"
         )
     own = {document.id: document for document in audit.document_list()}
     extra = [document for document in more or () if document.id not in own]

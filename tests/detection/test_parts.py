@@ -26,6 +26,7 @@ from mitigate.documents.request import Request
 from mitigate.documents.written import write_jsonl
 from mitigate.errors import MitigateError
 from mitigate.models.store import ModelStore
+from mitigate.retraining.removals import training_documents
 from mitigate.verification.compare import compare
 
 PLAIN = 60
@@ -277,6 +278,25 @@ def test_an_erasure_request_finds_by_parts_what_it_finds_at_once(
     standing_out = {row.doc_id for row in expected.span_rows if row.source == "found" or row.selected}
     assert made.total.exposed == len(standing_out)
     assert Audit.load(tmp_path / "out" / "exposed").metadata == exposed.metadata
+
+
+def test_copies_of_what_is_to_be_forgotten_are_in_it_without_a_request_too(
+    world: World, copied: Path, tmp_path: Path
+) -> None:
+    made = made_by_parts(world, copied, tmp_path / "out", part_tokens=300)
+    exposed = made.exposed
+    assert exposed is not None
+    assert {"copy-0", "copy-1", "copy-kept", "copy-2"} <= set(exposed.rows), "what verify looks for elsewhere is there"
+    assert exposed.metadata.erasure is None
+    assert not any(row.selected for row in exposed.span_rows if row.doc_id.startswith("copy"))
+
+
+def test_fitting_anew_needs_the_documents_that_do_not_stand_out(world: World, parted: PartedAudit, path: Path) -> None:
+    assert parted.exposed is not None
+    with pytest.raises(MitigateError, match=r"only what stands out of 75 documents.*give them, too \(--documents\)"):
+        training_documents(parted.exposed)
+    training = training_documents(parted.exposed, read_documents(path))
+    assert len(training) == sum(document.set != "holdout" for document in read_documents(path))
 
 
 def test_a_request_over_parts_is_refused_as_at_once_and_another_is_another_audit(

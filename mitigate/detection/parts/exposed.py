@@ -89,23 +89,23 @@ class Exposed:
 
 
 def expose(corpus: Corpus, parts: Sequence[Path]) -> tuple[Extract, Audit | None]:
-    """How much was audited, and what stands out of it: with an erasure request also its documents and their copies.
+    """How much was audited, and what stands out of it, with all documents in which the secrets of it stand as well.
+
+    With an erasure request these are the secrets of its documents, and their places elsewhere become spans.
 
     Args:
         corpus: the documents.
         parts: directories of the audits of all parts.
     """
     exposed = Exposed(corpus)
-    if corpus.erasure is None:
-        for directory in parts:
-            exposed.add(Audit.load(directory))
-        return exposed.total, exposed.audit()
     linked, origins = _linked(corpus.erasure, parts)
-    named = {*corpus.erasure.doc_ids, *(hit.doc_id for hit in linked.hits)}
+    named = {hit.doc_id for hit in linked.hits}
+    named |= set(corpus.erasure.doc_ids) if corpus.erasure is not None else set()
     for directory in parts:
         exposed.add(Audit.load(directory), named)
     found = exposed.audit()
-    assert found is not None  # the requested documents are in it
+    if found is None or corpus.erasure is None:
+        return exposed.total, found
 
     def renumbered(hit: Hit) -> Hit:
         return replace(
@@ -120,16 +120,20 @@ def expose(corpus: Corpus, parts: Sequence[Path]) -> tuple[Extract, Audit | None
     return total, replace(result, metadata=result.metadata.model_copy(update={"extract": total}))
 
 
-def _linked(erasure: Erasure, parts: Sequence[Path]) -> tuple[Linked, list[tuple[int, int]]]:
-    """Where else the secrets of an erasure request stand, and for each number of a secret its part and span there."""
-    requested = set(erasure.doc_ids)
+def _linked(erasure: Erasure | None, parts: Sequence[Path]) -> tuple[Linked, list[tuple[int, int]]]:
+    """Where else secrets stand, and for each number of a secret its part and span there.
+
+    They are those of the requested documents; without a request, of all that have a selected span.
+    """
     texts: dict[str, str] = {}
     origins: list[tuple[int, int]] = []
     sought: list[Sought] = []
     for place, directory in enumerate(parts):
         audit = Audit.load(directory)
-        texts |= {doc_id: text for doc_id, text in audit.texts.items() if doc_id in requested}
-        for one in sought_in([row for row in audit.span_rows if row.doc_id in requested]):
+        selected = {row.doc_id for row in audit.span_rows if row.selected}
+        wanted = selected if erasure is None else set(erasure.doc_ids)
+        texts |= {doc_id: text for doc_id, text in audit.texts.items() if doc_id in wanted}
+        for one in sought_in([row for row in audit.span_rows if row.doc_id in wanted]):
             sought.append(replace(one, number=len(origins)))
             origins.append((place, one.number))
     search = LinkedSearch(texts, sought)
