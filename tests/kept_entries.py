@@ -54,7 +54,11 @@ def measured(run: Path, *, documents: int) -> dict[str, Any]:
         kept = {name: signals[name] for name in KEPT_COLUMNS}
         rows = [sliced(kept, slice(*starts[n : n + 2])) for n in range(len(texts))]
         alone = [Pairing(number, 0) for number in range(len(texts))]
-        again, seconds = timed(lambda r=rows, a=alone: compute_signals([after], a, documents=texts, beside=KeptMean(r)))
+        again, seconds = timed(
+            lambda r=rows, a=alone: compute_signals(
+                [after], a, documents=texts, beside=KeptMean(r, vocabulary=target.vocabulary_size)
+            )
+        )
         off = np.abs(again["kl"] - exact["kl"])
         off = off[~np.isnan(off)]
         with tempfile.TemporaryDirectory() as directory:

@@ -31,6 +31,7 @@ from mitigate.detection.spans.selection import NO_NULL, select
 from mitigate.documents import Documents
 from mitigate.errors import MitigateError
 from mitigate.models.model import Model
+from mitigate.models.served import Served
 from mitigate.tokens.tokenization import TokenizedDocument, tokenize_documents
 
 logger = logging.getLogger(__name__)
@@ -117,7 +118,9 @@ def assess_documents(
     pairings = [Pairing(number, 0, tuple(k + 1 for k in out)) for number, out in enumerate(membership.out)]
     kind = calibration_kind(documents, crossfitted=len(membership.crossfitted), detect=detect)
     plan = plan_shadows(documents, membership, len(models)) if kind == "shadows" else None
-    keep = KeepMean(detect.kept_entries, detect.temperature, detect.offline_a) if detect.kept_entries else None
+    keep = None
+    if detect.kept_entries and given is None:  # a re-audit is compared with what the audit kept
+        keep = KeepMean(detect.kept_entries, detect.temperature, detect.offline_a)
     signals = compute_signals(
         models,
         [*pairings, *(plan.pairings if plan else ())],
@@ -188,13 +191,12 @@ def assess_again(before: Audit, target: Model) -> Assessment:
     detect, documents, tokenized = before.metadata.detect, before.document_list(), before.tokenized()
     said, kind = before.columns, before.metadata.calibration.kind
     plan = beside = None
-    if before.kept is not None:
+    if before.kept is not None and not isinstance(target, Served):  # which says nothing of whole distributions
         if kind == "shadows":
             plan = plan_shadows(documents, before.membership, 1 + len(before.metadata.references))
         kept = [before.kept.own, *([before.kept.judged] if plan else [])]
-        beside = KeptMean(
-            [sliced(columns, rows) for columns in kept for rows in before.rows.values()], detect.temperature
-        )
+        of_documents = [sliced(columns, rows) for columns in kept for rows in before.rows.values()]
+        beside = KeptMean(of_documents, detect.temperature, vocabulary=target.vocabulary_size, name=target.name)
     alone = [Pairing(number, 0) for number in range(len(documents))]
     signals = compute_signals(
         [target],
@@ -233,9 +235,10 @@ def _beside_shadows(before: Audit, plan: ShadowPlan, judged: Mapping[str, np.nda
     return {name: np.concatenate([target[name], column]) for name, column in shadows.items()}
 
 
-def is_kept(before: Audit) -> bool:
-    """Whether all that a re-audit needs of the references is in the audit."""
-    return before.kept is not None or not compares_wholes(before.metadata.detect, before.metadata.calibration.kind)
+def is_kept(before: Audit, target: Model) -> bool:
+    """Whether all that a re-audit of a model needs of the references is in the audit."""
+    whole = before.kept is not None and not isinstance(target, Served)
+    return whole or not compares_wholes(before.metadata.detect, before.metadata.calibration.kind)
 
 
 def compares_wholes(detect: Detect, kind: Kind) -> bool:

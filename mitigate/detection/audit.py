@@ -206,7 +206,7 @@ def reaudit(
     model = target if isinstance(target, Model) else store.load(target)
     before.check_tokenizer(model.tokenizer, name=model.name, store=store)
     documents, membership = before.document_list(), before.membership
-    if is_kept(before) and not references_again:
+    if is_kept(before, model) and not references_again:
         check_audited(before.metadata.references, store=store)
         assessed = assess_again(before, model)
     else:

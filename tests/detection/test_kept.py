@@ -47,7 +47,7 @@ def exact(target: torch.Tensor, **settings: float) -> dict[str, torch.Tensor]:
 
 
 def from_kept(kept: dict[str, np.ndarray], model: torch.Tensor, *, temperature: float = 1.0) -> dict[str, torch.Tensor]:
-    return KeptMean([kept], temperature).columns({0: model}, TARGETS, (0, ()), PLACES)
+    return KeptMean([kept], temperature, vocabulary=VOCABULARY).columns({0: model}, TARGETS, (0, ()), PLACES)
 
 
 @pytest.mark.parametrize("settings", [{}, {"temperature": 2.0}, {"offline_a": 0.4}])
@@ -91,6 +91,11 @@ def test_of_a_distribution_that_a_few_entries_are_no_more_is_kept() -> None:
     ruled_out = {**sharp, 0: torch.full_like(sharp[0], -torch.inf).scatter(1, TARGETS.unsqueeze(1), 0.0)}
     for name, column in KeepMean(9).columns(ruled_out, TARGETS, (0, OUT), PLACES).items():
         assert not column.isnan().any(), name
+
+
+def test_a_model_with_fewer_tokens_than_were_kept_is_refused() -> None:
+    with pytest.raises(MitigateError, match="small predicts 7 tokens, fewer than the references did"):
+        KeptMean([kept_of(logits(0), entries=4)], vocabulary=7, name="small")
 
 
 def test_what_is_kept_is_the_same_from_disk(tmp_path: Path) -> None:

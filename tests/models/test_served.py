@@ -110,6 +110,11 @@ def test_an_audit_of_a_served_model_is_that_of_its_weights(scoring: Scoring, wor
         np.testing.assert_allclose(mixed.columns[name], expected.columns[name], rtol=0, atol=2e-5, err_msg=name)
     again = reaudit(got, f"{scoring.url}#plain", store=store)
     assert np.nanmax(np.abs(again.columns["log_ratio"])) < 1e-4, "the base against itself"
+    keeping = Detect(select="known", kept_entries=8, context=LIMIT - 1)
+    kept = audit(world.target, world.base, documents=world.documents[:4], detect=keeping, store=store)
+    again = reaudit(kept, f"{scoring.url}#plain", store=store)
+    assert np.nanmax(np.abs(again.columns["log_ratio"])) < 1e-4
+    assert np.isnan(again.columns["kl"]).all(), "a server has nothing to compare what was kept with"
 
 
 def test_what_a_server_cannot_say_is_refused_before_it_is_asked(scoring: Scoring, world: World) -> None:
@@ -120,6 +125,7 @@ def test_what_a_server_cannot_say_is_refused_before_it_is_asked(scoring: Scoring
         ({"score": "min_k_pp"}, "detect.score: min_k_pp needs whole distributions"),
         ({"calibrate": True}, "the calibrated detector reads whole distributions"),
         ({"temperature": 2.0}, "leave them at 1"),
+        ({"kept_entries": 8}, "detect.kept_entries: keeps whole distributions"),
     ]
     for detect, told in refused:
         with pytest.raises(MitigateError, match=told):

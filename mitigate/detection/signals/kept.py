@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +20,7 @@ import torch
 
 from mitigate.detection.signals.pairings import Pairing
 from mitigate.detection.signals.vocabulary import Columns, chunks_of, log_mean, offline_mixture
+from mitigate.errors import MitigateError
 
 KEPT_COLUMNS = ("kept_ids", "kept_log_probs", "kept_rest", "kept_missed", "kept_missed_square")
 _WIDE = KEPT_COLUMNS[:2]  # of which each token has a row of entries
@@ -117,10 +118,25 @@ class KeptMean:
     Attributes:
         kept: for each pairing, `KEPT_COLUMNS` over its document's tokens.
         temperature: as they were kept at.
+        vocabulary, name: of the model.
+
+    Raises:
+        MitigateError: entries were kept that the model does not have.
     """
 
     kept: Sequence[Mapping[str, np.ndarray]]
     temperature: float = 1.0
+    _: KW_ONLY
+    vocabulary: int
+    name: str = "the model"
+
+    def __post_init__(self) -> None:
+        largest = max((float(np.nanmax(one["kept_ids"], initial=0)) for one in self.kept), default=0.0)
+        if largest >= self.vocabulary:
+            raise MitigateError(
+                f"{self.name} predicts {self.vocabulary} tokens, fewer than the references did that the audit kept; a "
+                "reference needs the target's vocabulary"
+            )
 
     def empty(self, pairings: Sequence[Pairing], starts: np.ndarray) -> dict[str, np.ndarray]:
         return {name: np.full(int(starts[-1]), np.nan, dtype=np.float32) for name in COMPARED}
