@@ -198,21 +198,21 @@ class _Stages:
 
     def _audit(self) -> PlannedStage:
         work = f"{self.models_a_token} of {1 + self.references} models read each token, and how well the references fit"
-        tokens, disk = self.tokens * (self.models_a_token + self.judging / 2), _AUDIT_BYTES + self.kept_bytes
-        return self._scored("audit", work, tokens, disk, alone=False)
+        tokens = self.tokens * (self.models_a_token + self.judging / 2)
+        return self._scored("audit", work, tokens, kept=self.kept_bytes, alone=False)
 
     def _reaudit(self) -> PlannedStage:
         alone = self.models_again == 1
         read = "the new model reads each token" if alone else f"{self.models_again} models read each token"
-        return self._scored("reaudit", read, float(self.tokens * self.models_again), _AUDIT_BYTES, alone=alone)
+        return self._scored("reaudit", read, float(self.tokens * self.models_again), kept=0, alone=alone)
 
-    def _scored(self, name: str, work: str, tokens: float, disk: int, *, alone: bool) -> PlannedStage:
-        """Tokens read by the target alone or beside references; `disk` bytes for each of the documents'."""
-        memory = self.found.scoring_peak
+    def _scored(self, name: str, work: str, tokens: float, *, kept: int, alone: bool) -> PlannedStage:
+        """Tokens read by the target alone or beside references; `kept` bytes of these for each of the documents'."""
+        memory = self.found.scoring_peak + self.tokens * kept
         if not alone:
             memory += (self.whole_models - 1) * self.found.weights + 4 * self.found.trained * self.references
         seconds = tokens * self.found.scoring / self.processes
-        return PlannedStage(name, work, tokens, seconds, memory, self.tokens * disk)
+        return PlannedStage(name, work, tokens, seconds, memory, self.tokens * (_AUDIT_BYTES + kept))
 
     def _unlearn(self) -> PlannedStage:
         settings = self.recipe.unlearn

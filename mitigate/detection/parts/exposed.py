@@ -137,7 +137,7 @@ def _linked(erasure: Erasure | None, parts: Sequence[Path]) -> tuple[Linked, lis
             sought.append(replace(one, number=len(origins)))
             origins.append((place, one.number))
     search = LinkedSearch(texts, sought)
-    for directory in parts:
+    for directory in parts if sought else ():
         for document in Audit.load(directory).document_list():
             search.look(document)
     return search.linked(), origins

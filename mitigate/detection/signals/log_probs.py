@@ -92,7 +92,8 @@ def signals_of_log_probs(
         if pairing.out:
             each = np.stack([said[k, pairing.document]["log_prob"] for k in pairing.out], axis=1).astype(np.float64)
             signals["log_prob_references"][rows, : each.shape[1]] = each
-            mean = np.logaddexp.reduce(each, axis=1) - np.log(each.shape[1])
+            with np.errstate(invalid="ignore"):  # of tokens that have none
+                mean = np.logaddexp.reduce(each, axis=1) - np.log(each.shape[1])
             signals["log_prob_out"][rows] = mean
             signals["log_ratio"][rows] = said[pairing.target, pairing.document]["log_prob"] - mean
     return signals
