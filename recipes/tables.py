@@ -62,7 +62,7 @@ COMMANDS = {
     " --scopes token --tries 1 --no-retrain --set forget=40 --set retain=60 --set holdout=60 --set anchors=40"
     " --set prose=40 --set 'epochs=[5]' --set unlearn.batch_size=16 --set unlearn.check_every=10"
     " --out runs/hard-unlearn",
-    "unlearn-hard-3": "mitigate bench unlearn --world hard --base BASE29M --seeds 0 1 --objectives default"
+    "unlearn-hard-3": "mitigate bench unlearn --world hard --base BASE29M --seeds 0 1 2 --objectives default"
     " --scopes token --tries 1 --no-retrain --set forget=40 --set retain=60 --set holdout=60 --set anchors=40"
     " --set prose=40 --set 'epochs=[3]' --set unlearn.batch_size=16 --set unlearn.check_every=10"
     " --out runs/hard-unlearn",
