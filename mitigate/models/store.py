@@ -97,7 +97,7 @@ class ModelStore:
         self._bases: dict[str, SharedBase] = {}
 
     def fresh(self, *, device: str | None = None, quantized: bool = True) -> ModelStore:
-        """A store with these settings that holds nothing; perhaps on another device, or with no weights quantized."""
+        """A store with these settings that holds nothing; perhaps all on one device, or with no weights quantized."""
         return ModelStore(
             device=device or str(self.device),
             dtype=self.dtype,
@@ -106,7 +106,7 @@ class ModelStore:
             base=self.base,
             load_in=self.load_in if quantized else None,
             attention=self.attention,
-            device_map=self.device_map,
+            device_map=self.device_map if device is None else None,
         )
 
     def holds(self, source: str | Path) -> bool:

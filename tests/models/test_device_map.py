@@ -111,6 +111,7 @@ def test_what_needs_the_weights_in_one_place_is_refused(world: World, tmp_path: 
         apart(world.base).load(world.adapter)
     with pytest.raises(MitigateError, match="over several devices are not trained"):
         apart(world.base).check_whole("unlearn.method: full")
+    assert apart(world.base).fresh(device="cpu").device_map is None, "merging takes all weights in one place"
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"models: {{target: {world.base}, device_map: auto}}\ndata: {{documents: [{{path: a.jsonl}}]}}\n")
     with pytest.raises(MitigateError, match=r"references\.method: full: weights in models\.device_map: auto are not"):
