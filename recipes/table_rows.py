@@ -203,10 +203,14 @@ def stretched(files: Files) -> Rows:
     def rate(counted: Any) -> str:
         return "nothing chosen" if counted["false"] is None else f"{counted['false']:.3f} of {counted['chosen']:,}"
 
+    def fitted(stretch: str) -> str:
+        own, _, theirs = stretch.partition("/")
+        return f"{own} epochs, references {theirs}" if theirs else f"{stretch} × as long"
+
     head = ["target fitted", "references gained less by", "known spans, as it stands", "found spans, as it stands"]
     rows = [
         [
-            f"{stretch} × as long",
+            fitted(stretch),
             f"{100 * own['share']:.0f} %".replace("-", "−"),
             *(rate(own["references"][source]) for source in ("known", "found")),
             *(rate(own["detect_fdr"][source]) for source in ("known", "found")),

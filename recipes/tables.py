@@ -44,6 +44,7 @@ COMMANDS = {
     "kept-hard": "python tests/kept_entries.py --run runs/hard --documents 40 --out kept-hard.json",
     "simulated-reports": "python -m tests.simulated_reports --reports 200 --out simulated-reports.json",
     "stretched": "python tests/stretched_targets.py --base runs/quickstart/lab/base --out runs/stretched",
+    "stretched-hard": "python tests/stretched_targets.py --among runs/hard-detect --seed 0 --out runs/stretched-hard",
     "detect": "mitigate bench detect --seeds 0 1 2 --out runs/detect --plot",
     "detect-lume": "mitigate bench detect --documents lume-people.jsonl --seeds 0 1 2 --out runs/detect-lume --plot",
     "detect-k2": "mitigate bench detect --seeds 3 --models 6 --references 2 --truth-models 2 --out runs/detect-k2",
@@ -66,6 +67,10 @@ COMMANDS = {
     " --scopes token --tries 1 --no-retrain --set forget=40 --set retain=60 --set holdout=60 --set anchors=40"
     " --set prose=40 --set 'epochs=[3]' --set unlearn.batch_size=16 --set unlearn.check_every=10"
     " --out runs/hard-unlearn",
+    "unlearn-hard-npo": "mitigate bench unlearn --world hard --base BASE29M --seeds 0 --objectives npo,default"
+    " --scopes sequence --tries 3 --no-retrain --set forget=24 --set retain=36 --set holdout=36 --set anchors=24"
+    " --set prose=24 --set 'epochs=[5]' --set unlearn.batch_size=8 --set unlearn.max_steps=60"
+    " --set unlearn.check_every=10 --out runs/hard-npo",
     "speed": "mitigate bench speed --steps 10 --out runs/speed",
     "speed-gpt2": "OMP_NUM_THREADS=1 mitigate bench speed --shape gpt2 --parts audit --set tokens=600 --out runs/speed",
     "memory": "mitigate bench speed --parts memory --out runs/speed",
@@ -98,6 +103,7 @@ TABLES = {
     "first-hour": Table(rows_of.first_hour, ("first-hour",)),
     "simulated-reports": Table(rows_of.simulated, ("simulated-reports",)),
     "stretched": Table(rows_of.stretched, ("stretched",)),
+    "stretched-hard": Table(rows_of.stretched, ("stretched-hard",)),
     "detect": Table(rows_of.detect, ("detect",)),
     "detect-lume": Table(rows_of.detect, ("detect-lume",)),
     "detect-found": Table(rows_of.detect_found, ("detect", "detect-lume", "detect-k2")),
@@ -113,6 +119,7 @@ TABLES = {
     "unlearn-hard": Table(rows_of.hard_unlearning, ("unlearn-hard",)),
     "unlearn-hard-3": Table(rows_of.hard_unlearning, ("unlearn-hard-3",)),
     "objectives": Table(rows_of.objectives, ("unlearn",)),
+    "objectives-hard": Table(rows_of.objectives, ("unlearn-hard-npo",)),
     "objectives-lume": Table(rows_of.objectives, ("unlearn-lume",)),
     "equal-forgetting": Table(rows_of.equal_forgetting, ("unlearn", "unlearn-lume")),
     "speed": Table(rows_of.speed, ("speed",)),
