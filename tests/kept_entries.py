@@ -26,8 +26,8 @@ from mitigate.detection.audit import load_audited
 from mitigate.detection.kept import KeptReferences
 from mitigate.detection.record import Audit
 from mitigate.detection.signals.compute import compute_signals
-from mitigate.detection.signals.kept import KEPT_COLUMNS, KeepMean, KeptMean, sliced
-from mitigate.detection.signals.pairings import Pairing
+from mitigate.detection.signals.kept import KEPT_COLUMNS, KeepMean, KeptMean
+from mitigate.detection.signals.pairings import Pairing, sliced
 from mitigate.models.store import ModelStore
 from mitigate.runtime import library_versions, quiet_libraries
 

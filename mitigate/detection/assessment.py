@@ -21,8 +21,8 @@ from mitigate.detection.references.fit import rate_warning, reference_fit
 from mitigate.detection.scores.token import WHOLE_SCORES, token_scores
 from mitigate.detection.settings import Detect
 from mitigate.detection.signals.compute import compute_signals
-from mitigate.detection.signals.kept import KEPT_COLUMNS, KeepMean, KeptMean, sliced
-from mitigate.detection.signals.pairings import Pairing, by_model
+from mitigate.detection.signals.kept import KEPT_COLUMNS, KeepMean, KeptMean
+from mitigate.detection.signals.pairings import Pairing, by_model, sliced
 from mitigate.detection.spans.by_score import LEAST_NON_MEMBERS, by_score, false_discovery_by_non_members
 from mitigate.detection.spans.by_shadows import ShadowPlan, by_shadows, plan_shadows
 from mitigate.detection.spans.row import SpanRow
@@ -80,7 +80,7 @@ class Assessment:
         return replace(
             self,
             tokenized=tokenized,
-            signals={name: column[:tokens] for name, column in self.signals.items()},
+            signals=sliced(self.signals, slice(tokens)),
             score=self.score[:tokens],
             log_odds=self.log_odds[:tokens],
             memorized=self.memorized[:tokens],
@@ -135,8 +135,7 @@ def assess_documents(
         description=f"Auditing {len(documents)} documents",
     )
     tokens = sum(len(own.ids) for own in tokenized)
-    rest = {name: column[tokens:] for name, column in signals.items()}
-    own = {name: column[:tokens] for name, column in signals.items()}
+    own, rest = sliced(signals, slice(tokens)), sliced(signals, slice(tokens, None))
     kept = KeptReferences.of(own, rest if plan else None) if keep else None
     own, rest = ({n: column for n, column in of.items() if n not in KEPT_COLUMNS} for of in (own, rest))
     own["log_prob_references"] = by_model(
@@ -209,7 +208,7 @@ def assess_again(before: Audit, target: Model) -> Assessment:
         beside=beside,
         description=f"Auditing {len(documents)} documents again",
     )
-    own = sliced(signals, slice(0, len(before.tokens)))
+    own = sliced(signals, slice(len(before.tokens)))
     own |= {"log_prob_references": before.reference_log_probs, **{name: said[name] for name in KEPT_OUT}}
     if beside is None:
         own["log_ratio"] = own["log_prob"] - own["log_prob_out"]

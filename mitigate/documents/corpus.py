@@ -135,8 +135,8 @@ def survey(
                 raise MitigateError(f"{key}: needs all documents at once, and they are audited by parts; {remedy}")
     selection = _selected(sources, request, tokenizer=tokenizer, root=root) if request is not None else None
     skipped: list[str] = []
-    told_before = selection is not None
-    stream = stream_documents(sources, root=root, tokenizer=tokenizer, skipped=skipped, again=told_before)
+    again = selection is not None
+    stream = stream_documents(sources, root=root, tokenizer=tokenizer, skipped=skipped, again=again)
     texts, mark = TextsInSets(), hashlib.sha256()
     controls, retained, sample = _Drawn(_MOST_CONTROLS), _Drawn(_MOST_CONTROLS), _Drawn(_SAMPLE)
     count = characters = holdouts = 0

@@ -17,7 +17,7 @@ from mitigate.detection.parts.audit import audit_parts
 from mitigate.detection.record import Audit
 from mitigate.detection.references.crossfit import crossfit_references
 from mitigate.detection.settings import Detect
-from mitigate.detection.signals.kept import COMPARED, KEPT_COLUMNS, KeepMean, KeptMean
+from mitigate.detection.signals.kept import COMPARED, KEPT_COLUMNS, KeepMean, KeptMean, LogitRows
 from mitigate.detection.signals.vocabulary import row_signals
 from mitigate.errors import MitigateError
 from mitigate.models.settings import Schedule
@@ -37,7 +37,7 @@ def references() -> dict[int, torch.Tensor]:
 
 
 def kept_of(target: torch.Tensor, *, entries: int, **settings: float) -> dict[str, np.ndarray]:
-    found = KeepMean(entries, **settings).columns({0: target, **references()}, TARGETS, (0, OUT), PLACES)
+    found = KeepMean(entries, **settings).columns(LogitRows({0: target, **references()}, TARGETS, 0, OUT, PLACES))
     return {name: column.float().numpy() for name, column in found.items()}
 
 
@@ -47,7 +47,7 @@ def exact(target: torch.Tensor, **settings: float) -> dict[str, torch.Tensor]:
 
 
 def from_kept(kept: dict[str, np.ndarray], model: torch.Tensor, *, temperature: float = 1.0) -> dict[str, torch.Tensor]:
-    return KeptMean([kept], temperature, vocabulary=VOCABULARY).columns({0: model}, TARGETS, (0, ()), PLACES)
+    return KeptMean([kept], temperature, vocabulary=VOCABULARY).columns(LogitRows({0: model}, TARGETS, 0, (), PLACES))
 
 
 @pytest.mark.parametrize("settings", [{}, {"temperature": 2.0}, {"offline_a": 0.4}])
@@ -86,10 +86,10 @@ def test_the_fewer_entries_the_farther_off_another_model_may_be_and_never_by_the
 
 def test_of_a_distribution_that_a_few_entries_are_no_more_is_kept() -> None:
     sharp = {number: 40 * torch.nn.functional.one_hot(TARGETS, VOCABULARY).float() for number in (0, *OUT)}
-    found = KeepMean(9).columns(sharp, TARGETS, (0, OUT), PLACES)
+    found = KeepMean(9).columns(LogitRows(sharp, TARGETS, 0, OUT, PLACES))
     assert (found["kept_log_probs"] > -torch.inf).sum(1).tolist() == [1] * ROWS
     ruled_out = {**sharp, 0: torch.full_like(sharp[0], -torch.inf).scatter(1, TARGETS.unsqueeze(1), 0.0)}
-    for name, column in KeepMean(9).columns(ruled_out, TARGETS, (0, OUT), PLACES).items():
+    for name, column in KeepMean(9).columns(LogitRows(ruled_out, TARGETS, 0, OUT, PLACES)).items():
         assert not column.isnan().any(), name
 
 

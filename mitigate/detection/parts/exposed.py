@@ -51,7 +51,7 @@ class Exposed:
             selected=total.selected + sum(row.selected for row in rows),
             exposed=total.exposed + len(exposed),
         )
-        self._named |= {row for row in part.rows if row in also}
+        self._named |= {doc_id for doc_id in part.rows if doc_id in also}
         taken = exposed | self._compared | self._named
         ids = pa.array(sorted(taken), pa.string())
         kept = [row for row in rows if row.doc_id in taken]

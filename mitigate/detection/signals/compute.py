@@ -22,7 +22,7 @@ import torch
 from accelerate import PartialState
 
 from mitigate.detection.signals.compiled import log_probs_of_rows, signals_of_rows
-from mitigate.detection.signals.kept import Beside
+from mitigate.detection.signals.kept import Beside, LogitRows
 from mitigate.detection.signals.log_probs import signals_of_log_probs
 from mitigate.detection.signals.pairings import Pairing, by_model, empty_columns
 from mitigate.detection.signals.vocabulary import Columns
@@ -229,7 +229,7 @@ def _batch_signals(
         for one, (pair, columns) in enumerate(zip(wanted, signals, strict=True)):
             if beside:
                 where = [(asked[n][one][0], batch.pieces[n].start + batch.pieces[n].scored) for n in places]
-                columns |= beside.columns(logits, rows, pair, where)
+                columns |= beside.columns(LogitRows(logits, rows, *pair, where))
         for place in places:
             own = slice(starts[place] - starts[first], starts[place + 1] - starts[first])
             for (number, _), columns in zip(asked[place], signals, strict=True):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -29,7 +29,22 @@ _ENOUGH = 1e-6  # of p̄'s mass; where no more is left, no further entry is kept
 _LEAST_REST = 1e-7  # a float32 sum of probabilities does not come closer to 1
 _FAR = -1e4  # nats; as log p of what is ruled out
 
-Rows = Sequence[tuple[int, np.ndarray]]  # number of a pairing, positions in its document; one after the other
+
+class LogitRows(NamedTuple):
+    """Rows of logits that are compared alike.
+
+    Attributes:
+        logits: model -> (n, V).
+        targets: (n,) x_t.
+        target, out: the model in the target's place, and the references that it is compared with.
+        places: whose they are, one after the other: number of a pairing, positions in its document.
+    """
+
+    logits: Mapping[int, torch.Tensor]
+    targets: torch.Tensor
+    target: int
+    out: tuple[int, ...]
+    places: Sequence[tuple[int, np.ndarray]]
 
 
 class Beside(Protocol):
@@ -39,14 +54,8 @@ class Beside(Protocol):
         """The columns, all NaN, over the rows of the first of the pairings or of all; `starts` are their first rows."""
         ...
 
-    def columns(
-        self,
-        logits: Mapping[int, torch.Tensor],
-        targets: torch.Tensor,
-        pair: tuple[int, tuple[int, ...]],
-        rows: Rows,
-    ) -> Columns:
-        """Of n rows of logits, which are those of `rows`; nothing for pairings that have no more."""
+    def columns(self, rows: LogitRows) -> Columns:
+        """Of rows of logits; nothing for those that have no more."""
         ...
 
 
@@ -69,14 +78,8 @@ class KeepMean:
         shapes = {name: (int(starts[own]), *([self.entries] if name in _WIDE else [])) for name in KEPT_COLUMNS}
         return {name: np.full(shape, np.nan, dtype=np.float32) for name, shape in shapes.items()}
 
-    def columns(
-        self,
-        logits: Mapping[int, torch.Tensor],
-        targets: torch.Tensor,
-        pair: tuple[int, tuple[int, ...]],
-        rows: Rows,
-    ) -> Columns:
-        target, out = pair
+    def columns(self, rows: LogitRows) -> Columns:
+        logits, targets, target, out, _ = rows
         if target != 0 or not out:
             return {}
         parts = []
@@ -141,20 +144,13 @@ class KeptMean:
     def empty(self, pairings: Sequence[Pairing], starts: np.ndarray) -> dict[str, np.ndarray]:
         return {name: np.full(int(starts[-1]), np.nan, dtype=np.float32) for name in COMPARED}
 
-    def columns(
-        self,
-        logits: Mapping[int, torch.Tensor],
-        targets: torch.Tensor,
-        pair: tuple[int, tuple[int, ...]],
-        rows: Rows,
-    ) -> Columns:
-        kept = {
-            name: torch.from_numpy(np.concatenate([self.kept[number][name][places] for number, places in rows])).to(
-                targets.device
-            )
-            for name in KEPT_COLUMNS
-        }
-        table, parts = logits[pair[0]], []
+    def columns(self, rows: LogitRows) -> Columns:
+        table, targets = rows.logits[rows.target], rows.targets
+        kept = {}
+        for name in KEPT_COLUMNS:
+            own = np.concatenate([self.kept[number][name][places] for number, places in rows.places])
+            kept[name] = torch.from_numpy(own).to(targets.device)
+        parts = []
         for some in chunks_of(len(targets), table.shape[1], targets.device):
             said = (table[some].float() / self.temperature).log_softmax(1)
             parts.append(_compared({name: column[some] for name, column in kept.items()}, said, targets[some]))
@@ -194,8 +190,3 @@ def _moments(mean: torch.Tensor, said: torch.Tensor) -> tuple[torch.Tensor, torc
     weight = mean.exp()
     ratio = torch.where(weight > 0, said.clamp_min(_FAR) - mean, 0.0)
     return (weight * ratio).sum(1), (weight * ratio.square()).sum(1)
-
-
-def sliced(columns: Mapping[str, Any], rows: slice) -> dict[str, Any]:
-    """Some rows of each column."""
-    return {name: column[rows] for name, column in columns.items()}

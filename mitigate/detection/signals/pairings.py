@@ -6,7 +6,7 @@ place as well.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,3 +49,8 @@ def by_model(
         start, end = end, end + len(documents[pairing.document].ids)
         spread[start:end, list(pairing.out)] = log_probs[start:end, : len(pairing.out)]
     return spread
+
+
+def sliced(columns: Mapping[str, np.ndarray], rows: slice) -> dict[str, np.ndarray]:
+    """Some rows of each column."""
+    return {name: column[rows] for name, column in columns.items()}
